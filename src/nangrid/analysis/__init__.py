@@ -1,0 +1,1 @@
+"""What do a grid's records say, taken together?"""

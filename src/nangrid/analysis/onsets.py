@@ -1,0 +1,116 @@
+"""Which cells of a grid went non-finite, when, and under which levels?"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from nangrid.records.atomic import write_bytes
+from nangrid.records.cell import CellRecord
+from nangrid.records.grid import GridDirectory
+
+OUTCOMES = {
+    "status": "string",
+    "onset_step": "Int64",
+    "onset_clock": "string",
+    "loss_step": "Int64",
+    "censored": "bool",
+    "steps_survived": "Int64",
+    "trains": "bool",
+    "frozen_from": "Int64",
+    "mechanism": "string",
+    "origin_phase": "string",
+    "origin_module": "string",
+    "origin_op": "string",
+    "error": "string",
+    "cell_id": "string",
+}
+"""Columns of the onset table after the factors -> dtype. mechanism and origin_* come from autopsies."""
+
+
+def onset_table(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """One row a cell: the factors that vary, named by their keys, then the columns of OUTCOMES.
+
+    A field that follows from its group's level (`dtype.storage` from `dtype`) is no factor of its own. Rows
+    are ordered by factor, levels in the order in which `records` first shows them.
+    """
+    factors = _varying_factors([record.factors for record in records])
+    outcomes = pd.DataFrame([_outcome(record) for record in records], columns=list(OUTCOMES)).astype(OUTCOMES)
+    table = pd.concat([factors, outcomes], axis="columns")
+    if factors.columns.empty:
+        return table
+    order = factors.apply(lambda levels: pd.factorize(levels, use_na_sentinel=False)[0])
+    return table.loc[order.sort_values(factor_columns(factors), kind="stable").index].reset_index(drop=True)
+
+
+def factor_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of an onset table that are factors."""
+    return [column for column in table.columns if column not in OUTCOMES]
+
+
+def onset_pivot(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a level: factor, level, cells, nonfinite, median_onset (of the non-finite cells)."""
+    rows = []
+    for factor in factor_columns(table):
+        for level, cells in table.groupby(factor, sort=False, dropna=False):
+            failing = cells[cells["status"] == "nonfinite"]
+            median = failing["onset_step"].median()
+            rows.append((factor, _level_name(level), len(cells), len(failing), median))
+    pivot = pd.DataFrame(rows, columns=["factor", "level", "cells", "nonfinite", "median_onset"])
+    return pivot.astype({"factor": "string", "level": "string", "median_onset": "Float64"})
+
+
+def write_onsets(grid: GridDirectory, table: pd.DataFrame) -> None:
+    """Write `onsets.parquet` and `onsets.csv` into the grid's directory, each atomically."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_bytes(grid.path / "onsets.parquet", buffer.getvalue())
+    write_bytes(grid.path / "onsets.csv", table.to_csv(index=False).encode())
+
+
+def _outcome(record: CellRecord) -> dict[str, Any]:
+    return {
+        "status": record.status,
+        "onset_step": record.onset and record.onset.step,
+        "onset_clock": record.onset and record.onset.clock,
+        "loss_step": record.clocks["loss"],
+        "censored": record.censored,
+        "steps_survived": record.steps_survived,
+        "trains": record.trained,
+        "frozen_from": record.trains.frozen_from,
+        "error": record.error and f"{record.error.type}: {record.error.message}",
+        "cell_id": record.cell_id,
+    }
+
+
+def _varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
+    """Only the columns that vary and do not follow from their group's level; lists as JSON text."""
+    keys = dict.fromkeys(key for cell in factors for key in cell)
+    columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
+    varying = {
+        key: pd.Series(values, dtype="object").convert_dtypes()
+        for key, values in columns.items()
+        if len(set(values)) > 1
+        and not _follows(values, columns.get(key.split(".")[0], []), is_field="." in key)
+    }
+    return pd.DataFrame(varying, index=range(len(factors)))
+
+
+def _follows(values: list[Any], levels: list[Any], *, is_field: bool) -> bool:
+    """Whether every level has one value of the field. `bf16*` is bf16 with a field overridden: one level."""
+    if not is_field or not levels:
+        return False
+    pairs = {(str(level).rstrip("*"), value) for level, value in zip(levels, values, strict=True)}
+    return len(pairs) == len({level for level, _ in pairs})
+
+
+def _scalar(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _level_name(level: Any) -> str:
+    return "null" if pd.isna(level) else str(level)

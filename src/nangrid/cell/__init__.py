@@ -1,0 +1,1 @@
+"""Build and run one cell: one combination of levels and one seed."""

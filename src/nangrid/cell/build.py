@@ -1,0 +1,72 @@
+"""How is a cell put together, in the order a user's script does it, and is it what was asked for?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+
+from nangrid.cell import arithmetic
+from nangrid.cell.adapters import add_adapters
+from nangrid.cell.checkpoint import locate_checkpoint
+from nangrid.cell.config import Config
+from nangrid.cell.data import CellData, load_data
+from nangrid.cell.model import DTYPES, device, load_model
+from nangrid.cell.rows import add_rows
+from nangrid.cell.trainer import CellTrainer, make_deterministic, make_trainer
+from nangrid.watch import Ledger, observe_residual, read_arithmetic, read_model
+from nangrid.watch.ledger import dtype_name
+
+
+@dataclass
+class Cell:
+    """A cell ready to train."""
+
+    model: PeftModel
+    data: CellData
+    trainer: CellTrainer
+    ledger: Ledger
+
+
+def build_cell(config: Config, directory: Path) -> Cell:
+    """Model, quantisation, vocabulary, rows, adapters, trainer; the ledger is read off the result."""
+    half_products = arithmetic.install()
+    make_deterministic(config)
+    checkpoint = locate_checkpoint(config.model)
+    data = load_data(config, checkpoint)
+    base = load_model(config, checkpoint)
+    rows = add_rows(base, data.base_vocab_size, len(data.new_tokens), config.init)
+    model, upcast = add_adapters(base, config)
+    ledger = read_model(model, DTYPES.get(config.dtype.autocast))
+    ledger.arithmetic = read_arithmetic(device(), vars(half_products) if device() == "cpu" else None)
+    ledger.arithmetic["attention"] = base.config._attn_implementation
+    ledger.changed = {"init": rows, "upcast": upcast}
+    ledger.warnings = differences(config, ledger)
+    observe_residual(model, ledger)
+    return Cell(model, data, make_trainer(model, data, config, directory), ledger)
+
+
+def differences(config: Config, ledger: Ledger) -> list[str]:
+    """One line for each thing that was asked for and did not come about."""
+    asked = config.dtype
+    lines = []
+    if not ledger.changed["init"]:
+        lines.append(f"init={config.init.name} changed nothing: vocab={config.vocab.name} adds no token")
+    if config.upcast.name != "none" and not ledger.changed["upcast"]:
+        lines.append(f"upcast={config.upcast.name} changed nothing: all it would cast is float32 already")
+    if config.upcast.name != "kbit":
+        lines += _differs("dtype.storage", asked.storage, ledger.storage)
+    if config.quant.name in ("nf4", "fp4"):
+        lines += _differs("dtype.compute", asked.compute, ledger.compute)
+    elif asked.compute != asked.storage:
+        lines.append(f"dtype.compute={asked.compute} changed nothing with quant={config.quant.name}")
+    if asked.adapter != "base" and config.upcast.name != "trainable":
+        for kind, found in ledger.adapter.items():
+            lines += _differs(f"dtype.adapter of {kind}", asked.adapter, found)
+    return lines
+
+
+def _differs(what: str, asked: str, found: str) -> list[str]:
+    wanted = dtype_name(DTYPES[asked])
+    return [] if found == wanted else [f"{what}: asked for {wanted}, the model has {found}"]

@@ -1,0 +1,119 @@
+"""Where is what takes long to make kept, and can it be trusted?
+
+An entry is a folder made once under a lock: built beside its place, synced to disk, renamed into it. A kill
+in the middle leaves nothing under the entry's own name. A manifest inside lists every file, and is checked
+on each use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from nangrid.records.errors import InputError
+
+MANIFEST = "manifest.json"
+SMALL = 64 * 2**20
+"""Files up to this many bytes are hashed on each use; larger ones (weights) are checked by size."""
+
+
+def cache_dir() -> Path:
+    """$NANGRID_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("NANGRID_CACHE") or user_cache_dir("nangrid"))
+
+
+def entry(kind: str, made_from: Mapping[str, object], build: Callable[[Path], None]) -> Path:
+    """The folder of what `build` makes, made at most once for the same `made_from`.
+
+    `build` fills the empty folder it is given. A damaged entry is set aside under another name and rebuilt.
+    """
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:20]
+    folder = cache_dir() / f"{kind}-{key}"
+    if _is_sound(folder):
+        return folder
+    with _lock(folder):
+        if not _is_sound(folder):
+            _set_aside(folder)
+            _make(folder, build)
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lock(folder: Path) -> AbstractContextManager[object]:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{folder}.lock").acquire()
+    except OSError as error:
+        raise InputError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}): "
+            "name a writable folder with NANGRID_CACHE=/path/to/cache."
+        ) from error
+
+
+def _make(folder: Path, build: Callable[[Path], None]) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        build(partial)
+        _seal(partial)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(folder.parent)
+
+
+def _seal(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in paths
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in [*paths, folder / MANIFEST, *(path.parent for path in paths), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return all(_is_as_listed(folder / name, listed) for name, listed in manifest.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_as_listed(path: Path, listed: Mapping[str, object]) -> bool:
+    size = path.stat().st_size
+    return size == listed["bytes"] and (size > SMALL or file_sha256(path) == listed["sha256"])
+
+
+def _set_aside(folder: Path) -> None:
+    if not folder.exists():
+        return
+    taken = len(list(folder.parent.glob(f"{folder.name}.damaged-*")))
+    aside = folder.with_name(f"{folder.name}.damaged-{taken}")
+    folder.rename(aside)
+    print(f"{folder} is damaged: set aside as {aside.name}, making it again.", file=sys.stderr)

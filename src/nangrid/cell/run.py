@@ -1,0 +1,109 @@
+"""What happens when one cell is run: build, train under the watch, keep the record."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nangrid.cell.build import Cell, build_cell
+from nangrid.cell.config import Config
+from nangrid.cell.environment import read_environment
+from nangrid.cell.identity import cell_factors
+from nangrid.cell.model import device
+from nangrid.integrations import unwrapped, watch_trainer
+from nangrid.records.cell import CellRecord, Seconds, Trains, write_record
+from nangrid.records.history import write_history
+from nangrid.tracking import Run, open_run
+from nangrid.watch import Clocks, Reading, read_optimizer
+
+
+def run_cell(
+    config: Config,
+    directory: Path,
+    *,
+    cell_id: str,
+    grid_id: str,
+    overrides: list[str],
+    on_step: Callable[[int, float], None] | None = None,
+) -> CellRecord:
+    """Train one cell to its horizon or to the loss clock after its onset.
+
+    Writes `history.parquet` and then, last and atomically, `result.json` into `directory`. `on_step` gets
+    each finished step's number and loss. A non-finite run is a result; whatever crashes is raised.
+    """
+    factors = cell_factors(config)
+    names = {"cell_id": cell_id, "grid_id": grid_id}
+    run = open_run(**vars(config.tracker), **names, directory=directory, config=factors)
+    try:
+        outcome, rows = _train(config, directory, run, on_step)
+        record = CellRecord(**names, overrides=overrides, factors=factors, **outcome)
+        write_history(directory, rows)
+        write_record(directory, record)
+    except BaseException:
+        run.crash()
+        raise
+    run.finish(record)
+    return record
+
+
+def _train(
+    config: Config, directory: Path, run: Run, on_step: Callable[[int, float], None] | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Build and train; the outcome's part of the record, and the rows of the history."""
+    began = time.perf_counter()
+    cell = build_cell(config, directory)
+    rows: list[dict[str, Any]] = []
+
+    def keep(reading: Reading) -> None:
+        rows.append(history_row(reading, cell.trainer.new_tokens))
+        run.log(reading.step, rows[-1])
+        if on_step:
+            on_step(reading.step, reading.loss)
+
+    watch = watch_trainer(cell.trainer, keep)
+    cell.trainer.train()
+    read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
+    outcome = _outcome(config, cell, watch.clocks)
+    outcome["seconds"] = Seconds(watch.started_at - began, time.perf_counter() - watch.started_at, 0.0)
+    return outcome, rows
+
+
+def history_row(reading: Reading, new_tokens: int) -> dict[str, Any]:
+    """One row of `history.parquet`."""
+    row = {key: value for key, value in vars(reading).items() if key != "nonfinite"}
+    counts = {f"nonfinite_{clock}": count for clock, count in reading.nonfinite.items()}
+    return {**row, **counts, "new_tokens": new_tokens}
+
+
+def _outcome(config: Config, cell: Cell, clocks: Clocks) -> dict[str, Any]:
+    onset = clocks.onset
+    return {
+        "status": "nonfinite" if onset else "finite",
+        "horizon": config.horizon,
+        "steps_done": len(clocks.readings),
+        "censored": onset is None,
+        "onset": onset,
+        "clocks": clocks.first,
+        "trains": _trains(clocks),
+        "ledger": cell.ledger.as_dict(),
+        "environment": read_environment(device(), cell.data.sha256),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "autopsy": None,
+        "snapshot": None,
+        "error": None,
+    }
+
+
+def _trains(clocks: Clocks) -> Trains:
+    readings = clocks.readings
+    return Trains(
+        frozen_from=clocks.frozen_from,
+        without_gradient=clocks.without_gradient,
+        max_update=max(filter(math.isfinite, (r.max_update for r in readings)), default=math.nan),
+        loss_first=readings[0].loss,
+        loss_last=readings[-1].loss,
+    )

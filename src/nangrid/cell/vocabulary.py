@@ -1,0 +1,228 @@
+"""How do new tokens get into a tokenizer, and what were they before?
+
+`spm` goes on with BPE where the base tokenizer stopped: the most frequent pair of neighbouring tokens in the
+encoded documents becomes a piece, with a merge of the lowest priority. Base merges all run before a new one,
+so an encoding changes in nothing but that runs of old ids become a new one. `add_tokens` gives the tokenizer
+frequent words that it splits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders
+
+from nangrid.cell.config import VocabConfig
+from nangrid.records.errors import InputError
+
+Ids = npt.NDArray[np.int64]
+
+BREAK = -1
+"""Stands between pre-tokens: nothing is merged across it."""
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token that the base tokenizer did not have, and the base ids that stood for it."""
+
+    id: int
+    text: str
+    expansion: tuple[int, ...]
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Number of ids, and so the next one; added tokens are counted."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def extend(
+    base: Tokenizer, vocab: VocabConfig, texts: Sequence[str]
+) -> tuple[Tokenizer, tuple[NewToken, ...]]:
+    """A tokenizer with `vocab.size` more tokens, each produced on `texts`; `base` stays as it is."""
+    if vocab.name == "none":
+        return base, ()
+    if vocab.name == "spm":
+        return _extend_model(base, vocab.size, texts)
+    return _add_words(base, vocab.size, texts)
+
+
+class Pieces:
+    """The strings of a BPE model by id, and which of them may be joined.
+
+    A piece may be joined as SentencePiece's split_by_whitespace allows: one space, at the start; no control
+    character; no byte, special or added token.
+    """
+
+    def __init__(self, spec: dict[str, Any], byte_level: bool, first_new: int, size: int) -> None:
+        self.strings: dict[int, str] = {i: piece for piece, i in spec["model"]["vocab"].items()}
+        self.known = set(self.strings.values()) | {token["content"] for token in spec["added_tokens"]}
+        self.byte_level = byte_level
+        self.closed = {token["id"] for token in spec["added_tokens"]}
+        # One slot more than there are ids: BREAK, as an index, reads the last, where nothing is allowed.
+        self.starts, self.follows, self.lettered = np.zeros((3, first_new + size + 1), dtype=bool)
+
+    def describe(self, token: int) -> None:
+        """Fill in what may be done with one id."""
+        piece = self.strings.get(token, "")
+        text = piece_text(piece, self.byte_level)
+        body = text.removeprefix(" ")
+        ordinary = token not in self.closed and not re.fullmatch(r"<0x[0-9A-F]{2}>", piece)
+        self.starts[token] = ordinary and text != "" and all(_is_plain(character) for character in body)
+        self.follows[token] = self.starts[token] and body == text
+        self.lettered[token] = any(character.isalpha() for character in body)
+
+    def add(self, token: int, left: int, right: int) -> None:
+        """Give a new id to the join of two."""
+        self.strings[token] = self.strings[left] + self.strings[right]
+        self.known.add(self.strings[token])
+        self.describe(token)
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether pieces are written in GPT-2's alphabet of bytes."""
+    return "ByteLevel" in f"{tokenizer.pre_tokenizer} {tokenizer.decoder}"
+
+
+def piece_text(piece: str, byte_level: bool) -> str:
+    """A piece as a person reads it."""
+    if byte_level:
+        return str(decoders.ByteLevel().decode([piece]))
+    return piece.replace("▁", " ")
+
+
+def learn_merges(ids: Ids, pieces: Pieces, first_new: int, size: int) -> list[tuple[int, int]]:
+    """Up to `size` merges, the n-th making id `first_new + n`; each new id is in what `ids` become."""
+    for token in np.unique(ids[ids != BREAK]):
+        pieces.describe(int(token))
+    merges: list[tuple[int, int]] = []
+    while len(merges) < size:
+        new = first_new + len(merges)
+        for left, right in _frequent_pairs(ids, pieces):
+            if pieces.strings[left] + pieces.strings[right] in pieces.known:
+                continue
+            merged = _merge(ids, left, right, new)
+            # A part that is new itself must live on, or its row would never be trained.
+            if all(part < first_new or (merged == part).any() for part in (left, right)):
+                break
+        else:
+            break
+        ids = merged
+        pieces.add(new, left, right)
+        merges.append((left, right))
+    return merges
+
+
+def _is_plain(character: str) -> bool:
+    return not (character.isspace() or character == "\ufffd" or unicodedata.category(character)[0] == "C")
+
+
+def _frequent_pairs(ids: Ids, pieces: Pieces) -> Iterator[tuple[int, int]]:
+    left, right = ids[:-1], ids[1:]
+    allowed = pieces.starts[left] & pieces.follows[right] & (pieces.lettered[left] | pieces.lettered[right])
+    width = len(pieces.starts)
+    keys, counts = np.unique(left[allowed] * width + right[allowed], return_counts=True)
+    for key in keys[np.argsort(-counts, kind="stable")]:
+        yield int(key) // width, int(key) % width
+
+
+def _merge(ids: Ids, left: int, right: int, new: int) -> Ids:
+    hits = np.flatnonzero((ids[:-1] == left) & (ids[1:] == right))
+    if left == right:  # aaa is (aa)a: of touching hits every second one
+        first = np.flatnonzero(np.diff(hits, prepend=-2) != 1)
+        run = np.repeat(first, np.diff(first, append=len(hits)))
+        hits = hits[(np.arange(len(hits)) - run) % 2 == 0]
+    merged = ids.copy()
+    merged[hits] = new
+    return np.delete(merged, hits + 1)
+
+
+def _extend_model(base: Tokenizer, size: int, texts: Sequence[str]) -> tuple[Tokenizer, tuple[NewToken, ...]]:
+    spec = json.loads(base.to_str())
+    _require_bpe(spec["model"])
+    first_new = vocab_size(base)
+    pieces = Pieces(spec, is_byte_level(base), first_new, size)
+    merges = learn_merges(_encode(base, texts), pieces, first_new, size)
+    _require_enough(len(merges), size)
+
+    vocab = spec["model"]["vocab"]
+    # An added token that is not in the model is numbered after it: name its id, or it would move.
+    vocab.update({token["content"]: token["id"] for token in spec["added_tokens"]})
+    expansions: dict[int, tuple[int, ...]] = {}
+    for token, (left, right) in enumerate(merges, start=first_new):
+        vocab[pieces.strings[token]] = token
+        spec["model"]["merges"].append([pieces.strings[left], pieces.strings[right]])
+        expansions[token] = expansions.get(left, (left,)) + expansions.get(right, (right,))
+    tokens = tuple(
+        NewToken(token, piece_text(pieces.strings[token], pieces.byte_level), expansion)
+        for token, expansion in expansions.items()
+    )
+    return Tokenizer.from_str(json.dumps(spec)), tokens
+
+
+def _require_bpe(model: dict[str, Any]) -> None:
+    kind = model["type"]
+    if kind != "BPE" or model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
+        kind = kind if kind != "BPE" else "BPE with marks inside words"
+        raise InputError(f"vocab=spm needs a BPE tokenizer and this one is {kind}: type vocab=add_tokens.")
+
+
+def _require_enough(found: int, size: int) -> None:
+    if found == 0:
+        raise InputError(
+            f"vocab.size={size} is too large, the documents yield no new token: type vocab=none."
+        )
+    if found < size:
+        raise InputError(
+            f"vocab.size={size} is too large, the documents yield {found} new tokens: "
+            f"type vocab.size={found}."
+        )
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Ids:
+    """All ids in a row, BREAK after each pre-token."""
+    rows = []
+    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+        ends = np.flatnonzero(np.diff(words)) + 1
+        rows += [np.insert(np.array(encoding.ids, dtype=np.int64), ends, BREAK), np.array([BREAK])]
+    return np.concatenate(rows) if rows else np.array([], dtype=np.int64)
+
+
+def _add_words(base: Tokenizer, size: int, texts: Sequence[str]) -> tuple[Tokenizer, tuple[NewToken, ...]]:
+    words = _split_words(base, texts)
+    first_new = vocab_size(base)
+    while True:
+        _require_enough(len(words), size)
+        extended = Tokenizer.from_str(base.to_str())
+        extended.add_tokens(words[:size])
+        encodings = extended.encode_batch(list(texts), add_special_tokens=False)
+        produced = {token for encoding in encodings for token in encoding.ids}
+        never = {word for token, word in enumerate(words[:size], start=first_new) if token not in produced}
+        if not never:
+            break
+        words = [word for word in words if word not in never]
+    expansions = base.encode_batch(words[:size], add_special_tokens=False)
+    tokens = enumerate(zip(words, expansions, strict=False), start=first_new)
+    return extended, tuple(NewToken(token, word, tuple(old.ids)) for token, (word, old) in tokens)
+
+
+def _split_words(base: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Words that the base tokenizer splits, wherever they stand, the most frequent first."""
+    counts = Counter(word for text in texts for word in re.findall(r"[^\W\d_]\w+", text))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    at_start = base.encode_batch(words, add_special_tokens=False)
+    after_space = base.encode_batch([f" {word}" for word in words], add_special_tokens=False)
+    known = base.get_vocab(with_added_tokens=True)
+    return [
+        word
+        for word, one, other in zip(words, at_start, after_space, strict=True)
+        if word not in known and len(one.ids) > 1 and len(other.ids) > 1
+    ]

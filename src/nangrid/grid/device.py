@@ -1,0 +1,32 @@
+"""Can this machine run the level asked for, and may its processes be forked?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nangrid.cell.config import Config
+from nangrid.records.errors import InputError
+
+
+def may_have_cuda() -> bool:
+    """A guess without importing torch: the NVIDIA driver is there and its devices are not hidden."""
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def refuse_unsupported(config: Config) -> None:
+    """InputError, with the reason, for a level that would do something else than it says on this machine."""
+    if config.dtype.autocast == "fp16" and not _has_cuda():
+        raise InputError(
+            f"dtype={config.dtype.name} needs a CUDA device and this machine has none "
+            "(TrainingArguments(fp16=True) silently trains without AMP on a CPU): "
+            "take dtype=amp_bf16, or dtype=fp16 for pure half precision."
+        )
+
+
+def _has_cuda() -> bool:
+    if not may_have_cuda():
+        return False
+    import torch
+
+    return torch.cuda.is_available()

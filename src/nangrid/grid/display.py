@@ -1,0 +1,80 @@
+"""What does a person see while a grid runs? A line a finished cell, and on a terminal a bar a running one."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from nangrid.grid.failure import LOG
+from nangrid.grid.plan import CellPlan
+from nangrid.grid.progress import read_progress
+from nangrid.records.cell import CellRecord
+
+
+class GridDisplay:
+    """Shows the cells of one grid; the bars only where standard output is a terminal."""
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._total = total
+        self._finished = 0
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._all = self._progress.add_task("grid", total=total, state="cells")
+
+    def __enter__(self) -> GridDisplay:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def begin(self, plan: CellPlan) -> None:
+        """A cell has been started, here or by another launcher."""
+        if plan.cell_id not in self._bars:
+            self._bars[plan.cell_id] = self._progress.add_task(
+                plan.title, total=plan.config.horizon, state="setup"
+            )
+
+    def refresh(self, plan: CellPlan) -> None:
+        """Look up how far a running cell is."""
+        if self._progress.disable:
+            return
+        progress = read_progress(plan.directory())
+        if progress and progress.loss is not None:
+            state = f"loss {progress.loss:.4g}"
+            self._progress.update(self._bars[plan.cell_id], completed=progress.steps_done, state=state)
+
+    def finish(self, plan: CellPlan, outcome: str) -> None:
+        """A cell has ended."""
+        self._finished += 1
+        if bar := self._bars.pop(plan.cell_id, None):
+            self._progress.remove_task(bar)
+        self._progress.update(self._all, completed=self._finished)
+        line = f"cell {self._finished}/{self._total} {plan.title}: {outcome}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def outcome(plan: CellPlan, record: CellRecord) -> str:
+    """What became of a cell, in a few words."""
+    if record.onset:
+        loss = record.clocks["loss"]
+        later = f", loss at step {loss}" if loss is not None and record.onset.clock != "loss" else ""
+        return f"non-finite at step {record.onset.step} ({record.onset.clock}{later})"
+    if record.error:
+        return f"{record.status}, {record.error.message} (see {plan.directory() / LOG})"
+    return f"finite to step {record.steps_done}"

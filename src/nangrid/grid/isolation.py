@@ -1,0 +1,105 @@
+"""How does a cell get a process of its own, and how does it lose it?
+
+State leaks between the jobs of one process (default dtype, seeds, patched functions), and importing torch and
+transformers costs seconds: so cells are forked from a server which has imported everything and run nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+
+from nangrid.grid import child
+from nangrid.grid.device import may_have_cuda
+from nangrid.grid.plan import CellPlan
+
+CELL_MODULE = "nangrid.cell.run"
+"""Where the cell's process finds run_cell."""
+
+PRELOAD = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "pandas", CELL_MODULE)
+"""What the server imports before the first fork."""
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Pools started by an import would not survive the fork; each cell asks for its own number of threads."""
+
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class CellProcess:
+    """A cell that has been started."""
+
+    plan: CellPlan
+    process: BaseProcess
+    replies: Connection
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+    def reply(self) -> tuple[str, str]:
+        """What the process said before it ended; ("", "") if nothing."""
+        try:
+            answer: tuple[str, str] = self.replies.recv() if self.replies.poll() else ("", "")
+        except EOFError:
+            return "", ""
+        return answer
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return f"the cell's process was killed by {signal.Signals(-code).name}"
+        return f"the cell's process ended with exit code {code} and left no record"
+
+
+def warm_up() -> None:
+    """Let the server import what cells need, in the background."""
+    os.environ.update(ONE_THREAD)
+    # A stopped cell leaves tqdm's semaphore behind: Python's resource tracker would warn of it at the end.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    context = _context()
+    if isinstance(context, ForkServerContext):
+        context.set_forkserver_preload(list(PRELOAD))
+        forkserver.ensure_running()
+
+
+def start(plan: CellPlan, grid_id: str) -> CellProcess:
+    """Start the cell's process."""
+    warm_up()
+    context = _context()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child.main, args=(plan, grid_id, CELL_MODULE, sender), name=plan.cell_id)
+    process.start()
+    sender.close()
+    return CellProcess(plan, process, receiver)
+
+
+def stop(cells: list[CellProcess]) -> None:
+    """End the processes: asked first, then killed."""
+    for cell in cells:
+        cell.process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for cell in cells:
+        cell.process.join(max(0.0, deadline - time.monotonic()))
+        if cell.process.is_alive():
+            cell.process.kill()
+            cell.process.join()
+
+
+@functools.cache
+def _context() -> ForkServerContext | SpawnContext:
+    # A forked child cannot use CUDA once the server has touched it, and importing bitsandbytes touches it.
+    if may_have_cuda():
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("forkserver")

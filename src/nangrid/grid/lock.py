@@ -1,0 +1,44 @@
+"""Is a cell being run by someone right now?
+
+The cell's own process holds an flock on <cell>/lock for its life. The kernel drops it at death, however the
+process died, so a lock is never stale; and the launcher may die before the cell without freeing it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+LOCK = "lock"
+
+
+def acquire(cell: Path, timeout_s: float = 0.0) -> int | None:
+    """Lock the cell for this process: an open descriptor, to be kept; None while another process has it."""
+    cell.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(cell / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+        else:
+            return descriptor
+
+
+def release(lock: int) -> None:
+    """Give the cell up."""
+    os.close(lock)
+
+
+def is_held(cell: Path) -> bool:
+    """Whether some process runs the cell."""
+    lock = acquire(cell)
+    if lock is not None:
+        release(lock)
+    return lock is None

@@ -1,0 +1,114 @@
+"""Which cells does a sweep ask for, and which of them are still to be run?"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from nangrid.cell.config import Config
+from nangrid.cell.identity import cell_id
+from nangrid.grid.device import refuse_unsupported
+from nangrid.records.cell import CellRecord
+from nangrid.records.errors import InputError
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One cell of a sweep, ready to be run."""
+
+    config: Config
+    overrides: list[str]
+    """The command line's part in it, without Hydra's own keys."""
+    cell_id: str
+    title: str = "defaults"
+    """What a reader knows the cell by."""
+
+    def directory(self) -> Path:
+        """Where the cell is kept, existing or not."""
+        return Path(self.config.out).absolute() / "cells" / self.cell_id
+
+
+def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
+    """Check one composed config, against this machine too, and give it its id."""
+    config = as_config(composed)
+    refuse_unsupported(config)
+    return CellPlan(config, overrides, cell_id(config))
+
+
+def plain_config(composed: DictConfig) -> dict[str, Any]:
+    """What Hydra composed, interpolations resolved, without Hydra's own part."""
+    cell = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    plain = OmegaConf.to_container(cell, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def task_overrides(hydra_config: Any) -> list[str]:
+    """The cell's overrides as they were typed: `out=${oc.env:HOME}/grid` keeps its text."""
+    typed = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    assert isinstance(typed, list)
+    return typed
+
+
+def as_config(composed: dict[str, Any]) -> Config:
+    """A composed config as checked objects; InputError for a key that no cell reads."""
+    _refuse_unknown(composed, Config)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    assert isinstance(config, Config)
+    return config
+
+
+def one_grid(plans: list[CellPlan]) -> list[CellPlan]:
+    """The plans without doubles; where two differ in the horizon alone the longer one holds the shorter.
+
+    InputError if they do not agree on what belongs to the grid as a whole.
+    """
+    for key in ("out", "resume", "dry_run"):
+        values = sorted({str(getattr(plan.config, key)) for plan in plans})
+        if len(values) > 1:
+            raise InputError(
+                f"{key}={','.join(values)} asks for several grids at once: give {key} one value."
+            )
+    unique: dict[str, CellPlan] = {}
+    for plan in plans:
+        known = unique.setdefault(plan.cell_id, plan)
+        if known.config.horizon < plan.config.horizon:
+            unique[plan.cell_id] = plan
+    return _titled(list(unique.values()))
+
+
+def _titled(plans: list[CellPlan]) -> list[CellPlan]:
+    """Called by what tells the cells apart; a single one by all its overrides."""
+    shared = set.intersection(*(set(plan.overrides) for plan in plans)) if len(plans) > 1 else set()
+    titles = [" ".join(override for override in plan.overrides if override not in shared) for plan in plans]
+    return [replace(plan, title=title or plan.title) for plan, title in zip(plans, titles, strict=True)]
+
+
+def is_done(plan: CellPlan, record: CellRecord | None, resume: str | None = None) -> bool:
+    """Whether the cell's record answers the request, so that it is not run (again).
+
+    `resume` is the plan's own unless given.
+    """
+    resume = resume or plan.config.resume
+    if record is None or resume == "restart":
+        return False
+    if record.status in ("error", "timeout"):
+        return resume != "errored"
+    return record.status == "nonfinite" or record.horizon >= plan.config.horizon
+
+
+def _refuse_unknown(composed: dict[str, Any], schema: type, prefix: str = "") -> None:
+    # `+optim.betas=1` composes, since + adds keys, and would then be ignored without a word.
+    kinds = get_type_hints(schema)
+    for key, value in composed.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, [*kinds, *([] if prefix else ["experiment"])], 1)
+            instead = f"did you mean {prefix}{near[0]}?" if near else "leave it out."
+            raise InputError(f"{prefix}{key} is not a key that a cell reads: {instead}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(kinds[key]):
+            _refuse_unknown(value, kinds[key], f"{prefix}{key}.")

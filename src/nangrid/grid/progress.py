@@ -1,0 +1,61 @@
+"""How far is a cell that is running? `progress.json`, replaced by the cell's process after each step."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nangrid.records.codec import decode, encode
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running cell is."""
+
+    pid: int
+    step: int | None
+    """The last finished step."""
+    horizon: int
+    loss: float | None
+    phase: str
+    """`setup` until the first step is finished, then `train`."""
+    updated: float
+    """Seconds since the epoch."""
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps taken."""
+        return 0 if self.step is None else self.step + 1
+
+
+def report_steps(cell: Path, horizon: int) -> Callable[[int, float], None]:
+    """Say that the cell has begun, and return what is to be called with each finished step and its loss."""
+
+    def on_step(step: int | None, loss: float | None) -> None:
+        phase = "setup" if step is None else "train"
+        _write(cell, Progress(os.getpid(), step, horizon, loss, phase, time.time()))
+
+    on_step(None, None)
+    return on_step
+
+
+def read_progress(cell: Path) -> Progress | None:
+    """The cell's last word; None if it has not said anything."""
+    try:
+        progress: Progress = decode(Progress, json.loads((cell / PROGRESS).read_bytes()), "it")
+    except (OSError, ValueError):
+        return None
+    return progress
+
+
+def _write(cell: Path, progress: Progress) -> None:
+    # Not records.atomic: what a power cut takes from here was of no use anyway, and an fsync a step costs.
+    temporary = cell / f".{PROGRESS}"
+    temporary.write_text(json.dumps(encode(progress)))
+    temporary.replace(cell / PROGRESS)

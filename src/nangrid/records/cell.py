@@ -1,0 +1,153 @@
+"""What happened in one cell? `result.json`, written last: a directory without it is an unfinished cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nangrid.records.atomic import write_bytes
+from nangrid.records.codec import decode, encode
+from nangrid.records.errors import RecordError
+
+SCHEMA = 1
+RESULT = "result.json"
+
+CLOCKS = ("loss", "gradient", "parameter", "optimizer_state", "eval_loss")
+"""Where a non-finite value can first show, in their order inside a step."""
+
+STATUSES = ("finite", "nonfinite", "error", "timeout")
+
+
+@dataclass(frozen=True)
+class Onset:
+    """The earliest (step, clock) with a non-finite value."""
+
+    step: int
+    clock: str
+
+
+@dataclass(frozen=True)
+class Trains:
+    """Whether the cell learned anything, finite or not."""
+
+    frozen_from: int | None
+    """First step from which every update is zero because the gradient norm is inf."""
+    without_gradient: list[str]
+    """Trainables that never got a gradient."""
+    max_update: float | None
+    loss_first: float | None
+    loss_last: float | None
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds by phase."""
+
+    setup: float
+    train: float
+    replay: float
+
+
+@dataclass(frozen=True)
+class CellError:
+    """What stopped a cell with status error or timeout."""
+
+    type: str
+    message: str
+    log_tail: str
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """One cell's `result.json`.
+
+    Non-finite floats survive the round trip in fields declared float; inside `factors`, `ledger` and
+    `environment`, whose values have no declared type, they come back as the strings "nan", "inf", "-inf".
+    """
+
+    cell_id: str
+    grid_id: str
+    overrides: list[str]
+    factors: dict[str, Any]
+    status: str
+    horizon: int
+    steps_done: int
+    censored: bool
+    onset: Onset | None
+    clocks: dict[str, int | None]
+    """The first step of each clock, or None."""
+    trains: Trains
+    ledger: dict[str, Any]
+    environment: dict[str, Any]
+    autopsy: str | None
+    """Path relative to the cell's directory."""
+    snapshot: str | None
+    """Path relative to the cell's directory."""
+    seconds: Seconds
+    peak_rss_bytes: int
+    error: CellError | None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        """Check that the fields agree with each other."""
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}, not one of {', '.join(STATUSES)}")
+        if set(self.clocks) != set(CLOCKS):
+            raise ValueError(f"clocks are {', '.join(self.clocks)}, not {', '.join(CLOCKS)}")
+        if self.onset != earliest_onset(self.clocks):
+            raise ValueError(f"onset is {self.onset}, but the clocks say {earliest_onset(self.clocks)}")
+        if self.status in ("finite", "nonfinite") and (self.onset is None) != (self.status == "finite"):
+            raise ValueError(f"status is {self.status}, but onset is {self.onset}")
+
+    @property
+    def steps_survived(self) -> int:
+        """Optimizer steps before the onset, or all that were done."""
+        return self.steps_done if self.onset is None else self.onset.step
+
+    @property
+    def trained(self) -> bool:
+        """Finite to the horizon, not frozen, and every trainable reached by a gradient."""
+        reached = self.trains.frozen_from is None and not self.trains.without_gradient
+        return self.status == "finite" and reached
+
+
+def earliest_onset(clocks: dict[str, int | None]) -> Onset | None:
+    """The first (step, clock) to ring; inside a step the order is that of CLOCKS."""
+    rung = [(step, CLOCKS.index(clock)) for clock, step in clocks.items() if step is not None]
+    if not rung:
+        return None
+    step, clock = min(rung)
+    return Onset(step, CLOCKS[clock])
+
+
+def write_record(directory: Path, record: CellRecord) -> None:
+    """Write `result.json` atomically; the cell counts as finished from here on."""
+    text = json.dumps(encode(record), indent=1, allow_nan=False)
+    write_bytes(directory / RESULT, text.encode() + b"\n")
+
+
+def read_record(directory: Path) -> CellRecord | None:
+    """The cell's record; None if the cell is unfinished, RecordError if the record cannot be trusted."""
+    path = directory / RESULT
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        value = json.loads(content)
+        _check_schema(value)
+        record: CellRecord = decode(CellRecord, value)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is not a record of schema {SCHEMA}: {error}.") from error
+    return record
+
+
+def _check_schema(value: Any) -> None:
+    """Before any other key: a newer record is better called newer than misshapen."""
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {schema!r}, take the nangrid that wrote it")

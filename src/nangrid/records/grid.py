@@ -1,0 +1,94 @@
+"""Where are the cells of a grid, and which records do they hold?
+
+<out>/grid.json             {schema, grid_id, created}
+<out>/cells/<cell_id>/      result.json, history.parquet, ...
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nangrid.records.atomic import create_bytes
+from nangrid.records.cell import SCHEMA, CellRecord, read_record
+from nangrid.records.codec import decode, encode
+from nangrid.records.errors import InputError, RecordError
+
+GRID = "grid.json"
+
+
+@dataclass(frozen=True)
+class _GridRecord:
+    grid_id: str
+    created: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class GridDirectory:
+    """The directory of one grid."""
+
+    path: Path
+    grid_id: str
+    """Directory name and 8 hex digits, made once and shared by all who open the directory."""
+
+    @classmethod
+    def open(cls, out: str | Path) -> GridDirectory:
+        """Open the grid in `out`, making it if need be; InputError if it cannot be written."""
+        path = Path(out).absolute()
+        try:
+            cells = path / "cells"
+            cells.mkdir(parents=True, exist_ok=True)
+            if not all(os.access(directory, os.W_OK | os.X_OK) for directory in (path, cells)):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            if not (path / GRID).exists():
+                _create(path)
+        except OSError as error:
+            raise InputError(
+                f"out={out} cannot be written ({error.strerror}): give a directory of your own, out=... ."
+            ) from error
+        return cls(path, _read(path / GRID).grid_id)
+
+    def cell(self, cell_id: str) -> Path:
+        """The directory of a cell, existing or not."""
+        return self.path / "cells" / cell_id
+
+    def records(self) -> tuple[list[CellRecord], list[RecordError]]:
+        """Every finished cell's record, ordered by cell_id, and why the others cannot be trusted."""
+        records: list[CellRecord] = []
+        errors: list[RecordError] = []
+        for directory in sorted(path for path in (self.path / "cells").iterdir() if path.is_dir()):
+            try:
+                if record := _read_own(directory):
+                    records.append(record)
+            except RecordError as error:
+                errors.append(error)
+        return records, errors
+
+
+def _read_own(directory: Path) -> CellRecord | None:
+    record = read_record(directory)
+    if record is not None and record.cell_id != directory.name:
+        raise RecordError(f"{directory} holds the record of another cell: {record.cell_id}.")
+    return record
+
+
+def _create(path: Path) -> None:
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    record = _GridRecord(f"{path.name}-{secrets.token_hex(4)}", created)
+    create_bytes(path / GRID, json.dumps(encode(record)).encode() + b"\n")
+
+
+def _read(path: Path) -> _GridRecord:
+    try:
+        record: _GridRecord = decode(_GridRecord, json.loads(path.read_bytes()))
+        if record.schema != SCHEMA:
+            raise ValueError(f"its schema is {record.schema}")
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} is not a grid of schema {SCHEMA}: {error}.") from error
+    return record

@@ -1,0 +1,67 @@
+"""What did every step of a cell look like? `history.parquet`, one row a step.
+
+NaN (the value was not a number), infinity and null (the value was not taken) are three different things and
+stay apart on disk and in the frame, whose columns are Arrow's: `isna()` is true for null alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nangrid.records.atomic import write_bytes
+from nangrid.records.cell import CLOCKS
+from nangrid.records.errors import RecordError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+HISTORY = "history.parquet"
+
+COLUMNS: dict[str, str] = {
+    "step": "int64",
+    "loss": "double",
+    "grad_norm": "double",
+    "lr": "double",
+    "max_gradient": "double",
+    "max_update": "double",
+    **{f"nonfinite_{clock}": "int64" for clock in CLOCKS},
+    "eval_loss": "double",
+    "new_tokens": "int64",
+    "seconds": "double",
+}
+"""Column -> Arrow type. grad_norm and max_gradient are before clipping; nonfinite_* count values."""
+
+
+def write_history(directory: Path, rows: Sequence[Mapping[str, float | int | None]]) -> None:
+    """Write one row a step, atomically; a column that a row leaves out is null there."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if unknown := sorted({key for row in rows for key in row} - COLUMNS.keys()):
+        raise ValueError(f"no such history column: {', '.join(unknown)}")
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer)
+    write_bytes(directory / HISTORY, buffer.getvalue())
+
+
+def read_history(directory: Path) -> DataFrame:
+    """The history, or RecordError if it is missing, cut short or of other columns."""
+    import pandas
+    import pyarrow
+    import pyarrow.parquet
+
+    path = directory / HISTORY
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    found = {field.name: str(field.type) for field in table.schema}
+    if found != COLUMNS:
+        wrong = sorted(name for name, _ in found.items() ^ COLUMNS.items())
+        raise RecordError(f"{path} has other columns than this version's: {', '.join(dict.fromkeys(wrong))}.")
+    frame: DataFrame = table.to_pandas(types_mapper=pandas.ArrowDtype)
+    return frame

@@ -1,0 +1,5 @@
+"""Where is a run shown while it goes on, besides its records?"""
+
+from nangrid.tracking.wandb_run import Run, open_run
+
+__all__ = ["Run", "open_run"]

@@ -1,0 +1,161 @@
+"""At which step did each clock first show a non-finite value?
+
+One pass of `torch.aminmax` over each tensor is both the check (a NaN or infinity survives it) and the
+magnitude that is recorded; a count of non-finite elements is made only when that pass alarms. The weights
+are copied before a step, so that the size of the update and the parameter check are one pass as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nangrid.records.cell import CLOCKS, Onset, earliest_onset
+
+STEPS_AFTER_ONSET = 3
+"""How long a run goes on after its onset for the loss clock, the one a user sees."""
+
+
+@dataclass
+class Reading:
+    """What the watch saw of one optimizer step; non-finite elements are counted per clock."""
+
+    step: int
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    """Before clipping, as the trainer computed it."""
+    lr: float = math.nan
+    max_gradient: float = 0.0
+    """Largest |element| of the unscaled gradients before clipping."""
+    max_update: float = 0.0
+    """Largest |change| of a trainable in this step."""
+    eval_loss: float | None = None
+    seconds: float = 0.0
+    nonfinite: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLOCKS, 0))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether clipping multiplied this step's finite gradients by 1 / inf (pytorch/pytorch#46849)."""
+        return math.isinf(self.grad_norm) and not self.nonfinite["gradient"]
+
+
+def _extent(tensors: Iterable[Tensor]) -> float:
+    """Largest absolute value over all elements: NaN or inf as soon as one element is not finite."""
+    extremes = [torch.stack(torch.aminmax(t)).float().abs().max() for t in tensors if t.numel()]
+    return torch.stack(extremes).max().item() if extremes else 0.0
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(int((~torch.isfinite(t)).sum()) for t in tensors)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+class Clocks:
+    """Watches the trainables and the optimizer of one run, step by step.
+
+    Call `begin`, `micro_batch` for each loss, `gradients` before clipping, `updated` after the optimizer
+    step, and `evaluated` if there was an evaluation; `readings` and `first` hold what was seen.
+    """
+
+    def __init__(self, trainables: Mapping[str, torch.nn.Parameter]) -> None:
+        self.trainables = dict(trainables)
+        self.readings: list[Reading] = []
+        self.first: dict[str, int | None] = dict.fromkeys(CLOCKS)
+        self._before = [torch.empty_like(p) for p in self.trainables.values()]
+        self._reached: set[str] = set()
+
+    @property
+    def reading(self) -> Reading:
+        """The step under way, or the last one."""
+        return self.readings[-1]
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        """Open a step: its weights are copied, which is all that the step's own arithmetic waits for."""
+        self.readings.append(Reading(step, loss=0.0))
+        torch._foreach_copy_(self._before, list(self.trainables.values()))
+
+    def micro_batch(self, loss: Tensor) -> None:
+        """Add the loss of one micro-batch, as scaled for accumulation."""
+        self.reading.loss += loss.detach().float().item()
+        if not math.isfinite(self.reading.loss):
+            self._ring("loss", 1)
+
+    @torch.no_grad()
+    def gradients(self, ignore_nonfinite: bool = False) -> None:
+        """Check the unscaled gradients of the whole accumulation window, before clipping smears them.
+
+        `ignore_nonfinite`: a GradScaler still looks for its scale, and skips this step by itself.
+        """
+        gradients = {n: _dense(p.grad) for n, p in self.trainables.items() if p.grad is not None}
+        self._reached.update(gradients)
+        self.reading.max_gradient = _extent(gradients.values())
+        if not math.isfinite(self.reading.max_gradient) and not ignore_nonfinite:
+            self._ring("gradient", _count(gradients.values()))
+
+    @torch.no_grad()
+    def updated(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check trainables and floating-point optimizer state right after the optimizer step."""
+        after: list[Tensor] = list(self.trainables.values())
+        torch._foreach_sub_(self._before, after)
+        self.reading.max_update = _extent(self._before)
+        if not math.isfinite(self.reading.max_update):
+            self._ring("parameter", _count(after))
+        state = list(state_tensors(optimizer))
+        if not math.isfinite(_extent(state)):
+            self._ring("optimizer_state", _count(state))
+
+    def evaluated(self, eval_loss: float) -> None:
+        """Note the loss of an evaluation that ran right after the current step."""
+        self.reading.eval_loss = eval_loss
+        if not math.isfinite(eval_loss):
+            self._ring("eval_loss", 1)
+
+    def _ring(self, clock: str, count: int) -> None:
+        # An extent overflows where no element does (a sum of losses, a difference in fp16): count decides.
+        if count:
+            self.reading.nonfinite[clock] = count
+            if self.first[clock] is None:
+                self.first[clock] = self.reading.step
+
+    @property
+    def onset(self) -> Onset | None:
+        """The earliest (step, clock), or None while everything is finite."""
+        return earliest_onset(self.first)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be learned: the loss clock rang, or time after the onset is up."""
+        if self.onset is None:
+            return False
+        return self.first["loss"] is not None or self.reading.step >= self.onset.step + STEPS_AFTER_ONSET
+
+    @property
+    def frozen_from(self) -> int | None:
+        """First step of an unbroken run of frozen steps up to the last one."""
+        frozen_from = None
+        for reading in reversed(self.readings):
+            if not reading.frozen:
+                break
+            frozen_from = reading.step
+        return frozen_from
+
+    @property
+    def without_gradient(self) -> list[str]:
+        """Trainables that no backward pass ever reached."""
+        return [name for name in self.trainables if name not in self._reached]
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    """Every floating-point tensor of the optimizer's state (of 8-bit states: their float32 scales)."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                yield value

@@ -1,0 +1,132 @@
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from nangrid.cell import checkpoint
+from nangrid.cell.checkpoint import Checkpoint
+from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
+from nangrid.cell.identity import cell_factors, cell_id, hash_science, starred
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+sciences = st.dictionaries(st.text(), scalars | st.lists(st.text()), max_size=8)
+
+
+def composed(*overrides: str) -> Config:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", ["model=tiny", *overrides]))
+    assert isinstance(config, Config)
+    return config
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, "other"] if isinstance(value, list) else f"{value}-other"
+
+
+@given(sciences, st.randoms(use_true_random=False))
+def test_the_order_of_keys_does_not_matter(science: dict[str, Any], shuffle: random.Random) -> None:
+    items = list(science.items())
+    shuffle.shuffle(items)
+    assert hash_science(dict(items)) == hash_science(science)
+
+
+@given(sciences, st.text(), scalars)
+def test_any_other_value_is_another_cell(science: dict[str, Any], key: str, value: Any) -> None:
+    other = science | {key: value}
+    same = key in science and repr(science[key]) == repr(value)
+    assert (hash_science(other) == hash_science(science)) == same
+
+
+BASE = composed()
+SCIENCE = ["seed", *(f"{group}.{key}" for group in SCIENTIFIC[1:] for key in vars(getattr(BASE, group)))]
+SCIENCE.remove("data.path")  # the file's content counts, see below
+OTHER = ["horizon", "out", "resume", "dry_run", "threads", "tracker.name", "tracker.mode", "tracker.project"]
+
+
+def with_other(key: str) -> Config:
+    """The base with another value of one field; past validation, what is hashed need not be runnable."""
+    config = copy.deepcopy(BASE)
+    *groups, name = key.split(".")
+    holder = getattr(config, groups[0]) if groups else config
+    setattr(holder, name, changed(getattr(holder, name)))
+    return config
+
+
+@pytest.fixture(autouse=True)
+def known_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer is not at stake here, and to make the tiny one takes seconds."""
+    monkeypatch.setattr(checkpoint, "locate_checkpoint", lambda model: Checkpoint(str(model.id), "0" * 64))
+
+
+@pytest.mark.parametrize("key", SCIENCE)
+def test_every_scientific_key_changes_the_id(key: str) -> None:
+    assert cell_id(with_other(key)) != cell_id(BASE)
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_no_other_key_changes_the_id(key: str) -> None:
+    assert cell_id(with_other(key)) == cell_id(BASE)
+
+
+def test_all_keys_are_one_or_the_other() -> None:
+    keys = {
+        f"{key}.{name}"
+        for key, value in vars(BASE).items()
+        if hasattr(value, "__dict__")
+        for name in vars(value)
+    }
+    keys |= {key for key, value in vars(BASE).items() if not hasattr(value, "__dict__")}
+    assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path"}
+
+
+def test_the_content_of_a_file_counts_and_its_path_does_not(tmp_path: Path) -> None:
+    first, same, other = (tmp_path / name for name in ("first.jsonl", "same.jsonl", "other.jsonl"))
+    for path, text in ((first, "a"), (same, "a"), (other, "b")):
+        path.write_text(f'{{"text": "{text}"}}\n')
+    ids = [cell_id(composed("data=jsonl", f"data.path={path}")) for path in (first, same, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_local_model_counts_by_its_weights_and_not_by_its_path(tmp_path: Path) -> None:
+    for name, weights in (("first", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    ids = [
+        cell_id(composed("model=hub", f"model.id={tmp_path / name}")) for name in ("first", "same", "other")
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_tokenizer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cell_id(BASE)
+    monkeypatch.setattr(checkpoint, "locate_checkpoint", lambda model: Checkpoint("", "1" * 64))
+    assert cell_id(BASE) != before
+
+
+def test_a_level_is_starred_when_a_field_that_it_fixes_is_overridden() -> None:
+    assert starred(BASE) == frozenset()
+    assert starred(composed("dtype.adapter=fp32", "optim.lr=1e-3")) == {"dtype"}, "optim=... fixes no lr"
+    shown = cell_factors(composed("dtype.adapter=fp32"))
+    assert (shown["dtype"], shown["dtype.adapter"], shown["dtype.storage"]) == ("bf16*", "fp32", "bf16")
+    assert starred(composed("dtype.adapter=bf16")) == frozenset(), "as the level has it"
+    assert starred(composed("model.layers=4")) == {"model"}
+
+
+def test_a_star_is_for_readers_only() -> None:
+    config = composed("dtype.adapter=fp32")
+    assert cell_factors(config) != factors(config)
+    assert len(cell_id(config)) == 12 and cell_id(config) != cell_id(BASE)

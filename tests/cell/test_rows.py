@@ -1,0 +1,77 @@
+"""Rows of new tokens start as asked, old rows stay, tied matrices stay tied, padded models keep their size."""
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from nangrid.cell.config import InitConfig
+from nangrid.cell.rows import add_rows
+
+OLD, NEW = 40, 5
+
+
+@pytest.fixture
+def gemma() -> PreTrainedModel:
+    config = Gemma3TextConfig(
+        vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=4
+    )
+    return Gemma3ForCausalLM(config)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("level", ["zero", "mean", "normal", "mvn", "uninitialised"])
+def test_tied_model_grows_by_the_new_rows_and_still_runs(gemma: PreTrainedModel, level: str) -> None:
+    old = gemma.get_input_embeddings().weight.detach().clone()
+    assert add_rows(gemma, OLD, NEW, InitConfig(level)) == 1
+    weight = gemma.get_input_embeddings().weight
+    assert torch.equal(weight[:OLD], old)
+    assert gemma.get_output_embeddings().weight is weight
+    ids = torch.tensor([[0, OLD, OLD + NEW - 1]])
+    assert gemma(input_ids=ids, labels=ids).logits.shape[-1] == OLD + NEW
+
+
+def test_zero_and_mean_and_normal_are_what_they_say(gemma: PreTrainedModel) -> None:
+    weight = gemma.get_input_embeddings().weight.detach().clone()
+    add_rows(gemma, OLD, NEW, InitConfig("zero"))
+    assert gemma.get_input_embeddings().weight[OLD:].abs().max() == 0
+    add_rows(gemma, OLD, NEW, InitConfig("mean"))
+    torch.testing.assert_close(gemma.get_input_embeddings().weight[OLD], weight.mean(0))
+    add_rows(gemma, OLD, NEW, InitConfig("normal", std=3.0))
+    rows = gemma.get_input_embeddings().weight[OLD:]
+    assert 1.5 < rows.std() < 4.5
+    assert len(rows.unique(dim=0)) == NEW
+
+
+def test_mean_resizing_is_near_the_mean_but_not_on_it(gemma: PreTrainedModel) -> None:
+    mean = gemma.get_input_embeddings().weight.detach().mean(0)
+    add_rows(gemma, OLD, NEW, InitConfig("mvn"))
+    rows = gemma.get_input_embeddings().weight[OLD:]
+    torch.testing.assert_close(rows, mean.expand_as(rows), atol=1e-3, rtol=0)
+
+
+def test_untied_head_gets_rows_of_its_own(llama: PreTrainedModel) -> None:
+    assert add_rows(llama, OLD, NEW, InitConfig("mean")) == 2
+    head = llama.get_output_embeddings().weight
+    torch.testing.assert_close(head[OLD], head[:OLD].mean(0))
+    assert head is not llama.get_input_embeddings().weight
+
+
+def test_padded_embedding_has_its_spare_rows_overwritten(llama: PreTrainedModel) -> None:
+    add_rows(llama, OLD - 8, NEW, InitConfig("zero"))
+    weight = llama.get_input_embeddings().weight
+    assert weight.shape[0] == OLD
+    assert weight[OLD - 8 : OLD - 8 + NEW].abs().max() == 0
+    assert weight[OLD - 8 + NEW :].abs().min() > 0
+
+
+def test_no_new_token_changes_nothing(gemma: PreTrainedModel) -> None:
+    before = gemma.get_input_embeddings().weight.detach().clone()
+    assert add_rows(gemma, OLD, 0, InitConfig("zero")) == 0
+    assert torch.equal(gemma.get_input_embeddings().weight, before)

@@ -1,0 +1,38 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nangrid.records.cell import CLOCKS, CellRecord, Seconds, Trains, earliest_onset
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., CellRecord]:
+    """A finite cell of 16 steps, but for what is passed; `rung` are the clocks that rang."""
+
+    def make(rung: dict[str, int] | None = None, **changes: Any) -> CellRecord:
+        clocks: dict[str, int | None] = dict.fromkeys(CLOCKS) | (rung or {})
+        onset = earliest_onset(clocks)
+        fields: dict[str, Any] = {
+            "cell_id": "0123456789ab",
+            "grid_id": "grid-00000000",
+            "overrides": ["dtype=bf16"],
+            "factors": {"seed": 0, "dtype": "bf16", "dtype.storage": "bf16", "init": "zero"},
+            "status": "finite" if onset is None else "nonfinite",
+            "horizon": 16,
+            "steps_done": 16 if onset is None else onset.step + 1,
+            "censored": onset is None,
+            "onset": onset,
+            "clocks": clocks,
+            "trains": Trains(None, [], 1e-3, 3.96, 3.41),
+            "ledger": {"residual_stream": "bf16", "warnings": []},
+            "environment": {"torch": "2.13.0"},
+            "autopsy": None,
+            "snapshot": None,
+            "seconds": Seconds(4.0, 20.0, 0.0),
+            "peak_rss_bytes": 2**31,
+            "error": None,
+        }
+        return CellRecord(**fields | changes)
+
+    return make

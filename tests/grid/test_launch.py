@@ -1,0 +1,124 @@
+"""A grid from the command line to the table and the exit code; only what runs inside a cell is fake."""
+
+from pathlib import Path
+
+import pytest
+
+from nangrid.commands.run import main
+from nangrid.records.cell import read_record
+
+
+def run(out: Path, *arguments: str) -> int:
+    return main([f"out={out}", "model=tiny", "tracker=none", *arguments])
+
+
+def cells(out: Path) -> list[Path]:
+    return sorted((out / "cells").glob("*/result.json"))
+
+
+def test_a_grid_ends_with_its_onset_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "-m", "seed=0,1", "hydra.launcher.n_jobs=2", "dtype=bf16,fp32", "horizon=4") == 0
+    capsys.readouterr()
+    assert run(tmp_path, "-m", "seed=0", "dtype=bf16,fp32", "horizon=4") == 0
+    shown = capsys.readouterr()
+    assert "cell 2/2 dtype=fp32: finite to step 4" in shown.out
+    assert "2 cells: 2 finite" in shown.out
+    assert len((tmp_path / "onsets.csv").read_text().splitlines()) == 5, (
+        "the file holds the earlier cells too"
+    )
+    assert shown.err == ""
+
+
+def test_crashed_cells_are_named_with_their_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "-m", "seed=0,2") == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 cells crashed" in error
+    (path,) = (line.split(": ")[1] for line in error.splitlines() if "seed=2" in line)
+    assert "said by python" in Path(path).read_text()
+
+
+def test_what_a_cell_refuses_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "seed=6") == 2
+    assert capsys.readouterr().err == "vocab.size=9999 is more than the data yields: take vocab.size=10.\n"
+    assert cells(tmp_path) == []
+
+
+def test_a_single_run_is_a_cell_of_the_same_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "seed=1") == 0
+    assert "gradient went non-finite at step 2" in capsys.readouterr().out
+    assert run(tmp_path, "-m", "seed=0,1") == 0
+    assert len(cells(tmp_path)) == 2
+
+
+def test_doubles_run_once_and_the_longest_horizon_counts(tmp_path: Path) -> None:
+    assert run(tmp_path, "-m", "horizon=4,8", "threads=1,2") == 0
+    (path,) = cells(tmp_path)
+    record = read_record(path.parent)
+    assert record and record.horizon == 8
+    assert len((path.parent / "starts").read_text().splitlines()) == 1
+
+
+def test_dry_run_lists_the_cells_and_creates_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
+    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
+        ["to", "run", "seed=0"],
+        ["to", "run", "seed=1"],
+    ]
+    assert not out.exists()
+    run(out, "seed=1")
+    capsys.readouterr()
+    assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
+    assert "nonfinite  seed=1" in capsys.readouterr().out
+
+
+def test_an_override_may_refer_to_another_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "-m", "seed=3,4", "optim.warmup=${seed}", "dry_run=true") == 0
+    assert run(tmp_path, "optim.warmup=${seed}", "dry_run=true") == 0
+    assert len({line.split()[0] for line in capsys.readouterr().out.splitlines()}) == 3
+
+
+def test_levels_of_an_experiment_give_way_to_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "-m", "+experiment=smoke", "init=mvn,normal", "dry_run=true") == 0
+    listed = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert listed == [
+        f"dtype={dtype} init={init}" for dtype in ("bf16", "fp16") for init in ("mvn", "normal")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-m", "seed=0,1", "out=a,b"], "asks for several grids at once"),
+        (["-m", "dtype=bf16,bf61"], "did you mean dtype=bf16?"),
+        (["-m", "dtype=bf16,amp_fp16"], "silently trains without AMP"),
+        (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is out of range"),
+        (["-m", "seed=0,1", "hydra.launcher.timeout_s=-1"], "hydra.launcher.timeout_s=-1 is out of range"),
+        (["-m", "data=pydoc,jsonl"], "data=jsonl needs data.path"),
+    ],
+)
+def test_one_impossible_cell_stops_the_grid_before_it_begins(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["model=tiny", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err and len(shown.err.splitlines()) == 1 and shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_out_that_cannot_be_written_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "file", "seed=0") == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_cell import EXITS, FINITE, HANGS, KILLED, NONFINITE, RAISES, REFUSES
+
+from nangrid.grid.lock import acquire, is_held, release
+from nangrid.grid.plan import CellPlan
+from nangrid.grid.schedule import GridOutcome, run_grid
+from nangrid.records.cell import read_record
+from nangrid.records.grid import GridDirectory
+
+MakePlan = Callable[..., CellPlan]
+
+
+def run(plans: list[CellPlan], n_jobs: int = 2, timeout_s: float | None = None) -> GridOutcome:
+    return run_grid(plans, GridDirectory.open(plans[0].config.out), n_jobs, timeout_s)
+
+
+def starts(plan: CellPlan) -> list[int]:
+    path = plan.directory() / "starts"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def test_a_cell_that_raises_or_dies_is_recorded_and_the_others_go_on(make_plan: MakePlan) -> None:
+    plans = [make_plan(seed) for seed in (RAISES, EXITS, KILLED, FINITE, NONFINITE)]
+    records = run(plans).records
+    raises, exits, killed, finite, nonfinite = (records[plan.cell_id] for plan in plans)
+    assert [record.status for record in (raises, exits, killed)] == ["error"] * 3
+    assert raises.error and (raises.error.type, raises.error.message) == (
+        "RuntimeError",
+        "matrices do not fit",
+    )
+    assert "Traceback" in raises.error.log_tail and "said by a grandchild" in raises.error.log_tail
+    assert exits.error and "exit code 9" in exits.error.message
+    assert killed.error and "SIGKILL" in killed.error.message and "about to die" in killed.error.log_tail
+    assert raises.steps_done == killed.steps_done == 1
+    assert (finite.status, nonfinite.status) == ("finite", "nonfinite")
+    assert all(read_record(plan.directory()) == records[plan.cell_id] for plan in plans)
+
+
+def test_a_cell_past_its_timeout_is_stopped_and_recorded(make_plan: MakePlan) -> None:
+    hanging, finite = make_plan(HANGS), make_plan(FINITE)
+    records = run([hanging, finite], n_jobs=1, timeout_s=2.0).records
+    assert records[hanging.cell_id].status == "timeout"
+    assert records[finite.cell_id].status == "finite"
+    assert not is_held(hanging.directory())
+
+
+def test_a_cell_that_cannot_be_built_as_asked_is_named_and_leaves_no_record(make_plan: MakePlan) -> None:
+    refused, finite = make_plan(REFUSES), make_plan(FINITE)
+    outcome = run([refused, finite])
+    assert list(outcome.records) == [finite.cell_id]
+    assert outcome.refusals[refused.cell_id].startswith("vocab.size=9999")
+    assert read_record(refused.directory()) is None
+
+
+def test_finished_cells_are_not_run_again(make_plan: MakePlan) -> None:
+    plans = [make_plan(seed) for seed in (FINITE, NONFINITE, RAISES)]
+    first = run(plans).records
+    assert run(plans).records == first
+    assert [len(starts(plan)) for plan in plans] == [1, 1, 1]
+
+
+def test_errored_runs_the_crashed_cells_again_and_keeps_their_record(make_plan: MakePlan) -> None:
+    run([make_plan(FINITE), make_plan(RAISES)])
+    plans = [make_plan(FINITE, resume="errored"), make_plan(RAISES, resume="errored")]
+    run(plans)
+    assert [len(starts(plan)) for plan in plans] == [1, 2]
+    assert (plans[1].directory() / "result.0.json").exists()
+
+
+def test_restart_runs_all_again(make_plan: MakePlan) -> None:
+    run([make_plan(FINITE)])
+    plan = make_plan(FINITE, resume="restart")
+    run([plan])
+    assert len(starts(plan)) == 2
+
+
+def test_a_longer_horizon_reruns_the_finite_cell_only(make_plan: MakePlan) -> None:
+    run([make_plan(FINITE), make_plan(NONFINITE)])
+    plans = [make_plan(FINITE, horizon=32), make_plan(NONFINITE, horizon=32)]
+    records = run(plans).records
+    assert [len(starts(plan)) for plan in plans] == [2, 1]
+    assert records[plans[0].cell_id].horizon == 32
+
+
+def test_a_cell_that_another_launcher_runs_is_waited_for(make_plan: MakePlan) -> None:
+    plan = make_plan(FINITE)
+    lock = acquire(plan.directory())
+    assert lock is not None
+    threading.Timer(1.0, release, [lock]).start()  # the other launcher dies without a record
+    began = time.monotonic()
+    assert run([plan]).records[plan.cell_id].status == "finite"
+    assert time.monotonic() - began > 0.9 and len(starts(plan)) == 1
+
+
+def test_two_launchers_share_a_grid(make_plan: MakePlan) -> None:
+    plans = [
+        make_plan(FINITE, data={**vars(make_plan().config.data), "batch": batch}) for batch in range(1, 7)
+    ]
+    other = threading.Thread(target=run, args=[list(reversed(plans))])
+    other.start()
+    outcome = run(plans)
+    other.join()
+    assert len(outcome.records) == 6
+    assert [len(starts(plan)) for plan in plans] == [1] * 6
+
+
+def test_interrupt_stops_the_running_cells_and_leaves_them_unfinished(make_plan: MakePlan) -> None:
+    plan = make_plan(HANGS)
+
+    def interrupt() -> None:
+        while not starts(plan):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run([plan])
+    assert read_record(plan.directory()) is None and not is_held(plan.directory())
+
+
+HANG = """
+import sys
+sys.path.append(sys.argv[1])
+import fake_cell
+from pathlib import Path
+from nangrid.grid import isolation
+isolation.CELL_MODULE, isolation.PRELOAD = "fake_cell", ("nangrid.grid.child",)
+cell = isolation.start(fake_cell.plan_in(Path(sys.argv[2]), fake_cell.HANGS), "grid")
+cell.process.join()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("victim", ["launcher", "server"])
+def test_no_cell_outlives_its_launcher_or_the_fork_server(
+    victim: str, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    arguments = [sys.executable, "-c", HANG, str(Path(__file__).parent), str(tmp_path / "grid")]
+    launcher = subprocess.Popen(arguments, stdin=subprocess.PIPE)
+    plan = make_plan(HANGS)
+    while not starts(plan):
+        time.sleep(0.05)
+    cell = psutil.Process(starts(plan)[0])
+    (cell.parent() if victim == "server" else launcher).kill()
+    cell.wait(timeout=10)
+    assert not is_held(plan.directory())
+    launcher.kill()
+    launcher.wait()
