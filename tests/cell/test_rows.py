@@ -1,4 +1,4 @@
-"""Rows of new tokens start as asked, old rows stay, tied matrices stay tied, padded models keep their size."""
+"""Rows of new tokens start as asked, old rows stay, tied matrices stay tied, padded models keep size."""
 
 import pytest
 import torch

@@ -198,7 +198,7 @@ class OptimConfig:
 
 @dataclass
 class UpcastConfig:
-    """none, trainable (every trainable parameter to float32), kbit (peft's prepare_model_for_kbit_training)."""
+    """none, trainable (all trainables to float32), kbit (peft's prepare_model_for_kbit_training)."""
 
     name: str = MISSING
 
@@ -275,7 +275,7 @@ class Config:
     out: str = "outputs/grid"
     """The grid's directory; cells are kept in <out>/cells/<cell_id>/."""
     resume: str = "unfinished"
-    """Which cells of an existing grid run again: unfinished, errored (unfinished and errored), restart (all)."""
+    """Which cells of an existing grid run: unfinished, errored (those and unfinished), restart (all)."""
     dry_run: bool = False
     """List the cells and stop."""
     threads: int = 1
@@ -299,9 +299,7 @@ class Config:
         _at_least("seed", self.seed, 0)
         _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
         if self.data.name == "glossary" and self.vocab.name == "none":
-            raise InputError(
-                "data=glossary is made of new tokens and vocab=none adds none: take vocab=spm or vocab=add_tokens."
-            )
+            raise InputError("data=glossary is made of new tokens and vocab=none adds none: take vocab=spm.")
 
 
 SCIENTIFIC = (

@@ -36,7 +36,7 @@ def run_cell(
     each finished step's number and loss. A non-finite run is a result; whatever crashes is raised.
     """
     factors = cell_factors(config)
-    names = {"cell_id": cell_id, "grid_id": grid_id}
+    names: dict[str, Any] = {"cell_id": cell_id, "grid_id": grid_id}
     run = open_run(**vars(config.tracker), **names, directory=directory, config=factors)
     try:
         outcome, rows = _train(config, directory, run, on_step)

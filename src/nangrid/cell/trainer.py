@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils import deterministic
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from nangrid.cell.config import Config
@@ -46,7 +47,7 @@ def make_deterministic(config: Config) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     set_seed(config.seed)
 
 

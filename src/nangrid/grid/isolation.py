@@ -24,11 +24,28 @@ from nangrid.grid.plan import CellPlan
 CELL_MODULE = "nangrid.cell.run"
 """Where the cell's process finds run_cell."""
 
-PRELOAD = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "pandas", CELL_MODULE)
-"""What the server imports before the first fork."""
+PRELOAD = (
+    "wandb",
+    "wandb.sdk.launch",  # wandb.init imports it; after torch that takes five times as long
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "pandas",
+    CELL_MODULE,
+)
+"""What the server imports before the first fork, where it is installed."""
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Pools started by an import would not survive the fork; each cell asks for its own number of threads."""
+ENVIRONMENT = {
+    # Pools started by an import would not survive the fork; each cell asks for its own number of threads.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Else MKL's float32 products differ between 1 and 2 threads where a matrix has few rows.
+    "MKL_CBWR": "AUTO,STRICT",
+}
+"""Of every cell's process."""
 
 GRACE_S = 5.0
 
@@ -65,7 +82,7 @@ class CellProcess:
 
 def warm_up() -> None:
     """Let the server import what cells need, in the background."""
-    os.environ.update(ONE_THREAD)
+    os.environ.update(ENVIRONMENT)
     # A stopped cell leaves tqdm's semaphore behind: Python's resource tracker would warn of it at the end.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     context = _context()
