@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,7 +53,7 @@ def build(overrides: list[str], directory: str) -> Any:
 def step_times(overrides: list[str]) -> dict[str, Any]:
     """Run a cell for STEPS steps in a process of its own kind: seconds a step, inside the watch, set-up."""
     from nangrid.integrations import watch_trainer
-    from nangrid.watch import Clocks
+    from nangrid.watch import Clocks, Inspector
 
     inside = [0.0]
 
@@ -66,15 +67,15 @@ def step_times(overrides: list[str]) -> dict[str, Any]:
 
         return call
 
-    for name in ("begin", "micro_batch", "gradients", "updated"):
-        setattr(Clocks, name, timed(getattr(Clocks, name)))
+    for name in ("begin", "micro_batch", "loss", "gradients", "norm", "updated"):
+        setattr(Inspector, name, timed(getattr(Inspector, name)))
     Clocks.done = property(lambda clocks: False)  # type: ignore[assignment]  # fp16 fails at once: time it all the same
     with TemporaryDirectory() as directory:
         cell, setup = build([*overrides, f"horizon={STEPS}"], directory)
         marks = [time.process_time()]
-        watch_trainer(cell.trainer, lambda reading: marks.append(time.process_time()))
+        watch_trainer(cell.trainer, None, on_step=lambda reading: marks.append(time.process_time()))
         cell.trainer.train()
-    steps = [b - a for a, b in zip(marks[1:], marks[2:], strict=False)]
+    steps = [b - a for a, b in pairwise(marks[1:])]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"setup": setup, "step": statistics.median(steps), "watch": inside[0] / STEPS, "peak_gib": peak}
 

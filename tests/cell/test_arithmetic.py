@@ -239,9 +239,7 @@ WIDEST = [
 
 
 @pytest.mark.parametrize(("given_dtypes", "widest"), WIDEST)
-def test_autocast_joins_tensors_in_the_widest_dtype(
-    given_dtypes: tuple[torch.dtype, ...], widest: torch.dtype
-) -> None:
+def test_autocast_joins_tensors_in_the_widest_dtype(given_dtypes: tuple[torch.dtype, ...], widest: torch.dtype) -> None:
     tensors = [torch.arange(3).to(dtype) for dtype in given_dtypes]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         joined, stacked = torch.cat(tensors), torch.stack(tensors)

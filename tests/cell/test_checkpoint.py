@@ -88,9 +88,7 @@ def test_a_damaged_entry_is_set_aside_and_made_again(
     assert "set aside" in capsys.readouterr().err
 
 
-def test_an_entry_is_made_once_for_what_it_is_made_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_is_made_once_for_what_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANGRID_CACHE", str(tmp_path))
     made: list[Path] = []
     folders = [entry("words", {"recipe": recipe}, made.append) for recipe in (1, 1, 2)]
@@ -98,9 +96,7 @@ def test_an_entry_is_made_once_for_what_it_is_made_from(
     assert len(made) == 2
 
 
-def test_a_kill_while_an_entry_is_made_leaves_nothing_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_while_an_entry_is_made_leaves_nothing_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os; from nangrid.cell.cache import entry;"
         "entry('words', {}, lambda made: ((made / 'words.txt').write_text('sp'), os.kill(os.getpid(), 9)))"

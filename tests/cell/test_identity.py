@@ -82,12 +82,7 @@ def test_no_other_key_changes_the_id(key: str) -> None:
 
 
 def test_all_keys_are_one_or_the_other() -> None:
-    keys = {
-        f"{key}.{name}"
-        for key, value in vars(BASE).items()
-        if hasattr(value, "__dict__")
-        for name in vars(value)
-    }
+    keys = {f"{key}.{name}" for key, value in vars(BASE).items() if hasattr(value, "__dict__") for name in vars(value)}
     keys |= {key for key, value in vars(BASE).items() if not hasattr(value, "__dict__")}
     assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path"}
 
@@ -105,9 +100,7 @@ def test_a_local_model_counts_by_its_weights_and_not_by_its_path(tmp_path: Path)
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(weights)
-    ids = [
-        cell_id(composed("model=hub", f"model.id={tmp_path / name}")) for name in ("first", "same", "other")
-    ]
+    ids = [cell_id(composed("model=hub", f"model.id={tmp_path / name}")) for name in ("first", "same", "other")]
     assert ids[0] == ids[1] != ids[2]
 
 

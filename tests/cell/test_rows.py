@@ -12,17 +12,13 @@ OLD, NEW = 40, 5
 
 @pytest.fixture
 def gemma() -> PreTrainedModel:
-    config = Gemma3TextConfig(
-        vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=4
-    )
+    config = Gemma3TextConfig(vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=4)
     return Gemma3ForCausalLM(config)
 
 
 @pytest.fixture
 def llama() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
+    config = LlamaConfig(vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     return LlamaForCausalLM(config)
 
 

@@ -33,9 +33,7 @@ class Grid:
 
 def test_same_bits_in_any_order_alone_or_side_by_side(tmp_path: Path) -> None:
     one = Grid(tmp_path / "one", "dtype=bf16,fp32", "init=mean", "seed=1", "horizon=3")
-    two = Grid(
-        tmp_path / "two", "dtype=fp32,bf16", "init=mean", "seed=1", "horizon=3", "hydra.launcher.n_jobs=2"
-    )
+    two = Grid(tmp_path / "two", "dtype=fp32,bf16", "init=mean", "seed=1", "horizon=3", "hydra.launcher.n_jobs=2")
     for record in one.records:
         twin = two.cell(dtype=record.factors["dtype"])
         pd.testing.assert_frame_equal(one.history(record), two.history(twin), check_exact=True)
@@ -55,9 +53,7 @@ def test_what_must_not_change_a_bit_changes_none(tmp_path: Path) -> None:
 
     with_eval = evaluated.history(evaluated.records[0])
     assert with_eval["eval_loss"].notna().all()
-    pd.testing.assert_frame_equal(
-        with_eval.drop(columns="eval_loss"), on.drop(columns="eval_loss"), check_exact=True
-    )
+    pd.testing.assert_frame_equal(with_eval.drop(columns="eval_loss"), on.drop(columns="eval_loss"), check_exact=True)
     pd.testing.assert_frame_equal(shorter.history(shorter.records[0]), on.head(2), check_exact=True)
 
 

@@ -69,9 +69,7 @@ def test_a_new_id_expands_to_exactly_the_old_encoding(extended: Extended, text: 
     base, tokenizer, new_tokens = extended
     ids = _ids(tokenizer, text)
     assert _expanded(ids, new_tokens) == _ids(base, text)
-    assert tokenizer.decode(ids, skip_special_tokens=False) == base.decode(
-        _ids(base, text), skip_special_tokens=False
-    )
+    assert tokenizer.decode(ids, skip_special_tokens=False) == base.decode(_ids(base, text), skip_special_tokens=False)
 
 
 @settings(max_examples=100, deadline=None)
@@ -101,9 +99,7 @@ def test_old_ids_stay_and_new_ones_follow(extended: Extended) -> None:
     assert tokenizer.get_vocab().items() >= old.items()
     assert [token.id for token in new_tokens] == list(range(len(old), len(old) + 64))
     assert vocab_size(tokenizer) == len(old) + 64
-    assert all(
-        base.encode(token.text, add_special_tokens=False).ids == list(token.expansion) for token in new_tokens
-    )
+    assert all(base.encode(token.text, add_special_tokens=False).ids == list(token.expansion) for token in new_tokens)
 
 
 def test_pieces_are_frequent_words_of_the_documents(extended: Extended) -> None:
@@ -131,9 +127,7 @@ def test_words_are_added_where_the_base_splits_them(sentencepiece: Tokenizer) ->
 
 
 @pytest.mark.parametrize("name", ["spm", "add_tokens"])
-def test_asking_for_more_than_the_data_yields_says_how_many_there_are(
-    name: str, sentencepiece: Tokenizer
-) -> None:
+def test_asking_for_more_than_the_data_yields_says_how_many_there_are(name: str, sentencepiece: Tokenizer) -> None:
     documents = ["metaclass coroutine metaclass"]
     with pytest.raises(InputError, match=r"type vocab\.size=") as error:
         extend(sentencepiece, VocabConfig(name=name, size=1000), documents)

@@ -27,8 +27,7 @@ BAD = {
     "[q_proj,v_proj].",
     "optim.lr=nan": "optim.lr=nan is out of range: give a number of at least 0.",
     "threads=0": "threads=0 is out of range: give a number of at least 1.",
-    "dtype=null": "A group takes the name of a level and null is none: type group=level, see --help for the "
-    "levels.",
+    "dtype=null": "A group takes the name of a level and null is none: type group=level, see --help for the levels.",
     "dtype.storage=fp8": "dtype.storage=fp8 is not a level: choose one of bf16, fp16, fp32.",
     "horizon=[1": "horizon=[1 cannot be read: type key=value, with quotes around a value of odd characters.",
     "horizon": "horizon cannot be read: type key=value, with quotes around a value of odd characters.",
@@ -39,8 +38,7 @@ BAD = {
     "+horizon=3": "+horizon=... adds a key that exists already: type horizon=... without the plus.",
     "~optim.betas": "~optim.betas deletes a key that does not exist: leave it out.",
     "model=hub": "model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model.",
-    "model.id=${nothing}": "${nothing} refers to a key that does not exist: see --cfg job for those "
-    "there are.",
+    "model.id=${nothing}": "${nothing} refers to a key that does not exist: see --cfg job for those there are.",
     "hydra.launcher.n_job=2": "hydra.launcher.n_job is not a key: did you mean hydra.launcher.n_jobs?",
     "--dry-run": "--dry-run is not an option: see --help; config keys take no dashes (key=value).",
 }

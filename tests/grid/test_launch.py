@@ -23,9 +23,7 @@ def test_a_grid_ends_with_its_onset_table(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     assert "cell 2/2 dtype=fp32: finite to step 4" in shown.out
     assert "2 cells: 2 finite" in shown.out
-    assert len((tmp_path / "onsets.csv").read_text().splitlines()) == 5, (
-        "the file holds the earlier cells too"
-    )
+    assert len((tmp_path / "onsets.csv").read_text().splitlines()) == 5, "the file holds the earlier cells too"
     assert shown.err == ""
 
 
@@ -58,9 +56,7 @@ def test_doubles_run_once_and_the_longest_horizon_counts(tmp_path: Path) -> None
     assert len((path.parent / "starts").read_text().splitlines()) == 1
 
 
-def test_dry_run_lists_the_cells_and_creates_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_lists_the_cells_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new"
     assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
     assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
@@ -85,9 +81,7 @@ def test_levels_of_an_experiment_give_way_to_the_command_line(
 ) -> None:
     assert run(tmp_path, "-m", "+experiment=smoke", "init=mvn,normal", "dry_run=true") == 0
     listed = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
-    assert listed == [
-        f"dtype={dtype} init={init}" for dtype in ("bf16", "fp16") for init in ("mvn", "normal")
-    ]
+    assert listed == [f"dtype={dtype} init={init}" for dtype in ("bf16", "fp16") for init in ("mvn", "normal")]
 
 
 @pytest.mark.parametrize(
@@ -116,9 +110,7 @@ def test_one_impossible_cell_stops_the_grid_before_it_begins(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_out_that_cannot_be_written_is_bad_input(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_out_that_cannot_be_written_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run(tmp_path / "file", "seed=0") == 2
     assert "cannot be written" in capsys.readouterr().err

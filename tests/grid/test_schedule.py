@@ -103,9 +103,7 @@ def test_a_cell_that_another_launcher_runs_is_waited_for(make_plan: MakePlan) ->
 
 
 def test_two_launchers_share_a_grid(make_plan: MakePlan) -> None:
-    plans = [
-        make_plan(FINITE, data={**vars(make_plan().config.data), "batch": batch}) for batch in range(1, 7)
-    ]
+    plans = [make_plan(FINITE, data={**vars(make_plan().config.data), "batch": batch}) for batch in range(1, 7)]
     other = threading.Thread(target=run, args=[list(reversed(plans))])
     other.start()
     outcome = run(plans)
@@ -142,9 +140,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("victim", ["launcher", "server"])
-def test_no_cell_outlives_its_launcher_or_the_fork_server(
-    victim: str, tmp_path: Path, make_plan: MakePlan
-) -> None:
+def test_no_cell_outlives_its_launcher_or_the_fork_server(victim: str, tmp_path: Path, make_plan: MakePlan) -> None:
     arguments = [sys.executable, "-c", HANG, str(Path(__file__).parent), str(tmp_path / "grid")]
     launcher = subprocess.Popen(arguments, stdin=subprocess.PIPE)
     plan = make_plan(HANGS)

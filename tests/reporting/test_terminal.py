@@ -124,9 +124,7 @@ def test_a_non_finite_cell_ends_with_each_clock_in_order(tmp_path: Path, make_re
 
 def test_a_finite_cell_is_called_censored(tmp_path: Path, make_record: MakeRecord) -> None:
     text = cell_summary(make_record(), history_of(tmp_path, [85.0, 1.1e8, None]), tmp_path)
-    assert text.startswith(
-        "finite through 16 steps (censored): loss 3.96 -> 3.41, gradient norm up to 1.1e8\n"
-    )
+    assert text.startswith("finite through 16 steps (censored): loss 3.96 -> 3.41, gradient norm up to 1.1e8\n")
 
 
 def test_warnings_come_first_and_what_did_not_train_is_said(tmp_path: Path, make_record: MakeRecord) -> None:

@@ -64,9 +64,7 @@ def merged(records: list[dict[str, Any]], kind: str, of: Callable[[Any], Any]) -
     return updates
 
 
-def test_an_offline_run_reads_back(
-    tmp_path: Path, make_record: MakeRecord, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_offline_run_reads_back(tmp_path: Path, make_record: MakeRecord, capfd: pytest.CaptureFixture[str]) -> None:
     record = make_record({"gradient": 0, "loss": 1}, ledger={"residual_stream": "fp16", "warnings": []})
     run = start(tmp_path)
     run.log(0, {"step": 0, "loss": 3.96, "grad_norm": math.inf, "eval_loss": None, "nonfinite_gradient": 7})
@@ -117,9 +115,7 @@ def test_a_run_changes_no_random_number(tmp_path: Path, make_record: MakeRecord)
     assert (random.getstate(), repr(np.random.get_state())) == before
 
 
-def test_no_file_holds_the_key(
-    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_holds_the_key(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     run = start(tmp_path)
     run.log(0, {"loss": 1.0})
@@ -155,13 +151,9 @@ def test_a_failure_in_the_middle_warns_once_and_goes_on(
     assert capsys.readouterr().err == "warning: the cell goes on without W&B: service is gone\n"
 
 
-def test_wandb_that_is_not_installed_is_an_input_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_that_is_not_installed_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        InputError, match="tracker=wandb needs wandb: pip install wandb, or type tracker=none"
-    ):
+    with pytest.raises(InputError, match="tracker=wandb needs wandb: pip install wandb, or type tracker=none"):
         start(tmp_path)
 
 

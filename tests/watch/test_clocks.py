@@ -10,10 +10,9 @@ from nangrid.records.cell import Onset
 from nangrid.watch import Clocks
 
 
-def step(
-    clocks: Clocks, model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, clip: float
-) -> None:
+def step(clocks: Clocks, model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, clip: float) -> None:
     clocks.begin(len(clocks.readings))
+    before = [p.detach().clone() for p in model.parameters()]
     optimizer.zero_grad()
     loss = model(x).square().mean()
     loss.backward()
@@ -22,7 +21,7 @@ def step(
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     clocks.reading.grad_norm = norm.item()
     optimizer.step()
-    clocks.updated(optimizer)
+    clocks.updated(optimizer, before)
 
 
 def watched(model: nn.Module) -> Clocks:
@@ -50,7 +49,7 @@ def test_infinite_gradient_of_a_finite_loss_rings_before_the_parameters_it_ruins
     clocks.micro_batch(loss)
     clocks.gradients()
     optimizer.step()
-    clocks.updated(optimizer)
+    clocks.updated(optimizer, [torch.ones(2)])
     assert clocks.onset == Onset(0, "gradient")
     assert clocks.reading.nonfinite["gradient"] == 2
     assert clocks.first["parameter"] == 0
@@ -82,8 +81,9 @@ def test_infinite_norm_over_finite_gradients_is_frozen_and_not_an_onset() -> Non
         clocks.micro_batch(torch.tensor(1.0))
         clocks.gradients()
         clocks.reading.grad_norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        before = [p.detach().clone() for p in model.parameters()]
         optimizer.step()
-        clocks.updated(optimizer)
+        clocks.updated(optimizer, before)
     assert clocks.onset is None
     assert clocks.frozen_from == 1
     assert clocks.reading.max_update == 0.0
@@ -119,7 +119,7 @@ def test_update_too_large_for_a_half_difference_is_no_onset() -> None:
     clocks.begin(0)
     with torch.no_grad():
         weight.fill_(60000.0)
-    clocks.updated(torch.optim.SGD([weight], lr=1.0))
+    clocks.updated(torch.optim.SGD([weight], lr=1.0), [torch.tensor([-60000.0], dtype=torch.float16)])
     assert clocks.onset is None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from nangrid.records.atomic import write_bytes
+from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.grid import GridDirectory
 
@@ -32,14 +33,16 @@ OUTCOMES = {
 """Columns of the onset table after the factors -> dtype. mechanism and origin_* come from autopsies."""
 
 
-def onset_table(records: Sequence[CellRecord]) -> pd.DataFrame:
+def onset_table(records: Sequence[CellRecord], autopsies: Mapping[str, Autopsy] | None = None) -> pd.DataFrame:
     """One row a cell: the factors that vary, named by their keys, then the columns of OUTCOMES.
 
     A field that follows from its group's level (`dtype.storage` from `dtype`) is no factor of its own. Rows
-    are ordered by factor, levels in the order in which `records` first shows them.
+    are ordered by factor, levels in the order in which `records` first shows them. `autopsies` are by cell_id.
     """
     factors = _varying_factors([record.factors for record in records])
-    outcomes = pd.DataFrame([_outcome(record) for record in records], columns=list(OUTCOMES)).astype(OUTCOMES)
+    known = autopsies or {}
+    rows = [_outcome(record, known.get(record.cell_id)) for record in records]
+    outcomes = pd.DataFrame(rows, columns=list(OUTCOMES)).astype(OUTCOMES)
     table = pd.concat([factors, outcomes], axis="columns")
     if factors.columns.empty:
         return table
@@ -72,7 +75,7 @@ def write_onsets(grid: GridDirectory, table: pd.DataFrame) -> None:
     write_bytes(grid.path / "onsets.csv", table.to_csv(index=False).encode())
 
 
-def _outcome(record: CellRecord) -> dict[str, Any]:
+def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:
     return {
         "status": record.status,
         "onset_step": record.onset and record.onset.step,
@@ -82,6 +85,10 @@ def _outcome(record: CellRecord) -> dict[str, Any]:
         "steps_survived": record.steps_survived,
         "trains": record.trained,
         "frozen_from": record.trains.frozen_from,
+        "mechanism": autopsy and autopsy.mechanism,
+        "origin_phase": autopsy and autopsy.phase,
+        "origin_module": autopsy and autopsy.module,
+        "origin_op": autopsy and autopsy.op,
         "error": record.error and f"{record.error.type}: {record.error.message}",
         "cell_id": record.cell_id,
     }
@@ -94,8 +101,7 @@ def _varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
     varying = {
         key: pd.Series(values, dtype="object").convert_dtypes()
         for key, values in columns.items()
-        if len(set(values)) > 1
-        and not _follows(values, columns.get(key.split(".")[0], []), is_field="." in key)
+        if len(set(values)) > 1 and not _follows(values, columns.get(key.split(".")[0], []), is_field="." in key)
     }
     return pd.DataFrame(varying, index=range(len(factors)))
 

@@ -81,8 +81,7 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
 def _seal(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in paths
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in [*paths, folder / MANIFEST, *(path.parent for path in paths), folder]:

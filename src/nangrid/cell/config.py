@@ -60,14 +60,10 @@ class ModelConfig:
         _one_of("model.source", self.source, ("package", "tiny", "hub"))
         _one_of("model.attn", self.attn, ("sdpa", "eager"))
         if self.source == "hub" and not self.id:
-            raise InputError(
-                "model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model."
-            )
+            raise InputError("model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model.")
         if self.layers is not None:
             if self.source != "tiny":
-                raise InputError(
-                    f"model.layers={self.layers} fits model=tiny only: {self.name} has its own depth."
-                )
+                raise InputError(f"model.layers={self.layers} fits model=tiny only: {self.name} has its own depth.")
             _at_least("model.layers", self.layers, 1)
 
 
@@ -122,9 +118,7 @@ class VocabConfig:
         if self.name != "none":
             _at_least("vocab.size", self.size, 1)
         elif self.size != 0:
-            raise InputError(
-                f"vocab.size={self.size} fits vocab=spm or vocab=add_tokens: vocab=none adds no token."
-            )
+            raise InputError(f"vocab.size={self.size} fits vocab=spm or vocab=add_tokens: vocab=none adds no token.")
 
 
 @dataclass
@@ -158,9 +152,7 @@ class TargetsConfig:
         _at_least("targets.rank", self.rank, 1)
         _at_least("targets.alpha", self.alpha, 1)
         if not 0 <= self.dropout < 1:
-            raise InputError(
-                f"targets.dropout={self.dropout} is out of range: give a number from 0 to below 1."
-            )
+            raise InputError(f"targets.dropout={self.dropout} is out of range: give a number from 0 to below 1.")
         if not self.modules:
             raise InputError("targets.modules=[] leaves nothing to train: name at least one module.")
 

@@ -107,9 +107,7 @@ def load_data(config: Config, checkpoint: Checkpoint) -> CellData:
     train, held_out = (Dataset.from_file(str(folder / f"{part}.arrow")) for part in ("train", "held_out"))
     _require_enough(len(train) + len(held_out), data)
     facts = json.loads((folder / "facts.json").read_text())
-    tokens = tuple(
-        NewToken(token["id"], token["text"], tuple(token["expansion"])) for token in facts.pop("new_tokens")
-    )
+    tokens = tuple(NewToken(token["id"], token["text"], tuple(token["expansion"])) for token in facts.pop("new_tokens"))
     texts = {int(token): text for token, text in facts.pop("texts").items()}
     return CellData(train=train, held_out=held_out, new_tokens=tokens, texts=texts, sha256=source, **facts)
 
@@ -232,8 +230,6 @@ def _texts(tokenizer: Tokenizer, samples: list[Sample]) -> dict[int, str]:
 def _save(samples: list[Sample], path: Path) -> None:
     import pyarrow
 
-    table = pyarrow.table(
-        {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
-    )
+    table = pyarrow.table({"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]})
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)

@@ -11,14 +11,18 @@ from typing import Any
 
 from nangrid.cell.build import Cell, build_cell
 from nangrid.cell.config import Config
+from nangrid.cell.data import CellData
 from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
-from nangrid.cell.model import device
+from nangrid.cell.model import DTYPES, device
 from nangrid.integrations import unwrapped, watch_trainer
+from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import CellRecord, Seconds, Trains, write_record
 from nangrid.records.history import write_history
 from nangrid.tracking import Run, open_run
-from nangrid.watch import Clocks, Reading, read_optimizer
+from nangrid.watch import Background, Clocks, Inspector, Reading, read_optimizer
+from nangrid.watch.ledger import dtype_name
+from nangrid.watch.snapshot import FACTS
 
 
 def run_cell(
@@ -64,12 +68,20 @@ def _train(
         if on_step:
             on_step(reading.step, reading.loss)
 
-    watch = watch_trainer(cell.trainer, keep)
+    watch = watch_trainer(cell.trainer, directory, background=lambda: background(config, cell.data), on_step=keep)
     cell.trainer.train()
     read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
-    outcome = _outcome(config, cell, watch.clocks)
-    outcome["seconds"] = Seconds(watch.started_at - began, time.perf_counter() - watch.started_at, 0.0)
+    outcome = _outcome(config, cell, watch.inspector)
+    replaying = watch.inspector.replay_seconds
+    training = time.perf_counter() - watch.started_at - replaying
+    outcome["seconds"] = Seconds(watch.started_at - began, training, replaying)
     return outcome, rows
+
+
+def background(config: Config, data: CellData) -> Background:
+    """What an autopsy needs to know of the cell beyond its model."""
+    storage = dtype_name(DTYPES[config.dtype.storage])
+    return Background(texts=data.texts, first_new_id=data.base_vocab_size, asked_storage=storage)
 
 
 def history_row(reading: Reading, new_tokens: int) -> dict[str, Any]:
@@ -79,8 +91,10 @@ def history_row(reading: Reading, new_tokens: int) -> dict[str, Any]:
     return {**row, **counts, "new_tokens": new_tokens}
 
 
-def _outcome(config: Config, cell: Cell, clocks: Clocks) -> dict[str, Any]:
+def _outcome(config: Config, cell: Cell, inspector: Inspector) -> dict[str, Any]:
+    clocks = inspector.clocks
     onset = clocks.onset
+    folder = "" if inspector.autopsy else "frozen/" if inspector.frozen else None
     return {
         "status": "nonfinite" if onset else "finite",
         "horizon": config.horizon,
@@ -92,8 +106,8 @@ def _outcome(config: Config, cell: Cell, clocks: Clocks) -> dict[str, Any]:
         "ledger": cell.ledger.as_dict(),
         "environment": read_environment(device(), cell.data.sha256),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "autopsy": None,
-        "snapshot": None,
+        "autopsy": None if folder is None else f"{folder}{AUTOPSY}",
+        "snapshot": None if folder is None else f"{folder}{FACTS}",
         "error": None,
     }
 

@@ -43,9 +43,7 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
-def extend(
-    base: Tokenizer, vocab: VocabConfig, texts: Sequence[str]
-) -> tuple[Tokenizer, tuple[NewToken, ...]]:
+def extend(base: Tokenizer, vocab: VocabConfig, texts: Sequence[str]) -> tuple[Tokenizer, tuple[NewToken, ...]]:
     """A tokenizer with `vocab.size` more tokens, each produced on `texts`; `base` stays as it is."""
     if vocab.name == "none":
         return base, ()
@@ -176,13 +174,10 @@ def _require_bpe(model: dict[str, Any]) -> None:
 
 def _require_enough(found: int, size: int) -> None:
     if found == 0:
-        raise InputError(
-            f"vocab.size={size} is too large, the documents yield no new token: type vocab=none."
-        )
+        raise InputError(f"vocab.size={size} is too large, the documents yield no new token: type vocab=none.")
     if found < size:
         raise InputError(
-            f"vocab.size={size} is too large, the documents yield {found} new tokens: "
-            f"type vocab.size={found}."
+            f"vocab.size={size} is too large, the documents yield {found} new tokens: type vocab.size={found}."
         )
 
 

@@ -28,9 +28,7 @@ REWORDED = {
     r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'": (
         "{0} asks for several cells: add -m, as in python -m src.run -m {0}."
     ),
-    r"Could not delete from config\. '(\S+)' does not exist": (
-        "~{0} deletes a key that does not exist: leave it out."
-    ),
+    r"Could not delete from config\. '(\S+)' does not exist": ("~{0} deletes a key that does not exist: leave it out."),
     r"Interpolation key '(\S+)' not found": (
         "${{{0}}} refers to a key that does not exist: see --cfg job for those there are."
     ),
@@ -70,9 +68,7 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_level(error.missing_cfg_file, list(error.options or []))
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override} cannot be read: type key=value, with quotes around a value of odd characters."
-        )
+        return f"{error.override} cannot be read: type key=value, with quotes around a value of odd characters."
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
         return _unknown_key(str(error.full_key))
     if isinstance(error, ValidationError) and error.full_key:
@@ -122,8 +118,6 @@ def _raised_by_hydra(error: BaseException) -> bool:
 def _generic(error: BaseException) -> str:
     """Hydra's own words in one line, without OmegaConf's table of keys and types."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [
-        line for line in lines if line and not re.match(r"(full_key|reference_type|object_type)[:=]", line)
-    ]
+    kept = [line for line in lines if line and not re.match(r"(full_key|reference_type|object_type)[:=]", line)]
     where = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
     return where + " ".join(kept)

@@ -49,9 +49,7 @@ def _compose_and_launch(arguments: list[str]) -> None:
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     options, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
-        raise InputError(
-            f"{unknown[0]} is not an option: see --help; config keys take no dashes (key=value)."
-        )
+        raise InputError(f"{unknown[0]} is not an option: see --help; config keys take no dashes (key=value).")
     if options.help:
         print(usage())
         return

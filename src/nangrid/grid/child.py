@@ -30,9 +30,7 @@ def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
     Replies (HELD, "") if another process runs the cell, and (REFUSED, sentence) if it cannot be run as asked
     and so leaves no record; otherwise the record is the answer.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process; what to stop is the launcher's call
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; what to stop is the launcher's call
     threading.Thread(target=_die_with_launcher, daemon=True).start()
     cell = plan.directory()
     lock = acquire(cell)

@@ -46,9 +46,7 @@ class GridDisplay:
     def begin(self, plan: CellPlan) -> None:
         """A cell has been started, here or by another launcher."""
         if plan.cell_id not in self._bars:
-            self._bars[plan.cell_id] = self._progress.add_task(
-                plan.title, total=plan.config.horizon, state="setup"
-            )
+            self._bars[plan.cell_id] = self._progress.add_task(plan.title, total=plan.config.horizon, state="setup")
 
     def refresh(self, plan: CellPlan) -> None:
         """Look up how far a running cell is."""

@@ -49,15 +49,11 @@ def launch(
 
 def _check_launcher(n_jobs: Any, timeout_s: Any) -> None:
     if not isinstance(n_jobs, int) or n_jobs < 1:
-        raise InputError(
-            f"hydra.launcher.n_jobs={n_jobs} is out of range: give a whole number of at least 1."
-        )
+        raise InputError(f"hydra.launcher.n_jobs={n_jobs} is out of range: give a whole number of at least 1.")
     if timeout_s is None:
         return
     if not isinstance(timeout_s, int | float) or not math.isfinite(timeout_s) or timeout_s <= 0:
-        raise InputError(
-            f"hydra.launcher.timeout_s={timeout_s} is out of range: give seconds above 0, or null."
-        )
+        raise InputError(f"hydra.launcher.timeout_s={timeout_s} is out of range: give seconds above 0, or null.")
 
 
 def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]]) -> list[CellPlan]:
@@ -80,6 +76,8 @@ def _list(plans: list[CellPlan]) -> None:
 
 
 def _show_cell(record: CellRecord, plan: CellPlan) -> None:
+    from nangrid.records.autopsy import read_autopsy
+    from nangrid.reporting.explain import explain
     from nangrid.reporting.terminal import cell_summary
 
     try:
@@ -87,6 +85,8 @@ def _show_cell(record: CellRecord, plan: CellPlan) -> None:
     except RecordError:
         history = None  # a cell that crashed has none
     print(cell_summary(record, history, plan.directory()))
+    if record.autopsy and (autopsy := read_autopsy((plan.directory() / record.autopsy).parent)):
+        print(explain(autopsy))
 
 
 def _show_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
@@ -97,8 +97,9 @@ def _show_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
     from nangrid.reporting.terminal import grid_summary
 
     everything, untrusted = grid.records()
-    write_onsets(grid, onset_table(everything))
-    table = onset_table(records)
+    autopsies = grid.autopsies(everything)
+    write_onsets(grid, onset_table(everything, autopsies))
+    table = onset_table(records, autopsies)
     console = Console()
     console.print(grid_summary(table, onset_pivot(table)))
     for line in [*(f"left out: {error}" for error in untrusted), f"table: {grid.path / 'onsets.csv'}"]:

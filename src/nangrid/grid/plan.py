@@ -71,9 +71,7 @@ def one_grid(plans: list[CellPlan]) -> list[CellPlan]:
     for key in ("out", "resume", "dry_run"):
         values = sorted({str(getattr(plan.config, key)) for plan in plans})
         if len(values) > 1:
-            raise InputError(
-                f"{key}={','.join(values)} asks for several grids at once: give {key} one value."
-            )
+            raise InputError(f"{key}={','.join(values)} asks for several grids at once: give {key} one value.")
     unique: dict[str, CellPlan] = {}
     for plan in plans:
         known = unique.setdefault(plan.cell_id, plan)

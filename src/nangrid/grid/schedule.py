@@ -29,9 +29,7 @@ class GridOutcome:
     """Cells that could not be built as asked, by cell_id, and why; they have no record."""
 
 
-def run_grid(
-    plans: list[CellPlan], grid: GridDirectory, n_jobs: int, timeout_s: float | None = None
-) -> GridOutcome:
+def run_grid(plans: list[CellPlan], grid: GridDirectory, n_jobs: int, timeout_s: float | None = None) -> GridOutcome:
     """Run the cells that are not done, `n_jobs` side by side, and return when all have ended.
 
     A cell that raises, dies or overruns `timeout_s` gets a record that says so, and the others go on. On
@@ -47,9 +45,7 @@ def run_grid(
 
 
 class _Schedule:
-    def __init__(
-        self, grid: GridDirectory, n_jobs: int, timeout_s: float | None, display: GridDisplay
-    ) -> None:
+    def __init__(self, grid: GridDirectory, n_jobs: int, timeout_s: float | None, display: GridDisplay) -> None:
         self.grid = grid
         self.n_jobs = n_jobs
         self.timeout_s = timeout_s

@@ -1,5 +1,5 @@
 """The watch on other people's training loops."""
 
-from nangrid.integrations.trainer import TrainerWatch, unwrapped, watch_trainer
+from nangrid.integrations.trainer import TrainerStep, TrainerWatch, unwrapped, watch_trainer
 
-__all__ = ["TrainerWatch", "unwrapped", "watch_trainer"]
+__all__ = ["TrainerStep", "TrainerWatch", "unwrapped", "watch_trainer"]

@@ -7,39 +7,99 @@ one place that every path to clipping passes, after a GradScaler and before the 
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from nangrid.watch import Clocks, Reading
+from nangrid.reporting.explain import explain
+from nangrid.watch import Background, Clocks, Inspector, MicroBatch, Reading, trainables
+
+logger = logging.getLogger(__name__)
+
+
+def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside Accelerate's wrapper."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+class TrainerStep:
+    """The parts of a Trainer's optimizer step, as the trainer had them before it was watched."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.model: nn.Module = trainer.model
+        self.trainables = trainables(self.model)
+        self._training_step = trainer.training_step
+        self._get_grad_norm = trainer._get_grad_norm
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The trainer makes it when training begins."""
+        return unwrapped(self.trainer.optimizer)
+
+    def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
+        """The trainer's training_step, overridden compute_loss included."""
+        loss: Tensor = self._training_step(self.trainer.model_wrapped, dict(micro_batch.inputs), **micro_batch.extra)
+        return loss
+
+    def clip(self) -> Tensor:
+        """The trainer's own clipping."""
+        clips = self.trainer.args.max_grad_norm > 0
+        norm = self.trainer._clip_grad_norm(self.trainer.model_wrapped) if clips else None
+        return torch.as_tensor(self._get_grad_norm(self.trainer.model_wrapped, grad_norm=norm))
+
+    def update(self) -> None:
+        """Take the optimizer step."""
+        self.optimizer.step()
 
 
 class TrainerWatch(TrainerCallback):
-    """The clocks of one `Trainer`, and the callback that winds them."""
+    """The callback that winds the inspector of one `Trainer`."""
 
-    def __init__(self, trainer: Trainer, on_step: Callable[[Reading], None] | None = None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        out_dir: Path | None,
+        background: Callable[[], Background],
+        on_step: Callable[[Reading], None] | None,
+    ) -> None:
         self.trainer = trainer
-        self.clocks = Clocks({n: p for n, p in trainer.model.named_parameters() if p.requires_grad})
+        self.step = TrainerStep(trainer)
+        self.out_dir = out_dir
+        self.background = background
         self.on_step = on_step
+        self.inspector: Inspector
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
         self._began = 0.0
+
+    @property
+    def clocks(self) -> Clocks:
+        """What was read."""
+        return self.inspector.clocks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The optimizer exists from here on."""
+        self.inspector = Inspector(self.step, self.out_dir, self.background)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the step."""
         self._began = time.perf_counter()
         if not self.clocks.readings:
             self.started_at = self._began
-        self.clocks.begin(state.global_step)
+        self.inspector.begin(state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check what the optimizer step left behind."""
-        optimizer = self.trainer.optimizer
-        self.clocks.reading.lr = optimizer.param_groups[0]["lr"]
-        self.clocks.updated(unwrapped(optimizer))
+        self.clocks.reading.lr = self.step.optimizer.param_groups[0]["lr"]
+        self.inspector.updated()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Stop once nothing more is to be learned."""
@@ -50,10 +110,17 @@ class TrainerWatch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> Any:
         """Note the evaluation loss, with the step it followed."""
-        if self.clocks.readings and "eval_loss" in metrics:
+        if "eval_loss" in metrics and self.clocks.readings:
             self.clocks.evaluated(metrics["eval_loss"])
             self._close(control)
         return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell what was found."""
+        autopsy = self.inspector.autopsy or self.inspector.frozen
+        if autopsy is not None:
+            logger.error("training went non-finite at step %d\n%s", autopsy.step, explain(autopsy))
+            logger.error("autopsy and snapshot: %s", self.out_dir)
 
     def _close(self, control: Any) -> None:
         if self.on_step:
@@ -61,17 +128,28 @@ class TrainerWatch(TrainerCallback):
         if self.clocks.done:
             control.should_training_stop = True
 
-    def read_gradients(self) -> None:
+    def attach(self) -> None:
+        """Put the watch around the trainer's methods, on this instance only."""
+        trainer, original = self.trainer, self.trainer.training_step
+
+        @functools.wraps(original)
+        def training_step(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            self.inspector.micro_batch(inputs, num_items_in_batch=num_items_in_batch)
+            loss: Tensor = original(model, inputs, num_items_in_batch=num_items_in_batch)
+            self.inspector.loss(loss)
+            return loss
+
+        trainer.training_step = training_step
+        _after(trainer.accelerator, "unscale_gradients", lambda _: self._read_gradients())
+        _after(trainer, "_get_grad_norm", lambda norm: self.inspector.norm(norm))
+        trainer.add_callback(self)
+
+    def _read_gradients(self) -> None:
         """Check the gradients; a GradScaler above scale 1 may still shrink its scale and retry."""
-        scaler = self.trainer.accelerator.scaler
-        searching = scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
-        self.clocks.gradients(ignore_nonfinite=searching)
-
-
-def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer inside Accelerate's wrapper."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
+        if not self.inspector.replaying:
+            scaler = self.trainer.accelerator.scaler
+            searching = scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
+            self.inspector.gradients(ignore_nonfinite=searching)
 
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
@@ -87,19 +165,41 @@ def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
     setattr(obj, method, watched)
 
 
-def watch_trainer(trainer: Trainer, on_step: Callable[[Reading], None] | None = None) -> TrainerWatch:
-    """Attach the clocks to a trainer; training stops by itself once the loss clock has rung.
+def watch_trainer(
+    trainer: Trainer,
+    out_dir: str | Path | None = "autopsy",
+    *,
+    background: Callable[[], Background] | None = None,
+    on_step: Callable[[Reading], None] | None = None,
+) -> TrainerWatch:
+    """Watch a trainer: at the first non-finite value the step is replayed and its autopsy goes to `out_dir`.
 
-    `on_step` gets each finished step's reading. Works with gradient accumulation, an overridden
-    `compute_loss`, clipping on or off, and evaluation between steps.
+    Training goes on until the loss shows it too (at most 3 steps) and then stops by itself. Works on any
+    transformers.Trainer, TRL's included: gradient accumulation, an overridden `compute_loss`, clipping on or off,
+    evaluation between steps. `out_dir=None` keeps the clocks alone. `on_step` gets each finished step's reading.
     """
-    watch = TrainerWatch(trainer, on_step)
-
-    def note_norm(norm: Any) -> None:
-        watch.clocks.reading.grad_norm = float(norm.item() if isinstance(norm, torch.Tensor) else norm)
-
-    _after(trainer, "training_step", watch.clocks.micro_batch)
-    _after(trainer.accelerator, "unscale_gradients", lambda _: watch.read_gradients())
-    _after(trainer, "_get_grad_norm", note_norm)
-    trainer.add_callback(watch)
+    watch = TrainerWatch(
+        trainer, None if out_dir is None else Path(out_dir), background or _background_of(trainer), on_step
+    )
+    watch.attach()
     return watch
+
+
+def _background_of(trainer: Trainer) -> Callable[[], Background]:
+    tokenizer = getattr(trainer, "processing_class", None)
+
+    def background() -> Background:
+        return Background(texts=_Texts(tokenizer)) if hasattr(tokenizer, "decode") else Background()
+
+    return background
+
+
+class _Texts(dict[int, str]):
+    """Texts of token ids, decoded when asked for."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def get(self, token: int, default: Any = None) -> Any:
+        return self.tokenizer.decode([token])

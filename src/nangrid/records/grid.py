@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nangrid.records.atomic import create_bytes
+from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import SCHEMA, CellRecord, read_record
 from nangrid.records.codec import decode, encode
 from nangrid.records.errors import InputError, RecordError
@@ -69,6 +72,15 @@ class GridDirectory:
             except RecordError as error:
                 errors.append(error)
         return records, errors
+
+    def autopsies(self, records: Iterable[CellRecord]) -> dict[str, Autopsy]:
+        """The autopsies of cells that have one, by cell_id; one that cannot be trusted is left out."""
+        found = {}
+        for record in records:
+            if record.autopsy:
+                with contextlib.suppress(RecordError):
+                    found[record.cell_id] = read_autopsy((self.cell(record.cell_id) / record.autopsy).parent)
+        return {cell_id: autopsy for cell_id, autopsy in found.items() if autopsy}
 
 
 def _read_own(directory: Path) -> CellRecord | None:

@@ -95,9 +95,7 @@ def _text(value: Any) -> Text:
 
 
 def _what_happened(record: CellRecord, history: pd.DataFrame | None) -> list[str]:
-    course = (
-        f"loss {_number(record.trains.loss_first)} -> {_number(record.trains.loss_last)}{_norms(history)}"
-    )
+    course = f"loss {_number(record.trains.loss_first)} -> {_number(record.trains.loss_last)}{_norms(history)}"
     lines = []
     if record.onset:
         rung = [(record.clocks[clock], clock) for clock in CLOCKS if record.clocks[clock] is not None]
@@ -129,9 +127,7 @@ def _what_did_not_train(record: CellRecord) -> list[str]:
 
 
 def _norms(history: pd.DataFrame | None) -> str:
-    norms = (
-        [] if history is None else [norm for norm in history["grad_norm"].dropna() if not math.isnan(norm)]
-    )
+    norms = [] if history is None else [norm for norm in history["grad_norm"].dropna() if not math.isnan(norm)]
     return f", gradient norm up to {_number(max(norms))}" if norms else ""
 
 

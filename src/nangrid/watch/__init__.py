@@ -1,14 +1,30 @@
-"""When did a training run first hold a non-finite number, and in what arithmetic? torch only."""
+"""When did a training run first hold a non-finite number, where did it arise, in what arithmetic? torch only."""
 
+from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading
+from nangrid.watch.inspector import Inspector
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
+from nangrid.watch.replay import Replay, Step, replay
+from nangrid.watch.snapshot import MicroBatch, Snapshot, trainables
+from nangrid.watch.watch import NonFiniteError, Watch
 
 __all__ = [
+    "Background",
     "Clocks",
+    "Inspector",
     "Ledger",
+    "MicroBatch",
+    "NonFiniteError",
     "Reading",
+    "Replay",
+    "Snapshot",
+    "Step",
+    "Watch",
+    "examine",
     "observe_residual",
     "read_arithmetic",
     "read_model",
     "read_optimizer",
+    "replay",
+    "trainables",
 ]

@@ -1,8 +1,8 @@
 """At which step did each clock first show a non-finite value?
 
 One pass of `torch.aminmax` over each tensor is both the check (a NaN or infinity survives it) and the
-magnitude that is recorded; a count of non-finite elements is made only when that pass alarms. The weights
-are copied before a step, so that the size of the update and the parameter check are one pass as well.
+magnitude that is recorded; a count of non-finite elements is made only when that pass alarms. The size of the
+update and the parameter check are one such pass, over the difference to the weights before the step.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Clocks:
         self.trainables = dict(trainables)
         self.readings: list[Reading] = []
         self.first: dict[str, int | None] = dict.fromkeys(CLOCKS)
-        self._before = [torch.empty_like(p) for p in self.trainables.values()]
+        self._difference = [torch.empty_like(p) for p in self.trainables.values()]
         self._reached: set[str] = set()
 
     @property
@@ -76,11 +76,9 @@ class Clocks:
         """The step under way, or the last one."""
         return self.readings[-1]
 
-    @torch.no_grad()
     def begin(self, step: int) -> None:
-        """Open a step: its weights are copied, which is all that the step's own arithmetic waits for."""
+        """Open a step."""
         self.readings.append(Reading(step, loss=0.0))
-        torch._foreach_copy_(self._before, list(self.trainables.values()))
 
     def micro_batch(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, as scaled for accumulation."""
@@ -101,11 +99,15 @@ class Clocks:
             self._ring("gradient", _count(gradients.values()))
 
     @torch.no_grad()
-    def updated(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check trainables and floating-point optimizer state right after the optimizer step."""
+    def updated(self, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
+        """Check trainables and floating-point optimizer state right after the optimizer step.
+
+        `before`: the trainables as they were before it, in their order.
+        """
         after: list[Tensor] = list(self.trainables.values())
-        torch._foreach_sub_(self._before, after)
-        self.reading.max_update = _extent(self._before)
+        torch._foreach_copy_(self._difference, after)
+        torch._foreach_sub_(self._difference, before)
+        self.reading.max_update = _extent(self._difference)
         if not math.isfinite(self.reading.max_update):
             self._ring("parameter", _count(after))
         state = list(state_tensors(optimizer))

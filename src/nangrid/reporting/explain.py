@@ -1,0 +1,40 @@
+"""How is an autopsy told in a few plain lines?"""
+
+from __future__ import annotations
+
+from nangrid.records.autopsy import Autopsy
+
+_MOST_NAMED = 4
+
+
+def explain(autopsy: Autopsy) -> str:
+    """Where, what, who, why, and what to try; one line each."""
+    lines = [_where(autopsy)]
+    if autopsy.inputs:
+        sizes = ", ".join(f"{i.name} {i.absmax:.4g}" for i in autopsy.inputs[:3])
+        lines.append(f"  operands up to: {sizes}; {autopsy.dtype} ends at {autopsy.dtype_max:.4g}")
+    if autopsy.tokens:
+        named = ", ".join(_token(token.text, token.id, token.position) for token in autopsy.tokens[:_MOST_NAMED])
+        more = len(autopsy.tokens) - _MOST_NAMED
+        lines.append(f"  tokens: {named}" + (f" and {more} more" if more > 0 else ""))
+    if autopsy.parameters:
+        named = ", ".join(autopsy.parameters[:2])
+        lines.append(f"  {len(autopsy.parameters)} parameters hit: {named}" + ", ..." * (len(autopsy.parameters) > 2))
+    lines.append(f"  {autopsy.mechanism}: {autopsy.explanation}")
+    if autopsy.suggestions:
+        lines.append(f"  try: {', '.join(autopsy.suggestions)}")
+    if not autopsy.reproduced:
+        lines.append("  CAUTION: the replay did not reproduce the live step's bits")
+    return "\n".join(lines)
+
+
+def _where(autopsy: Autopsy) -> str:
+    if not autopsy.op:
+        return f"origin: {autopsy.evidence[0] if autopsy.evidence else 'not found'} ({autopsy.phase})"
+    place = f" in {autopsy.module}" if autopsy.module else ""
+    source = f" ({autopsy.source})" if autopsy.source else ""
+    return f"origin: {autopsy.op}{place}{source}, {autopsy.phase} {autopsy.kind}"
+
+
+def _token(text: str, token: int, position: int) -> str:
+    return f"{text!r} (id {token}, position {position})" if text else f"id {token} (position {position})"

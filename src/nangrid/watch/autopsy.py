@@ -1,0 +1,168 @@
+"""What is written down about a failing step: its origin, who is involved, the mechanism, and how sure we are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nangrid.records.autopsy import Autopsy, OutputRecord, TensorRecord, TokenRecord
+from nangrid.watch.blame import enters_as_zeros, positions, token_ids
+from nangrid.watch.kinds import NONFINITE_INPUT
+from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
+from nangrid.watch.replay import Replay, Step, replay
+from nangrid.watch.snapshot import Snapshot
+
+_LONGEST_PATH = 12
+
+
+@dataclass(frozen=True)
+class Background:
+    """What only the caller knows of the run."""
+
+    texts: Mapping[int, str] = field(default_factory=dict)
+    first_new_id: int | None = None
+    asked_storage: str | None = None
+    """Name of the storage dtype that was asked for, such as `bfloat16`."""
+
+
+def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
+    """Replay the snapshot's step, compare it with the live one, and say what was found."""
+    found = replay(step, snapshot)
+    # The same micro-batches through the initial parameters: at step 0 these are the same.
+    untrained = found.clock if snapshot.step == 0 else replay(step, snapshot, untrained=True).clock
+    same = {key: found.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
+    reproduced = found.clock == snapshot.clock and all(same.values())
+    return _Report(step, snapshot, found, background, untrained is not None).autopsy(reproduced, same)
+
+
+class _Report:
+    def __init__(self, step: Step, snapshot: Snapshot, found: Replay, background: Background, untrained: bool) -> None:
+        self.step = step
+        self.snapshot = snapshot
+        self.found = found
+        self.background = background
+        self.untrained = untrained
+        self.birth = found.origin.write.birth if found.origin else None
+        self.leaf = found.origin.write.leaf if found.origin else ""
+
+    def autopsy(self, reproduced: bool, same: Mapping[str, bool]) -> Autopsy:
+        birth, origin = self.birth, self.found.origin
+        tokens = self._tokens()
+        mechanism = self._mechanism(tokens)
+        return Autopsy(
+            step=self.snapshot.step,
+            clock=self.snapshot.clock,
+            phase=self._phase(),
+            kind=birth.kind if birth else NONFINITE_INPUT if self.leaf else UNKNOWN,
+            op=origin.write.op if origin else "",
+            module=birth.place.module if birth else "",
+            source=birth.place.source if birth else "",
+            node=birth.place.node if birth else "",
+            micro_batch=birth.micro_batch if birth else self.found.micro_batch,
+            dtype=birth.output.dtype if birth else "",
+            dtype_max=dtype_max(birth.output.dtype) if birth else 0.0,
+            inputs=[_tensor_record(operand) for operand in birth.inputs] if birth else [],
+            output=_output_record(birth) if birth else None,
+            path=list(origin.path[:_LONGEST_PATH]) if origin else [],
+            tokens=tokens,
+            parameters=self.found.parameters,
+            mechanism=mechanism.id,
+            explanation=mechanism.explanation,
+            evidence=self._evidence(reproduced, same),
+            suggestions=list(mechanism.suggestions),
+            reproduced=reproduced,
+            untrained=self.untrained,
+        )
+
+    def _phase(self) -> str:
+        if self.leaf:
+            return "input"
+        if self.birth is None:
+            return UNKNOWN
+        given = self.birth.phase == "optimizer" and self.birth.kind == NONFINITE_INPUT and not self.birth.meant
+        return "input" if given else self.birth.phase
+
+    def _inputs(self) -> Any:
+        return self.snapshot.micro_batches[self.birth.micro_batch if self.birth else 0].inputs
+
+    def _tokens(self) -> list[TokenRecord]:
+        ids = token_ids(self._inputs())
+        if self.birth is None or ids is None:
+            return []
+        new, texts = self.background.first_new_id, self.background.texts
+        return [
+            TokenRecord(row, at, token, texts.get(token, ""), new is not None and token >= new)
+            for row, at in positions(self.birth, ids)
+            for token in [int(ids[row, at])]
+        ]
+
+    def _mechanism(self, tokens: list[TokenRecord]) -> Mechanism:
+        if self.found.origin is None:
+            return Mechanism(UNKNOWN, "The replay met no non-finite number: the failing step did not fail again.")
+        write = self.found.origin.write
+        labels = self._inputs().get("labels") if isinstance(self._inputs(), Mapping) else None
+        return name_mechanism(
+            Evidence(
+                step=self.snapshot.step,
+                clock=self.snapshot.clock,
+                birth=self.birth,
+                op=write.op,
+                leaf=self.leaf,
+                meant_inputs=bool(self.birth and any(o.n_inf for o in self.birth.inputs)),
+                labels_all_ignored=isinstance(labels, torch.Tensor) and bool((labels == -100).all()),
+                eps_underflows=_eps_underflows(self.step),
+                losses=self.snapshot.losses,
+                untrained=self.untrained,
+                zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
+                silent_half=self.background.asked_storage not in (None, "float16"),
+            )
+        )
+
+    def _evidence(self, reproduced: bool, same: Mapping[str, bool]) -> list[str]:
+        lines = []
+        if self.leaf:
+            lines.append(f"{self.leaf} was non-finite before it was read")
+        if self.birth:
+            lines += _birth_evidence(self.birth)
+        if not reproduced:
+            changed = ", ".join(key for key, equal in same.items() if not equal) or "the clock"
+            lines.append(f"the replay rang {self.found.clock or 'no clock'}; different from the live run: {changed}")
+        if self.snapshot.step > 0:
+            ending = "fails too" if self.untrained else "is finite"
+            lines.append(f"the same batch through the initial parameters {ending}")
+        return lines
+
+
+def _birth_evidence(birth: Any) -> list[str]:
+    sizes = ", ".join(f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in birth.inputs if not o.n_nan and not o.n_inf)
+    lines = [f"operands finite: {sizes}"] if sizes else []
+    lines += [f"scalar operand {scalar}" for scalar in birth.scalars]
+    written = birth.output
+    lines.append(f"{written.n_nan} NaN and {written.n_inf} infinities of {_count(written.shape)} written")
+    return lines
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _eps_underflows(step: Step) -> list[str]:
+    found = set()
+    for group in step.optimizer.param_groups:
+        for parameter in group["params"]:
+            eps = group.get("eps")
+            if isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=parameter.dtype)) == 0:
+                found.add(str(parameter.dtype).removeprefix("torch."))
+    return sorted(found)
+
+
+def _tensor_record(operand: Any) -> TensorRecord:
+    return TensorRecord(operand.name, list(operand.shape), operand.dtype, operand.absmax, operand.n_nan, operand.n_inf)
+
+
+def _output_record(birth: Any) -> OutputRecord:
+    out = birth.output
+    return OutputRecord(list(out.shape), out.dtype, out.n_nan, out.n_inf, list(birth.first_index))

@@ -1,0 +1,103 @@
+"""What happens around each step of a watched run, and what once, when something goes non-finite?
+
+Every training loop winds the same inspector: `begin`, then for each micro-batch `micro_batch` and `loss`, then
+`gradients` (unscaled, before clipping), `norm` and `updated`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nangrid.records.autopsy import Autopsy, write_autopsy
+from nangrid.watch.autopsy import Background, examine
+from nangrid.watch.clocks import Clocks
+from nangrid.watch.replay import FROZEN, Step, digest, gradients
+from nangrid.watch.snapshot import Recorder, Snapshot
+
+
+class Inspector:
+    """Clocks and recorder of one run; at the first alarm it replays the step and writes the autopsy."""
+
+    def __init__(self, step: Step, out_dir: Path | None, background: Callable[[], Background] = Background) -> None:
+        self.step = step
+        self.out_dir = out_dir
+        """Where snapshot and autopsy go; None: clocks only, nothing is replayed."""
+        self.background = background
+        self.clocks = Clocks(step.trainables)
+        self.recorder = Recorder(step.model, step.optimizer)
+        self.autopsy: Autopsy | None = None
+        """Of the onset."""
+        self.frozen: Autopsy | None = None
+        """Of the first frozen step."""
+        self.replaying = False
+        self.replay_seconds = 0.0
+        self._losses: list[Tensor] = []
+
+    def begin(self, step: int) -> None:
+        """Open a step, before anything of it is computed."""
+        self._losses = []
+        self.clocks.begin(step)
+        self.recorder.begin(step)
+
+    def micro_batch(self, inputs: Any, **extra: Any) -> None:
+        """Note what is about to go forward and backward."""
+        self.recorder.micro_batch(inputs, **extra)
+
+    def loss(self, loss: Tensor) -> None:
+        """Check the loss of a micro-batch that went forward and backward."""
+        self._losses.append(loss.detach())
+        self.clocks.micro_batch(loss)
+
+    def gradients(self, ignore_nonfinite: bool = False) -> None:
+        """Check the gradients; a loss or gradient onset is examined here, while the parameters are clean."""
+        self.clocks.gradients(ignore_nonfinite)
+        if self._rang_now("loss", "gradient"):
+            bits = digest(gradients(self.step.trainables).values())
+            self._examine({"loss": digest(self._losses), "gradients": bits})
+
+    def norm(self, norm: Tensor | float) -> None:
+        """Note the gradient norm before clipping."""
+        self.clocks.reading.grad_norm = float(norm)
+        if self.clocks.reading.frozen and self.frozen is None:
+            self.frozen = self._run_replay(FROZEN, {"loss": digest(self._losses)}, "frozen")
+
+    def updated(self) -> None:
+        """Check parameters and optimizer state right after the optimizer step."""
+        self.clocks.updated(self.step.optimizer, self.recorder.before)
+        if self._rang_now("parameter", "optimizer_state"):
+            parameters = digest(self.step.trainables.values())
+            self._examine({"loss": digest(self._losses), "parameters": parameters})
+
+    def _rang_now(self, *clocks: str) -> bool:
+        onset = self.clocks.onset
+        return onset is not None and onset.step == self.clocks.reading.step and onset.clock in clocks
+
+    def _examine(self, outcome: dict[str, str]) -> None:
+        onset = self.clocks.onset
+        if onset is not None and self.autopsy is None:
+            self.autopsy = self._run_replay(onset.clock, outcome, ".")
+
+    def _run_replay(self, clock: str, outcome: dict[str, str], folder: str) -> Autopsy | None:
+        if self.out_dir is None:
+            return None
+        snapshot = self._snapshot(outcome, clock)
+        self.replaying, began = True, time.perf_counter()
+        try:
+            autopsy = examine(self.step, snapshot, self.background())
+        finally:
+            self.replaying = False
+            self.replay_seconds += time.perf_counter() - began
+        snapshot.save(self.out_dir / folder)
+        write_autopsy(self.out_dir / folder, autopsy)
+        return autopsy
+
+    def _snapshot(self, outcome: dict[str, str], clock: str) -> Snapshot:
+        snapshot = self.recorder.snapshot(self.step.model.training)
+        snapshot.clock, snapshot.outcome = clock, outcome
+        snapshot.losses = [reading.loss for reading in self.clocks.readings[:-1]]
+        return snapshot

@@ -1,0 +1,260 @@
+"""What does it take to run a step again exactly, in this process or on another day?
+
+Before every step the trainables and the optimizer's state are copied into buffers that are allocated once; the
+random states are noted; micro-batches are kept by reference. On disk: safetensors and json, no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nangrid.records.atomic import write_bytes
+from nangrid.records.errors import InputError
+
+SCHEMA = 1
+TENSORS, FACTS = "snapshot.safetensors", "snapshot.json"
+
+State = dict[str, dict[str, Any]]
+"""Optimizer state by the name of the trainable."""
+
+
+@dataclass
+class MicroBatch:
+    """One forward and backward pass: the model's inputs, and what else the step passes on."""
+
+    inputs: Any
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Snapshot:
+    """Everything the arithmetic of one optimizer step depends on, as it was before the step."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    state: State
+    groups: list[dict[str, Any]]
+    """The optimizer's param_groups without their parameters."""
+    buffers: dict[str, Tensor]
+    rng: dict[str, Any]
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    training: bool = True
+    clock: str = ""
+    """The clock that rang in the live run, or `frozen`."""
+    outcome: dict[str, str] = field(default_factory=dict)
+    """Digests of the live step's bits."""
+    losses: list[float] = field(default_factory=list)
+    """Of the steps before."""
+    initial: dict[str, Tensor] = field(default_factory=dict)
+    """The trainables before the first step of the run."""
+
+    def save(self, directory: Path) -> int:
+        """Write the two files, json last; the size in bytes is returned."""
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        facts = {
+            "schema": SCHEMA,
+            "step": self.step,
+            "training": self.training,
+            "clock": self.clock,
+            "outcome": self.outcome,
+            "losses": self.losses,
+            "initial": _strip(self.initial, "initial", tensors),
+            "groups": self.groups,
+            "state": _strip(self.state, "state", tensors),
+            "buffers": _strip(self.buffers, "buffers", tensors),
+            "rng": _strip(self.rng, "rng", tensors),
+            "parameters": _strip(self.parameters, "parameters", tensors),
+            "micro_batches": [_strip(vars(b), f"micro_batch/{i}", tensors) for i, b in enumerate(self.micro_batches)],
+        }
+        partial = directory / f"{TENSORS}.partial"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(directory / TENSORS)
+        write_bytes(directory / FACTS, json.dumps(facts).encode())
+        return sum((directory / name).stat().st_size for name in (TENSORS, FACTS))
+
+    @classmethod
+    def load(cls, directory: Path) -> Snapshot:
+        """Read a snapshot; InputError if there is none or it is of another schema."""
+        if not (directory / FACTS).exists():
+            raise InputError(f"{directory} holds no snapshot: give the directory of a cell that went non-finite.")
+        facts = json.loads((directory / FACTS).read_text())
+        if facts["schema"] != SCHEMA:
+            raise InputError(f"{directory / FACTS} has schema {facts['schema']}: this nangrid reads {SCHEMA}.")
+        tensors = load_file(directory / TENSORS)
+        return cls(
+            step=facts["step"],
+            training=facts["training"],
+            clock=facts["clock"],
+            outcome=facts["outcome"],
+            losses=facts["losses"],
+            initial=_fill(facts["initial"], tensors),
+            groups=facts["groups"],
+            state=_fill(facts["state"], tensors),
+            buffers=_fill(facts["buffers"], tensors),
+            rng=_fill(facts["rng"], tensors),
+            parameters=_fill(facts["parameters"], tensors),
+            micro_batches=[MicroBatch(**_fill(batch, tensors)) for batch in facts["micro_batches"]],
+        )
+
+
+def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as json, its tensors moved to `tensors` under names that say where they were."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.clone()
+        return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(value.astype(np.int64))
+        return {"array": name, "dtype": str(value.dtype)}
+    if isinstance(value, Mapping):
+        return {"mapping": {str(k): _strip(v, f"{name}/{k}", tensors) for k, v in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_strip(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"{name} is a {type(value).__name__}, which a snapshot cannot keep: pass tensors or numbers.")
+
+
+def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_fill(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "array" in value:
+        return tensors[value["array"]].numpy().astype(value["dtype"])
+    return {key: _fill(v, tensors) for key, v in value["mapping"].items()}
+
+
+class Recorder:
+    """Keeps what a snapshot of the step under way needs, at the cost of a copy a step."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.trainables = trainables(model)
+        self.optimizer = optimizer
+        self.initial = {name: p.detach().clone() for name, p in self.trainables.items()}
+        self._parameters = {name: torch.empty_like(p) for name, p in self.trainables.items()}
+        self._buffers: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._state: State = {}
+        self._rng: dict[str, Any] = {}
+        self._groups: list[dict[str, Any]] = []
+        self._step = 0
+        self._micro_batches: list[MicroBatch] = []
+
+    @property
+    def before(self) -> list[Tensor]:
+        """The trainables as they were before the step, in their order."""
+        return list(self._parameters.values())
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        """Copy what the step will change."""
+        self._step, self._micro_batches, self._rng = step, [], random_states()
+        torch._foreach_copy_(self.before, list(self.trainables.values()))
+        self._groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        for name, buffer in self.model.named_buffers():
+            # Most buffers never change: torch counts the writes to a tensor.
+            if self._versions.get(name) != buffer._version:
+                self._buffers[name], self._versions[name] = buffer.clone(), buffer._version
+        for name, parameter in self.trainables.items():
+            live = self.optimizer.state.get(parameter)
+            if live:
+                self._state[name] = copy_state(live, self._state.get(name, {}))
+
+    def micro_batch(self, inputs: Any, **extra: Any) -> None:
+        """Note what is about to go forward and backward."""
+        kept = dict(inputs) if isinstance(inputs, Mapping) else inputs
+        self._micro_batches.append(MicroBatch(kept, extra))
+
+    def snapshot(self, training: bool) -> Snapshot:
+        """The step under way; its tensors are overwritten by the next `begin`."""
+        return Snapshot(
+            step=self._step,
+            parameters=self._parameters,
+            state=self._state,
+            groups=self._groups,
+            buffers=self._buffers,
+            rng=self._rng,
+            micro_batches=self._micro_batches,
+            training=training,
+            initial=self.initial,
+        )
+
+
+def trainables(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def copy_state(live: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A copy of one parameter's optimizer state, reusing the tensors of `into` where they fit."""
+    into = into if into is not None else {}
+    copied: dict[str, Any] = {}
+    for key, value in live.items():
+        old = into.get(key)
+        if not isinstance(value, Tensor):
+            copied[key] = value
+        elif isinstance(old, Tensor) and old.shape == value.shape and old.dtype == value.dtype:
+            copied[key] = old.copy_(value)
+        else:
+            copied[key] = value.detach().clone()
+    return copied
+
+
+def random_states() -> dict[str, Any]:
+    """Every random state a step may draw from."""
+    version, keys, gauss = random.getstate()
+    name, numbers, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, numbers, *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put the random states back."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(list(states["cuda"]))
+
+
+@torch.no_grad()
+def restore(
+    trainables: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    state: State,
+    groups: Iterable[Mapping[str, Any]],
+) -> None:
+    """Put parameters and optimizer state back, in place; state that came later is dropped."""
+    for name, parameter in trainables.items():
+        parameter.copy_(parameters[name])
+        optimizer.state.pop(parameter, None)
+        if name in state:
+            kept = {k: v.to(parameter.device) if _moves(k, v) else v for k, v in copy_state(state[name]).items()}
+            optimizer.state[parameter] = kept
+    for live, group in zip(optimizer.param_groups, groups, strict=True):
+        live.update(group)
+
+
+def _moves(key: str, value: Any) -> bool:
+    # torch keeps `step` on the CPU unless the optimizer is capturable or fused
+    return isinstance(value, Tensor) and key != "step"

@@ -1,0 +1,281 @@
+"""Which operation wrote each non-finite value, and out of which operands?
+
+Every operation of a replayed step passes here on its way to the kernel. Tensors are not kept: of each write of
+a non-finite value the operation and the earlier writes it read are, and of the few operations that bore one
+(a NaN from operands without NaN, an infinity from finite operands) all that an autopsy reports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nangrid.watch.kinds import NONFINITE_INPUT, ieee_kind, operands, written_tensors
+from nangrid.watch.ledger import dtype_name
+from nangrid.watch.places import Place, Places
+
+_FILLS = (
+    "fill",
+    "full",
+    "scalar_tensor",
+    "where",
+    "constant_pad",
+    "lift_fresh",
+    "clamp",
+    "nan_to_num",
+    "copy",
+)
+"""Operations that put a scalar into a tensor: a non-finite one is meant."""
+MOST_ROWS = 64
+_ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor that an operation read or wrote."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    absmax: float
+    """Over its finite elements."""
+    n_nan: int
+    n_inf: int
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Operand:
+        """Read a tensor."""
+        wide = tensor.detach()
+        finite = wide[torch.isfinite(wide)]
+        absmax = finite.abs().max().item() if finite.numel() else 0.0
+        n_nan, n_inf = int(wide.isnan().sum()), int(wide.isinf().sum())
+        return cls(name, tuple(tensor.shape), dtype_name(tensor.dtype), absmax, n_nan, n_inf)
+
+
+@dataclass(frozen=True)
+class Birth:
+    """An operation that made a non-finite value which none of its operands held."""
+
+    phase: str
+    micro_batch: int
+    place: Place
+    kind: str
+    inputs: tuple[Operand, ...]
+    output: Operand
+    first_index: tuple[int, ...]
+    bad_rows: tuple[tuple[int, ...], ...]
+    """Up to 64 leading indices (all dimensions but the last) with a non-finite element."""
+    scalars: tuple[float, ...]
+    meant: bool
+    """A fill with a non-finite scalar: an attention mask, a banned token."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """A write of a non-finite value; `sources` are the earlier writes whose values were read."""
+
+    op: str
+    nan: bool
+    """Whether a NaN is among what was written, not infinities alone."""
+    sources: tuple[int, ...] = ()
+    birth: Birth | None = None
+    leaf: str = ""
+    """Not an operation: a tensor that was non-finite before the step, by name."""
+    negative: bool = False
+    """Of a leaf: all its non-finite elements are -inf, as in a mask."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    start: int
+    stop: int
+    write: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A floating-point operand as it was before the operation."""
+
+    label: str
+    place: int | None
+    """Where it stands in a list of tensors (foreach and fused optimizers)."""
+    tensor: Tensor
+    write: int | None
+    """The write of a non-finite value that it holds."""
+
+
+class Tracer(TorchDispatchMode):
+    """Notes every write of a non-finite value while it is entered."""
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places = places
+        self.phase = "forward"
+        self.micro_batch = 0
+        self.operations = 0
+        self.writes: list[Write] = []
+        self._labels: dict[int, str] = {}
+        self._held: dict[int, list[_Range]] = {}
+        self._unwritten: set[int] = set()
+        """Storages that were allocated and not written yet."""
+
+    def register(self, leaves: Iterable[tuple[str, Tensor]]) -> None:
+        """Name tensors that exist before the step, and note those that are non-finite already."""
+        for name, tensor in leaves:
+            self._labels[_storage(tensor)] = name
+            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+                self._leaf(name, tensor)
+
+    def writer(self, tensor: Tensor) -> int | None:
+        """The last write of a non-finite value into the memory of `tensor`, as an index into `writes`."""
+        start, stop = _extent(tensor)
+        held = [r.write for r in self._held.get(_storage(tensor), ()) if r.start < stop and start < r.stop]
+        return max(held, default=None)
+
+    def current_phase(self) -> str:
+        """forward, backward or optimizer; recomputation in a checkpointed region belongs to backward."""
+        if self.phase == "forward" and torch._C._current_autograd_node() is not None:
+            return "backward"
+        return self.phase
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and look at what it wrote."""
+        kwargs = kwargs or {}
+        before = _copies(func, args, kwargs)
+        reads = self._reads(func, args, kwargs, before)
+        result = func(*args, **kwargs)
+        self.operations += 1
+        allocates = _base_name(func) in _ALLOCATIONS
+        for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
+            if allocates:
+                self._unwritten.add(_storage(tensor))
+            else:
+                self._unwritten.discard(_storage(tensor))
+            if allocates or _finite(tensor):
+                self._release(tensor)
+            else:
+                read = [r for r in reads if place is None or r.place in (place, None)]
+                self._note(func, before, read, which, tensor)
+        return result
+
+    def _reads(self, func: Any, args: Any, kwargs: Any, before: tuple[Any, Any]) -> list[_Read]:
+        reads = []
+        kept = operands(func, *before)
+        for (name, place, tensor), (_, _, copy) in zip(operands(func, args, kwargs), kept, strict=True):
+            label = self._label(name, place, tensor)
+            reads.append(_Read(label, place, copy, self.writer(tensor)))
+        return reads
+
+    def _note(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> None:
+        nan = bool(tensor.isnan().any())
+        if self._is_born(nan, reads):
+            reads = [self._with_leaf(read) for read in reads]
+        sources = self._culprits(tensor, nan, reads)
+        birth = self._birth(func, before, reads, which, tensor) if self._is_born(nan, reads) else None
+        self._hold(tensor, Write(str(func), nan, sources, birth))
+
+    def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
+        held = [self.writes[read.write] for read in reads if read.write is not None]
+        return not any(write.nan for write in held) if nan else not held
+
+    def _with_leaf(self, read: _Read) -> _Read:
+        """An operand that nothing wrote in this step and that is non-finite all the same: a constant."""
+        if read.write is not None or _finite(read.tensor):
+            return read
+        unwritten = _storage(read.tensor) in self._unwritten
+        name = f"{read.label} (memory that was allocated and never written)" if unwritten else read.label
+        return replace(read, write=self._leaf(name, read.tensor))
+
+    def _leaf(self, name: str, tensor: Tensor) -> int:
+        negative = bool(((tensor == -math.inf) | torch.isfinite(tensor)).all())
+        return self._hold(tensor, Write("", bool(tensor.isnan().any()), leaf=name, negative=negative))
+
+    def _birth(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> Birth:
+        bad = (~torch.isfinite(tensor)).nonzero()
+        first = tuple(int(i) for i in bad[0])
+        rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
+        scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
+        return Birth(
+            phase=self.current_phase(),
+            micro_batch=self.micro_batch,
+            place=self.places.here(),
+            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, tensor, which, first),
+            inputs=tuple(Operand.of(read.label, read.tensor) for read in reads),
+            output=Operand.of(self._label("", None, tensor), tensor),
+            first_index=first,
+            bad_rows=tuple(tuple(int(i) for i in row) for row in rows[:MOST_ROWS].tolist()),
+            scalars=scalars,
+            meant=bool(scalars) and any(fill in _base_name(func) for fill in _FILLS),
+        )
+
+    def _label(self, name: str, place: int | None, tensor: Tensor) -> str:
+        return self._labels.get(_storage(tensor)) or (name if place is None else f"{name}[{place}]")
+
+    def _culprits(self, tensor: Tensor, nan: bool, reads: list[_Read]) -> tuple[int, ...]:
+        """The writes that were read; where elements correspond, those non-finite at the first bad element."""
+        held = [read for read in reads if read.write is not None]
+        everything = tuple(dict.fromkeys(read.write for read in held if read.write is not None))
+        if len(everything) < 2:
+            return everything
+        first = tuple((tensor.isnan() if nan else tensor.isinf()).nonzero()[0].tolist())
+        try:
+            guilty = [r.write for r in held if not r.tensor.expand(tensor.shape)[first].isfinite()]
+        except RuntimeError:  # no broadcast: a product, a reduction
+            return everything
+        return tuple(dict.fromkeys(write for write in guilty if write is not None)) or everything
+
+    def _hold(self, tensor: Tensor, write: Write) -> int:
+        self._release(tensor)
+        start, stop = _extent(tensor)
+        self._held.setdefault(_storage(tensor), []).append(_Range(start, stop, len(self.writes)))
+        self.writes.append(write)
+        return len(self.writes) - 1
+
+    def _release(self, tensor: Tensor) -> None:
+        """What is overwritten as a whole is no longer held; a fresh tensor may reuse a freed address."""
+        held = self._held.get(_storage(tensor))
+        if held:
+            start, stop = _extent(tensor)
+            held[:] = [r for r in held if r.start < start or stop < r.stop]
+
+
+def _base_name(func: Any) -> str:
+    return str(func._schema.name.split("::")[-1])
+
+
+def _finite(tensor: Tensor) -> bool:
+    extremes = torch.stack(torch.aminmax(tensor.detach()))
+    return bool(torch.isfinite(extremes).all())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First and one-past-last element of the storage that the tensor covers, in bytes."""
+    size = tensor.element_size()
+    start = tensor.storage_offset()
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(start * size), int((start + reach + 1) * size)
+
+
+def _copies(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The operands as they are now, where the operation is about to overwrite some of them."""
+    if not func._schema.is_mutable:
+        return args, kwargs
+    writes = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    names = [argument.name for argument in func._schema.arguments]
+
+    def copied(value: Any) -> Any:
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+    args = tuple(copied(a) if names[i] in writes else a for i, a in enumerate(args))
+    return args, {name: copied(value) if name in writes else value for name, value in kwargs.items()}

@@ -1,0 +1,150 @@
+"""How does a bare training loop learn where its first non-finite number arose?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nangrid.records.autopsy import AUTOPSY, Autopsy
+from nangrid.reporting.explain import explain
+from nangrid.watch.autopsy import Background
+from nangrid.watch.inspector import Inspector
+from nangrid.watch.snapshot import MicroBatch, trainables
+
+_NO_BATCH = object()
+
+
+class NonFiniteError(ArithmeticError):
+    """A step went non-finite. `autopsy` says where and how; the snapshot lies in the watch's `out_dir`."""
+
+    def __init__(self, autopsy: Autopsy | None, message: str) -> None:
+        super().__init__(message)
+        self.autopsy = autopsy
+
+
+class Watch:
+    """Takes the optimizer steps of a training loop and stops it at the first non-finite value.
+
+        watch = Watch(model, optimizer, out_dir="autopsy", max_grad_norm=1.0)
+        for batch in batches:
+            loss = watch.step(closure, batch)      # closure(batch): forward, backward, return the loss
+
+    `accumulate`: micro-batches an optimizer step; every call of `step` is one. `scheduler` is stepped after the
+    optimizer; with a `scaler` the closure scales its loss itself, as usual. `texts` maps token ids to text for
+    the report.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        out_dir: str | Path = "autopsy",
+        *,
+        scheduler: Any = None,
+        scaler: torch.amp.GradScaler | None = None,
+        max_grad_norm: float | None = None,
+        accumulate: int = 1,
+        texts: Mapping[int, str] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.scaler = scaler
+        self.accumulate = accumulate
+        self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
+        background = Background(texts=texts or {})
+        self._inspector = Inspector(self._loop, Path(out_dir), lambda: background)
+        self._calls = 0
+
+    def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
+        """Run `closure` on a micro-batch and, once a window is full, check, clip, step and check again.
+
+        `closure` may also be of torch's own kind: no argument, zeroing gradients itself. Raises NonFiniteError
+        at the first non-finite loss, gradient, parameter or optimizer state: the first two before the
+        optimizer step, so that the parameters are still clean.
+        """
+        self._loop.closure = closure
+        if self._calls % self.accumulate == 0:
+            self._loop.optimizer.zero_grad()
+            self._inspector.begin(self._calls // self.accumulate)
+        self._calls += 1
+        micro_batch = MicroBatch(None if batch is _NO_BATCH else batch, {"given": batch is not _NO_BATCH})
+        self._inspector.micro_batch(micro_batch.inputs, **micro_batch.extra)
+        loss = self._loop.forward_backward(micro_batch)
+        self._inspector.loss(loss)
+        if self._calls % self.accumulate == 0:
+            self._finish()
+        return loss
+
+    def _finish(self) -> None:
+        loop, inspector = self._loop, self._inspector
+        if self.scaler is not None:
+            self.scaler.unscale_(loop.optimizer)
+        searching = self.scaler is not None and self.scaler.get_scale() > 1
+        inspector.gradients(ignore_nonfinite=searching)
+        self._stop_if_rung()
+        inspector.norm(loop.clip_unscaled())
+        if self.scaler is None:
+            loop.optimizer.step()
+        else:
+            self.scaler.step(loop.optimizer)
+            self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        inspector.updated()
+        self._stop_if_rung()
+
+    def _stop_if_rung(self) -> None:
+        onset = self._inspector.clocks.onset
+        if onset is not None:
+            autopsy, folder = self._inspector.autopsy, self._inspector.out_dir
+            told = explain(autopsy) if autopsy else ""
+            message = f"{onset.clock} went non-finite at step {onset.step}\n{told}\n{folder}/{AUTOPSY}"
+            raise NonFiniteError(autopsy, message)
+
+
+class _Loop:
+    """The parts of a bare loop's step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        max_grad_norm: float | None,
+    ) -> None:
+        self.model = model
+        self._optimizer = optimizer
+        self.scaler = scaler
+        self.max_grad_norm = max_grad_norm
+        self.trainables = trainables(model)
+        self.closure: Callable[..., Tensor] = lambda: torch.zeros(())
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The loop's own."""
+        return self._optimizer
+
+    def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
+        """Call the closure, with the micro-batch if one was given."""
+        return self.closure(micro_batch.inputs) if micro_batch.extra["given"] else self.closure()
+
+    def clip_unscaled(self) -> Tensor:
+        """Clip gradients that are unscaled already."""
+        if self.max_grad_norm is None:
+            return torch.zeros(())
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+
+    def clip(self) -> Tensor:
+        """Unscale, as a GradScaler does, and clip."""
+        if self.scaler is not None:
+            for parameter in self.trainables.values():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.scaler.get_scale())
+        return self.clip_unscaled()
+
+    def update(self) -> None:
+        """Take the optimizer step."""
+        self.optimizer.step()
