@@ -150,3 +150,8 @@ def test_no_new_vocabulary_leaves_the_tokenizer_alone(sentencepiece: Tokenizer) 
     tokenizer, new_tokens = extend(sentencepiece, VocabConfig(name="none", size=0), TEXTS)
     assert json.loads(tokenizer.to_str()) == json.loads(sentencepiece.to_str())
     assert new_tokens == ()
+
+
+def test_a_size_beyond_what_the_documents_can_yield_is_refused_at_once(byte_level: Tokenizer) -> None:
+    with pytest.raises(InputError, match=r"vocab.size=100000 is too large, the documents yield at most \d+"):
+        extend(byte_level, VocabConfig("spm", 100_000), ["some words", "some other words"])

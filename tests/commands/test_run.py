@@ -96,3 +96,13 @@ def test_the_entry_point_hands_the_arguments_over(
     monkeypatch.setattr(sys, "argv", ["nangrid", "run", "horizon=abc"])
     assert nangrid.commands.main() == 2
     assert "horizon takes a whole number" in capsys.readouterr().err
+
+
+def test_a_broken_line_of_jsonl_is_told_with_its_number_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": \n')
+    assert main(["model=tiny", "data=jsonl", f"data.path={path}", f"out={tmp_path / 'out'}"]) == 2
+    assert "line 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -96,6 +96,15 @@ def piece_text(piece: str, byte_level: bool) -> str:
     return piece.replace("▁", " ")
 
 
+def most_pieces(ids: Ids, pieces: Pieces) -> int:
+    """No more new pieces than this can live on: each takes two ids and more of a run that may be joined."""
+    for token in np.unique(ids[ids != BREAK]):
+        pieces.describe(int(token))
+    ends = np.flatnonzero(~_joinable(ids, pieces)) + 1
+    runs = {run.tobytes(): len(run) // 2 for run in np.split(ids, ends)}
+    return sum(runs.values())
+
+
 def learn_merges(ids: Ids, pieces: Pieces, first_new: int, size: int) -> list[tuple[int, int]]:
     """Up to `size` merges, the n-th making id `first_new + n`; each new id is in what `ids` become."""
     for token in np.unique(ids[ids != BREAK]):
@@ -122,9 +131,16 @@ def _is_plain(character: str) -> bool:
     return not (character.isspace() or character == "\ufffd" or unicodedata.category(character)[0] == "C")
 
 
+def _joinable(ids: Ids, pieces: Pieces) -> npt.NDArray[np.bool_]:
+    """Whether an id and the next may become one piece."""
+    left, right = ids[:-1], ids[1:]
+    allowed: npt.NDArray[np.bool_] = pieces.starts[left] & pieces.follows[right]
+    return allowed & (pieces.lettered[left] | pieces.lettered[right])
+
+
 def _frequent_pairs(ids: Ids, pieces: Pieces) -> Iterator[tuple[int, int]]:
     left, right = ids[:-1], ids[1:]
-    allowed = pieces.starts[left] & pieces.follows[right] & (pieces.lettered[left] | pieces.lettered[right])
+    allowed = _joinable(ids, pieces)
     width = len(pieces.starts)
     keys, counts = np.unique(left[allowed] * width + right[allowed], return_counts=True)
     for key in keys[np.argsort(-counts, kind="stable")]:
@@ -147,7 +163,11 @@ def _extend_model(base: Tokenizer, size: int, texts: Sequence[str]) -> tuple[Tok
     _require_bpe(spec["model"])
     first_new = vocab_size(base)
     pieces = Pieces(spec, is_byte_level(base), first_new, size)
-    merges = learn_merges(_encode(base, texts), pieces, first_new, size)
+    ids = _encode(base, texts)
+    most = most_pieces(ids, pieces)
+    if most < size:
+        raise InputError(f"vocab.size={size} is too large, the documents yield at most {most}: type vocab.size=64.")
+    merges = learn_merges(ids, pieces, first_new, size)
     _require_enough(len(merges), size)
 
     vocab = spec["model"]["vocab"]

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from nangrid.cell.config import Config
+from nangrid.cell.documents import load_documents
 from nangrid.cell.identity import cell_id
 from nangrid.grid.device import refuse_unsupported
 from nangrid.records.cell import CellRecord
@@ -37,6 +38,8 @@ def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
     """Check one composed config, against this machine too, and give it its id."""
     config = as_config(composed)
     refuse_unsupported(config)
+    if config.data.name == "jsonl":
+        load_documents(config.data)  # a broken line is told before anything is created
     return CellPlan(config, overrides, cell_id(config))
 
 
