@@ -152,6 +152,6 @@ def test_no_new_vocabulary_leaves_the_tokenizer_alone(sentencepiece: Tokenizer) 
     assert new_tokens == ()
 
 
-def test_a_size_beyond_what_the_documents_can_yield_is_refused_at_once(byte_level: Tokenizer) -> None:
+def test_a_size_far_beyond_what_the_documents_can_yield_is_refused_at_once(sentencepiece: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"vocab.size=100000 is too large, the documents yield at most \d+"):
-        extend(byte_level, VocabConfig("spm", 100_000), ["some words", "some other words"])
+        extend(sentencepiece, VocabConfig(name="spm", size=100_000), pydoc_texts())
