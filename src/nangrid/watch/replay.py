@@ -7,6 +7,7 @@ that a run under way goes on as if nothing had been replayed.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -79,12 +80,29 @@ def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay
             if trace:
                 tracer.register(_leaves(step, snapshot))
             set_random_states(snapshot.rng)
-            with tracer if trace else nullcontext():
+            with _in_every_thread(tracer) if trace else nullcontext():
                 found, ends = _run(step, snapshot, tracer)
         found.operations = tracer.operations
         if trace:
             found.origin = find_origin(tracer.writes, [w for t in ends if (w := tracer.writer(t)) is not None])
     return found
+
+
+@contextmanager
+def _in_every_thread(tracer: Tracer) -> Iterator[None]:
+    """Enter the tracer here, and in any thread that runs a backward pass meanwhile: modes are a thread's own."""
+    original, here = torch.autograd.backward, threading.get_ident()
+
+    def backward(*args: Any, **kwargs: Any) -> None:
+        with nullcontext() if threading.get_ident() == here else tracer:
+            original(*args, **kwargs)
+
+    torch.autograd.backward = backward
+    try:
+        with tracer:
+            yield
+    finally:
+        torch.autograd.backward = original
 
 
 def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[Tensor]]:
