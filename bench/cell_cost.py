@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 RESULT = Path(__file__).parent / "results" / "cell_cost.md"
-STEPS = 7
+STEPS = 5
 
 
 def help_seconds() -> tuple[float, bool]:

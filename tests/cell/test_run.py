@@ -115,3 +115,13 @@ def test_real_gemma_in_half_precision_overflows_in_the_first_forward_pass(tmp_pa
     new_tokens = read_history(tmp_path / "cells" / silent.cell_id)["new_tokens"]
     assert silent.onset == Onset(int((new_tokens > 0).argmax()), "gradient")
     assert silent.peak_rss_bytes < 6 * 2**30
+
+
+def test_failing_cell_leaves_an_autopsy_that_checkpointing_does_not_change(tmp_path: Path) -> None:
+    grid = Grid(tmp_path, "data=glossary", "data.bos=false", "checkpointing=on,off,reentrant", "horizon=2")
+    found = grid.directory.autopsies(grid.records)
+    assert len(found) == 3
+    assert all(autopsy.reproduced and autopsy.untrained for autopsy in found.values())
+    assert {a.mechanism for a in found.values()} == {"zero-row-norm-gradient"}
+    assert len({(a.phase, a.kind, a.op, a.module, a.source, tuple(a.parameters)) for a in found.values()}) == 1
+    assert all(token.is_new for autopsy in found.values() for token in autopsy.tokens)
