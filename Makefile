@@ -30,11 +30,13 @@ lint: setup  ## Style, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
 	$(BIN)/mypy src/run.py
+	$(BIN)/mypy sweeps/dashboard.py
 	$(BIN)/lint-imports
 
 bench: setup  ## Run the benchmarks; results go to bench/results/
 	$(BIN)/python bench/half_products.py
 	$(BIN)/python bench/cell_cost.py
+	$(BIN)/python bench/wandb_cost.py
 
 clean:  ## Remove what the targets made, never outputs/
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,67 +1,23 @@
 import dataclasses
-import json
 import math
-import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import wandb
+from runs import files_with, inspect, merged, start
 
 from nangrid.records.cell import CLOCKS, CellRecord
 from nangrid.records.errors import InputError
-from nangrid.tracking.wandb_run import NoRun, Run, WandbRun, open_run, run_id
+from nangrid.tracking.wandb_run import NoRun, WandbRun, run_id
 
 MakeRecord = Callable[..., CellRecord]
-
-KEY = "0123456789abcdef" * 2 + "01234567"
-
-
-@pytest.fixture(autouse=True)
-def wandb_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No account, no server, and no file outside of the test's directory."""
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "HOME"):
-        monkeypatch.setenv(variable, str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    yield
-    wandb.teardown()  # wandb reads the environment once
-
-
-def start(directory: Path, **changes: Any) -> Run:
-    options: dict[str, Any] = {
-        "name": "wandb",
-        "mode": "offline",
-        "project": "nangrid",
-        "entity": None,
-        "directory": directory,
-        "cell_id": "cell",
-        "grid_id": "grid",
-        "config": {"dtype": "fp16", "dtype.storage": "fp16", "seed": 0},
-    }
-    return open_run(**options | changes)
-
-
-def inspect(directory: Path) -> list[dict[str, Any]]:
-    """The records of an offline run, as W&B's own reader prints them."""
-    (run,) = (directory / "wandb").glob("offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in printed.splitlines()]
-
-
-def merged(records: list[dict[str, Any]], kind: str, of: Callable[[Any], Any]) -> dict[str, Any]:
-    updates: dict[str, Any] = {}
-    for record in records:
-        if record["type"] == kind:
-            updates |= of(record[kind])
-    return updates
 
 
 def test_an_offline_run_reads_back(tmp_path: Path, make_record: MakeRecord, capfd: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +61,33 @@ def test_a_crash_ends_the_run_with_exit_code_1(tmp_path: Path) -> None:
     assert inspect(tmp_path)[-1]["exit"]["exit_code"] == 1
 
 
+def test_a_cell_that_runs_again_leaves_one_offline_run_to_sync(tmp_path: Path, make_record: MakeRecord) -> None:
+    killed = start(tmp_path)
+    killed.log(0, {"loss": 4.0})
+    killed.crash()
+    again = start(tmp_path)
+    for step in range(2):
+        again.log(step, {"loss": 4.0 - step})
+    again.finish(make_record())
+    steps = [entry["history"]["item"]["loss"] for entry in inspect(tmp_path) if entry["type"] == "history"]
+    assert steps == [4, 3]
+    assert len(list((tmp_path / "wandb").glob("superseded-offline-run-*"))) == 1
+
+
+def test_a_cell_that_is_killed_leaves_what_it_logged(tmp_path: Path) -> None:
+    started = "from pathlib import Path; import sys, time; sys.path.append(sys.argv[2]); from runs import start; "
+    logged = "run = start(Path(sys.argv[1])); run.log(0, {'loss': 4.0}); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", started + logged, str(tmp_path), str(Path(__file__).parent)])
+    deadline = time.monotonic() + 30
+    while not any(log.stat().st_size > 300 for log in tmp_path.glob("wandb/*/*.wandb")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1.5)
+    child.kill()
+    child.wait()
+    assert [entry["history"]["step"]["num"] for entry in inspect(tmp_path) if entry["type"] == "history"] == [0]
+
+
 def test_a_run_changes_no_random_number(tmp_path: Path, make_record: MakeRecord) -> None:
     random.seed(1)
     np.random.seed(1)
@@ -115,17 +98,25 @@ def test_a_run_changes_no_random_number(tmp_path: Path, make_record: MakeRecord)
     assert (random.getstate(), repr(np.random.get_state())) == before
 
 
-def test_no_file_holds_the_key(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+def test_no_file_holds_the_key(tmp_path: Path, make_record: MakeRecord, key: str) -> None:
     run = start(tmp_path)
     run.log(0, {"loss": 1.0})
     run.finish(make_record())
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in written)
-    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert files_with(tmp_path, key) == []
 
 
-def test_online_without_a_key_warns_once_and_goes_on(
+def test_the_onset_is_told_once_with_the_cells_levels(tmp_path: Path, make_record: MakeRecord) -> None:
+    run = start(tmp_path)
+    run.log(0, {"loss": 1.0, "nonfinite_loss": 0})
+    run.log(1, {"loss": 1.0, "nonfinite_optimizer_state": 3, "nonfinite_parameter": 2})
+    run.log(2, {"loss": math.nan, "nonfinite_loss": 1})
+    run.finish(make_record({"parameter": 1, "loss": 2}))
+    (alert,) = [entry["alert"] for entry in inspect(tmp_path) if entry["type"] == "alert"]
+    assert alert["title"] == "onset at step 1, clock parameter"
+    assert alert["text"] == "onset at step 1, clock parameter: dtype=fp16 seed=0"
+
+
+def test_online_without_a_key_goes_offline_and_says_so_once(
     tmp_path: Path, make_record: MakeRecord, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = start(tmp_path, mode="online")
@@ -133,22 +124,35 @@ def test_online_without_a_key_warns_once_and_goes_on(
     run.finish(make_record())
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("warning: the cell goes on without W&B: No API key configured")
+    assert err.startswith(f"warning: the cell's W&B run is kept offline (`wandb sync {tmp_path}/wandb/offline-run-*`")
+    assert "No API key configured" in err
     assert err.count("\n") == 1
+    assert any(entry["type"] == "history" for entry in inspect(tmp_path))
 
 
 def test_a_failure_in_the_middle_warns_once_and_goes_on(
     make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Dead:
-        def log(self, row: dict[str, Any], step: int) -> None:
+        def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
             raise ConnectionResetError("service\n is gone")
 
-    run = WandbRun(Dead())
+    run = WandbRun(Dead, {})
     run.log(0, {"loss": 1.0})
     run.log(1, {"loss": 1.0})
     run.finish(make_record())
     assert capsys.readouterr().err == "warning: the cell goes on without W&B: service is gone\n"
+
+
+def test_a_cell_does_not_wait_for_a_service_that_hangs(
+    make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = threading.Event()
+    run = WandbRun(release.wait, {})
+    run.log(0, {"loss": 1.0})
+    run.finish(make_record())
+    assert capsys.readouterr().err == "warning: the cell goes on without W&B: its service does not answer\n"
+    release.set()
 
 
 def test_wandb_that_is_not_installed_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,11 +162,12 @@ def test_wandb_that_is_not_installed_is_an_input_error(tmp_path: Path, monkeypat
 
 
 def test_tracker_none_writes_nothing(tmp_path: Path, make_record: MakeRecord) -> None:
-    run = start(tmp_path, name="none")
+    (tmp_path / "cell").mkdir()
+    run = start(tmp_path / "cell", name="none")
     run.log(0, {"loss": math.nan})
     run.finish(dataclasses.replace(make_record(), ledger={}))
     assert isinstance(run, NoRun)
-    assert not any(tmp_path.iterdir())
+    assert not any((tmp_path / "cell").iterdir())
 
 
 def test_a_run_id_has_safe_characters_and_keeps_the_cell() -> None:

@@ -1,24 +1,26 @@
-"""How does a cell show up in W&B? One run a cell, which a failure of W&B itself can neither stop nor slow.
-
-W&B's charts drop NaN, so what they plot has finite encodings: `nonfinite/<clock>` is 0 or 1 at every step,
-and in the summary a censored cell has the steps it survived as `onset_step`, told apart by `censored` = 1.
-"""
+"""How does a cell show up in W&B? One run a cell, which W&B and its server can neither stop nor slow."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
-from nangrid.records.cell import CLOCKS, CellRecord
+from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
+from nangrid.tracking.encodings import charted, levels, onset, summary
 
-_CHARTED = ("loss", "grad_norm", "lr", "max_gradient", "max_update", "eval_loss")
 _ID_LENGTH = 128
 _PATIENCE_S = 10.0
-"""How long a server may keep an online cell waiting, at its start and again at its end."""
+"""How long a server is given to answer, at the start of a run and again at its end."""
+
+Action = Callable[[Any], None]
 
 
 class Run(Protocol):
@@ -48,16 +50,28 @@ class NoRun:
 
 
 class WandbRun:
-    """A W&B run. Its first failure is told on stderr and ends it; the cell goes on."""
+    """A W&B run in a thread of its own: it opens while the cell is built, and what is logged queues up.
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    `start` makes the run. The first failure is told on stderr and ends the run; the cell goes on.
+    """
+
+    def __init__(self, start: Callable[[], Any], factors: Mapping[str, Any]) -> None:
+        self._factors = factors
+        self._rung = False
+        self._actions: SimpleQueue[Action | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, args=(start,), daemon=True)
+        self._thread.start()
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Log one row of `history.parquet`, with its finite encodings."""
-        charted = {key: row[key] for key in _CHARTED if row.get(key) is not None}
-        rung = {f"nonfinite/{clock}": int(bool(row.get(f"nonfinite_{clock}"))) for clock in CLOCKS}
-        self._guard(lambda run: run.log(charted | rung, step=step))
+        """Log one row of `history.parquet` with its finite encodings, and alert at the onset."""
+        shown = charted(row)
+        self._actions.put(lambda run: run.log(shown, step=step, commit=True))
+        rung = onset(step, row)
+        if rung and not self._rung:
+            self._rung = True
+            title = f"onset at step {rung.step}, clock {rung.clock}"
+            text = f"{title}: {levels(self._factors)}"
+            self._actions.put(lambda run: run.alert(title, text, level="WARN"))
 
     def finish(self, record: CellRecord) -> None:
         """Show outcome and ledger; the exit code is 0 for a NaN too: that is a result."""
@@ -65,22 +79,29 @@ class WandbRun:
         def finish(run: Any) -> None:
             run.config.update({"ledger": record.ledger}, allow_val_change=True)
             run.summary.update(summary(record))
-            run.finish(exit_code=0)
+            _finish(run, 0)
 
-        self._guard(finish)
+        self._end(finish)
 
     def crash(self) -> None:
         """End the run with exit code 1."""
-        self._guard(lambda run: run.finish(exit_code=1))
+        self._end(lambda run: _finish(run, 1))
 
-    def _guard(self, action: Callable[[Any], None]) -> None:
-        if self._run is None:
-            return
+    def _end(self, last: Action) -> None:
+        self._actions.put(last)
+        self._actions.put(None)
+        # W&B bounds the waits for its server, of which two can fall here, but not those for its own service
+        self._thread.join(3 * _PATIENCE_S)
+        if self._thread.is_alive():
+            _warn("the cell goes on without W&B", "its service does not answer")
+
+    def _work(self, start: Callable[[], Any]) -> None:
         try:
-            action(self._run)
+            run = start()
+            while action := self._actions.get():
+                action(run)
         except Exception as error:  # whatever W&B raises, the cell is worth more than its picture
-            self._run = None
-            _warn(error)
+            _warn("the cell goes on without W&B", error)
 
 
 def open_run(
@@ -96,29 +117,28 @@ def open_run(
 ) -> Run:
     """Start the run of a cell: `name` is wandb or none, `mode` offline or online, `config` the factors.
 
-    W&B's files go to `directory`/wandb. InputError if wandb is asked for and not installed; if it does not
-    start, the cell goes on without.
+    W&B's files go to `directory`/wandb. An online run whose server does not take it goes offline. Under
+    `wandb agent` the cell's run is the agent's, whatever the project and the ids given here. InputError if
+    wandb is asked for and not installed.
     """
     if name == "none":
         return NoRun()
     try:
-        return WandbRun(
-            _start(
-                mode=mode,
-                project=project,
-                entity=entity,
-                dir=str(directory),
-                id=run_id(grid_id, cell_id),
-                name=cell_id,
-                group=grid_id,
-                config=config,
-            )
-        )
+        # a name, not the module: a folder `wandb` in the working directory imports as a module without any
+        from wandb import init  # noqa: F401
     except ImportError as error:
         raise InputError("tracker=wandb needs wandb: pip install wandb, or type tracker=none.") from error
-    except Exception as error:
-        _warn(error)
-        return NoRun()
+    _set_aside(directory / "wandb")
+    options = {
+        "project": project,
+        "entity": entity,
+        "dir": str(directory),
+        "id": run_id(grid_id, cell_id),
+        "name": cell_id,
+        "group": grid_id,
+        "config": config,
+    }
+    return WandbRun(lambda: _start(mode, options), config)
 
 
 def run_id(grid_id: str, cell_id: str) -> str:
@@ -126,25 +146,32 @@ def run_id(grid_id: str, cell_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{grid_id}-{cell_id}")[-_ID_LENGTH:]
 
 
-def summary(record: CellRecord) -> dict[str, Any]:
-    """The outcome in finite numbers: where no clock rang, `onset_step` is `steps_survived`."""
-    return {
-        "onset_step": record.steps_survived,
-        "onset_clock": record.onset.clock if record.onset else "none",
-        "censored": int(record.onset is None),
-        "steps_survived": record.steps_survived,
-        "status": record.status,
-        "trains": int(record.trained),
-        "ledger": record.ledger,
-    }
+def _set_aside(directory: Path) -> None:
+    """Keep what an earlier attempt left offline out of `wandb sync`: the cell shows all its steps again."""
+    for run in directory.glob("offline-run-*"):
+        run.rename(run.with_name(f"superseded-{run.name}"))
 
 
-def _start(**options: Any) -> Any:
-    # names, not the module: a folder `wandb` in the working directory imports as a module without any
+def _start(mode: str, options: dict[str, Any]) -> Any:
+    from wandb import teardown
+
+    # W&B reports on itself to the server too, and waits for that one when a process ends
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if mode == "online":
+        try:
+            return _init("online", options)
+        except Exception as error:
+            sync = f"wandb sync {shlex.quote(options['dir'])}/wandb/offline-run-*"
+            _warn(f"the cell's W&B run is kept offline (`{sync}` sends it)", error)
+            teardown()  # its service still holds the id
+    return _init("offline", options)
+
+
+def _init(mode: str, options: dict[str, Any]) -> Any:
     from wandb import Settings, init, setup
 
     # init's own settings come too late to keep it from asking for a key, and from telemetry when offline
-    setup(Settings(silent=True, mode=options["mode"]))
+    setup(Settings(silent=True, mode=mode))
     settings = Settings(
         silent=True,
         console="off",
@@ -154,14 +181,28 @@ def _start(**options: Any) -> Any:
         symlink=False,
         init_timeout=_PATIENCE_S,
         finish_timeout=_PATIENCE_S,
+        finish_timeout_raises=True,
         x_disable_machine_info=True,
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        x_transaction_log_flush_interval=1.0,  # `wandb sync` stops at a run that was killed before its first
     )
-    return init(reinit="finish_previous", resume="allow", settings=settings, **options)
+    return init(reinit="finish_previous", resume="allow", settings=settings, **options | {"mode": mode})
 
 
-def _warn(error: Exception) -> None:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    print(f"warning: the cell goes on without W&B: {reason}", file=sys.stderr)
+def _finish(run: Any, exit_code: int) -> None:
+    log, directory = Path(run.settings.log_internal), shlex.quote(run.settings.sync_dir)
+    try:
+        run.finish(exit_code=exit_code)
+        # a server that refuses a run half-way is a matter for W&B's log alone
+        taken = "filestream: fatal error" not in log.read_text()
+    except TimeoutError:
+        taken = False
+    if not taken:
+        _warn("W&B's server did not take the whole run", f"`wandb sync --include-online {directory}` sends it")
+
+
+def _warn(consequence: str, reason: object) -> None:
+    said = " ".join(str(reason).split()) or type(reason).__name__
+    print(f"warning: {consequence}: {said}", file=sys.stderr)
