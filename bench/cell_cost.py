@@ -7,6 +7,7 @@ Each figure is CPU time, or a ratio of medians of steps interleaved A B A B in o
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -89,8 +90,6 @@ def in_process(overrides: list[str]) -> dict[str, Any]:
         "ConfigStore.instance().store(name='schema', node=Config); imports = time.process_time(); "
         "found = cell_cost.step_times(sys.argv[1:]); print(json.dumps(found | {'imports': imports}))"
     )
-    import json
-
     shown = subprocess.run([sys.executable, "-c", script, *overrides], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])
     return found

@@ -1,9 +1,13 @@
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from nangrid.records.cell import CLOCKS, CellRecord, Seconds, Trains, earliest_onset
+
+# As in every cell's process: else MKL's float32 products differ in the last bit with where memory happens to lie.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @pytest.fixture(scope="session")

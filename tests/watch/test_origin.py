@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nangrid import NonFiniteError, Watch
 from nangrid.records.autopsy import Autopsy, read_autopsy
+from nangrid.watch import MicroBatch, Snapshot, replay, trainables
 
 
 class Net(nn.Module):
@@ -182,3 +183,34 @@ def test_closure_of_torchs_own_kind_and_a_finite_run(tmp_path: Path) -> None:
     losses = [watch.step(closure).item() for _ in range(5)]
     assert losses[-1] < losses[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_snapshot_on_disk_runs_the_step_again_to_the_same_bits(tmp_path: Path) -> None:
+    model = Net()
+    autopsy = diagnose(model, [torch.ones(2, 8), torch.full((2, 8), 1e30)], tmp_path)
+    snapshot = Snapshot.load(tmp_path)
+    assert (snapshot.step, snapshot.clock) == (autopsy.step, autopsy.clock) == (1, "loss")
+
+    class Loop:
+        """A fresh process would build the same model and a new optimizer."""
+
+        def __init__(self) -> None:
+            self.model: nn.Module = Net()
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.model.parameters(), lr=0.5)
+            self.trainables = trainables(self.model)
+
+        def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
+            loss = squares(self.model(micro_batch.inputs))
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        def clip(self) -> Tensor:
+            return torch.zeros(())
+
+        def update(self) -> None:
+            self.optimizer.step()
+
+    again = replay(Loop(), snapshot)
+    assert again.clock == "loss"
+    assert again.outcome == snapshot.outcome
+    assert again.origin is not None and again.origin.write.op == autopsy.op

@@ -68,7 +68,7 @@ def _train(
         if on_step:
             on_step(reading.step, reading.loss)
 
-    watch = watch_trainer(cell.trainer, directory, background=lambda: background(config, cell.data), on_step=keep)
+    watch = watch_trainer(cell.trainer, directory, background=background(config, cell.data), on_step=keep)
     cell.trainer.train()
     read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
     outcome = _outcome(config, cell, watch.inspector)

@@ -100,8 +100,6 @@ def piece_text(piece: str, byte_level: bool) -> str:
 
 def most_pieces(ids: Ids, pieces: Pieces) -> int:
     """No more new pieces than this can live on: each takes two ids and more of a run that may be joined."""
-    for token in np.unique(ids[ids != BREAK]):
-        pieces.describe(int(token))
     ends = np.flatnonzero(~_joinable(ids, pieces)) + 1
     runs = {run.tobytes(): len(run) // 2 for run in np.split(ids, ends)}
     return sum(runs.values())
@@ -109,8 +107,6 @@ def most_pieces(ids: Ids, pieces: Pieces) -> int:
 
 def learn_merges(ids: Ids, pieces: Pieces, first_new: int, size: int) -> list[tuple[int, int]]:
     """Up to `size` merges, the n-th making id `first_new + n`; each new id is in what `ids` become."""
-    for token in np.unique(ids[ids != BREAK]):
-        pieces.describe(int(token))
     merges: list[tuple[int, int]] = []
     while len(merges) < size:
         new = first_new + len(merges)
@@ -166,6 +162,8 @@ def _extend_model(base: Tokenizer, size: int, texts: Sequence[str]) -> tuple[Tok
     first_new = vocab_size(base)
     pieces = Pieces(spec, is_byte_level(base), first_new, size)
     ids = _encode(base, texts)
+    for token in np.unique(ids[ids != BREAK]):
+        pieces.describe(int(token))
     most = most_pieces(ids, pieces)
     if size > most > QUICK:  # learning them all, to say the exact number, would take minutes
         raise InputError(f"vocab.size={size} is too large, the documents yield at most {most}: type vocab.size=64.")

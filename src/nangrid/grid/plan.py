@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from nangrid.cell.config import Config
+from nangrid.cell.config import Config, DataConfig
 from nangrid.cell.documents import load_documents
 from nangrid.cell.identity import cell_id
 from nangrid.grid.device import refuse_unsupported
@@ -39,8 +40,14 @@ def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
     config = as_config(composed)
     refuse_unsupported(config)
     if config.data.name == "jsonl":
-        load_documents(config.data)  # a broken line is told before anything is created
+        _check_jsonl(str(config.data.path), config.data.labels)
     return CellPlan(config, overrides, cell_id(config))
+
+
+@functools.cache
+def _check_jsonl(path: str, labels: str) -> None:
+    """Refuse a broken line before anything is created; once, however many cells read the file."""
+    load_documents(DataConfig(name="jsonl", path=path, labels=labels))
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:

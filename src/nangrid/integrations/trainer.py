@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from nangrid.reporting.explain import explain
-from nangrid.watch import Background, Clocks, Inspector, MicroBatch, Reading, trainables
+from nangrid.watch import Background, Clocks, Inspector, MicroBatch, Reading, still_searching, trainables
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class TrainerWatch(TrainerCallback):
         self,
         trainer: Trainer,
         out_dir: Path | None,
-        background: Callable[[], Background],
+        background: Background,
         on_step: Callable[[Reading], None] | None,
     ) -> None:
         self.trainer = trainer
@@ -145,11 +145,9 @@ class TrainerWatch(TrainerCallback):
         trainer.add_callback(self)
 
     def _read_gradients(self) -> None:
-        """Check the gradients; a GradScaler above scale 1 may still shrink its scale and retry."""
+        """Check the gradients, unless it is a replay's clipping that unscales them."""
         if not self.inspector.replaying:
-            scaler = self.trainer.accelerator.scaler
-            searching = scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
-            self.inspector.gradients(ignore_nonfinite=searching)
+            self.inspector.gradients(ignore_nonfinite=still_searching(self.trainer.accelerator.scaler))
 
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
@@ -169,7 +167,7 @@ def watch_trainer(
     trainer: Trainer,
     out_dir: str | Path | None = "autopsy",
     *,
-    background: Callable[[], Background] | None = None,
+    background: Background | None = None,
     on_step: Callable[[Reading], None] | None = None,
 ) -> TrainerWatch:
     """Watch a trainer: at the first non-finite value the step is replayed and its autopsy goes to `out_dir`.
@@ -185,13 +183,9 @@ def watch_trainer(
     return watch
 
 
-def _background_of(trainer: Trainer) -> Callable[[], Background]:
+def _background_of(trainer: Trainer) -> Background:
     tokenizer = getattr(trainer, "processing_class", None)
-
-    def background() -> Background:
-        return Background(texts=_Texts(tokenizer)) if hasattr(tokenizer, "decode") else Background()
-
-    return background
+    return Background(texts=_Texts(tokenizer)) if hasattr(tokenizer, "decode") else Background()
 
 
 class _Texts(dict[int, str]):

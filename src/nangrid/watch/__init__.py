@@ -2,7 +2,7 @@
 
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading
-from nangrid.watch.inspector import Inspector
+from nangrid.watch.inspector import Inspector, still_searching
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
 from nangrid.watch.replay import Replay, Step, replay
 from nangrid.watch.snapshot import MicroBatch, Snapshot, trainables
@@ -26,5 +26,6 @@ __all__ = [
     "read_model",
     "read_optimizer",
     "replay",
+    "still_searching",
     "trainables",
 ]

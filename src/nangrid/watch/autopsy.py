@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from nangrid.records.autopsy import Autopsy, OutputRecord, TensorRecord, TokenRecord
+from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
 from nangrid.watch.blame import enters_as_zeros, positions, token_ids
 from nangrid.watch.kinds import NONFINITE_INPUT
+from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
 from nangrid.watch.replay import Replay, Step, replay
 from nangrid.watch.snapshot import Snapshot
+from nangrid.watch.trace import Birth
 
 _LONGEST_PATH = 12
 
@@ -64,7 +67,7 @@ class _Report:
             micro_batch=birth.micro_batch if birth else self.found.micro_batch,
             dtype=birth.output.dtype if birth else "",
             dtype_max=dtype_max(birth.output.dtype) if birth else 0.0,
-            inputs=[_tensor_record(operand) for operand in birth.inputs] if birth else [],
+            inputs=list(birth.inputs) if birth else [],
             output=_output_record(birth) if birth else None,
             path=list(origin.path[:_LONGEST_PATH]) if origin else [],
             tokens=tokens,
@@ -136,17 +139,13 @@ class _Report:
         return lines
 
 
-def _birth_evidence(birth: Any) -> list[str]:
+def _birth_evidence(birth: Birth) -> list[str]:
     sizes = ", ".join(f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in birth.inputs if not o.n_nan and not o.n_inf)
     lines = [f"operands finite: {sizes}"] if sizes else []
     lines += [f"scalar operand {scalar}" for scalar in birth.scalars]
     written = birth.output
-    lines.append(f"{written.n_nan} NaN and {written.n_inf} infinities of {_count(written.shape)} written")
+    lines.append(f"{written.n_nan} NaN and {written.n_inf} infinities of {math.prod(written.shape)} written")
     return lines
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 def _eps_underflows(step: Step) -> list[str]:
@@ -155,14 +154,10 @@ def _eps_underflows(step: Step) -> list[str]:
         for parameter in group["params"]:
             eps = group.get("eps")
             if isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=parameter.dtype)) == 0:
-                found.add(str(parameter.dtype).removeprefix("torch."))
+                found.add(dtype_name(parameter.dtype))
     return sorted(found)
 
 
-def _tensor_record(operand: Any) -> TensorRecord:
-    return TensorRecord(operand.name, list(operand.shape), operand.dtype, operand.absmax, operand.n_nan, operand.n_inf)
-
-
-def _output_record(birth: Any) -> OutputRecord:
+def _output_record(birth: Birth) -> OutputRecord:
     out = birth.output
-    return OutputRecord(list(out.shape), out.dtype, out.n_nan, out.n_inf, list(birth.first_index))
+    return OutputRecord(out.shape, out.dtype, out.n_nan, out.n_inf, list(birth.first_index))

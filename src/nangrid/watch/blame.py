@@ -25,7 +25,7 @@ def positions(birth: Birth, ids: Tensor) -> list[tuple[int, int]]:
     Understands hidden states (B, T, ...) and (B * T, ...), attention (B, heads, T, ...) and (B * heads, T, ...),
     and matrices with a row a vocabulary entry; empty where no dimension stands for tokens.
     """
-    (batch, length), shape = ids.shape, birth.output.shape
+    (batch, length), shape = ids.shape, tuple(birth.output.shape)
     found: Iterable[tuple[int, int]]
     if len(shape) >= 3 and shape[:2] == (batch, length):
         found = ((index[0], index[1]) for index in birth.bad_rows)

@@ -53,8 +53,10 @@ def _count(tensors: Iterable[Tensor]) -> int:
     return sum(int((~torch.isfinite(t)).sum()) for t in tensors)
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+def gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Gradients by name, sparse ones by their values."""
+    found = {name: p.grad for name, p in trainables.items() if p.grad is not None}
+    return {name: g.coalesce().values() if g.is_sparse else g for name, g in found.items()}
 
 
 class Clocks:
@@ -92,11 +94,11 @@ class Clocks:
 
         `ignore_nonfinite`: a GradScaler still looks for its scale, and skips this step by itself.
         """
-        gradients = {n: _dense(p.grad) for n, p in self.trainables.items() if p.grad is not None}
-        self._reached.update(gradients)
-        self.reading.max_gradient = _extent(gradients.values())
+        found = gradients(self.trainables)
+        self._reached.update(found)
+        self.reading.max_gradient = _extent(found.values())
         if not math.isfinite(self.reading.max_gradient) and not ignore_nonfinite:
-            self._ring("gradient", _count(gradients.values()))
+            self._ring("gradient", _count(found.values()))
 
     @torch.no_grad()
     def updated(self, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:

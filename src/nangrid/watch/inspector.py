@@ -7,23 +7,23 @@ Every training loop winds the same inspector: `begin`, then for each micro-batch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nangrid.records.autopsy import Autopsy, write_autopsy
 from nangrid.watch.autopsy import Background, examine
-from nangrid.watch.clocks import Clocks
-from nangrid.watch.replay import FROZEN, Step, digest, gradients
-from nangrid.watch.snapshot import Recorder, Snapshot
+from nangrid.watch.clocks import Clocks, gradients
+from nangrid.watch.replay import FROZEN, Step, digest
+from nangrid.watch.snapshot import Recorder
 
 
 class Inspector:
     """Clocks and recorder of one run; at the first alarm it replays the step and writes the autopsy."""
 
-    def __init__(self, step: Step, out_dir: Path | None, background: Callable[[], Background] = Background) -> None:
+    def __init__(self, step: Step, out_dir: Path | None, background: Background) -> None:
         self.step = step
         self.out_dir = out_dir
         """Where snapshot and autopsy go; None: clocks only, nothing is replayed."""
@@ -85,10 +85,11 @@ class Inspector:
     def _run_replay(self, clock: str, outcome: dict[str, str], folder: str) -> Autopsy | None:
         if self.out_dir is None:
             return None
-        snapshot = self._snapshot(outcome, clock)
+        losses = [reading.loss for reading in self.clocks.readings[:-1]]
+        snapshot = self.recorder.snapshot(clock, outcome, losses)
         self.replaying, began = True, time.perf_counter()
         try:
-            autopsy = examine(self.step, snapshot, self.background())
+            autopsy = examine(self.step, snapshot, self.background)
         finally:
             self.replaying = False
             self.replay_seconds += time.perf_counter() - began
@@ -96,8 +97,7 @@ class Inspector:
         write_autopsy(self.out_dir / folder, autopsy)
         return autopsy
 
-    def _snapshot(self, outcome: dict[str, str], clock: str) -> Snapshot:
-        snapshot = self.recorder.snapshot(self.step.model.training)
-        snapshot.clock, snapshot.outcome = clock, outcome
-        snapshot.losses = [reading.loss for reading in self.clocks.readings[:-1]]
-        return snapshot
+
+def still_searching(scaler: torch.amp.GradScaler | None) -> bool:
+    """Whether a GradScaler may yet shrink its scale and retry: its own infinities are no onset then."""
+    return scaler is not None and scaler.get_scale() > 1

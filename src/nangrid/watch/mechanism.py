@@ -12,8 +12,9 @@ from itertools import pairwise
 
 import torch
 
+from nangrid.records.autopsy import TensorRecord
 from nangrid.watch.kinds import DIVIDE_BY_ZERO, INVALID, OVERFLOW
-from nangrid.watch.trace import Birth, Operand
+from nangrid.watch.trace import Birth
 
 UNKNOWN = "unknown"
 HALF = "float16"
@@ -209,7 +210,7 @@ def _overflows(e: Evidence, phase: str) -> bool:
     return e.birth is not None and e.birth.phase == phase and e.birth.kind == OVERFLOW
 
 
-def _share_of_max(operand: Operand) -> float:
+def _share_of_max(operand: TensorRecord) -> float:
     return operand.absmax / dtype_max(operand.dtype)
 
 

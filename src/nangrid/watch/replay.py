@@ -17,10 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
+from nangrid.watch.clocks import gradients
 from nangrid.watch.origin import Origin, find_origin
 from nangrid.watch.places import Places, keep_places
-from nangrid.watch.snapshot import MicroBatch, Snapshot, copy_state, random_states, restore, set_random_states
-from nangrid.watch.trace import Tracer
+from nangrid.watch.snapshot import (
+    MicroBatch,
+    Snapshot,
+    copy_state,
+    param_groups,
+    random_states,
+    restore,
+    set_random_states,
+)
+from nangrid.watch.trace import Tracer, is_finite
 
 FROZEN = "frozen"
 """Not a clock: an infinite norm over finite gradients, which clipping turns into zero updates."""
@@ -58,7 +67,6 @@ class Replay:
     """Trainables whose gradient (before clipping), value or state is non-finite."""
     micro_batch: int = 0
     origin: Origin | None = None
-    operations: int = 0
 
 
 def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay:
@@ -82,7 +90,6 @@ def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay
             set_random_states(snapshot.rng)
             with _in_every_thread(tracer) if trace else nullcontext():
                 found, ends = _run(step, snapshot, tracer)
-        found.operations = tracer.operations
         if trace:
             found.origin = find_origin(tracer.writes, [w for t in ends if (w := tracer.writer(t)) is not None])
     return found
@@ -112,7 +119,7 @@ def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[T
         tracer.micro_batch = number
         losses.append(step.forward_backward(micro_batch).detach())
     outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
-    bad_losses = [i for i, loss in enumerate(losses) if not torch.isfinite(loss).all()]
+    bad_losses = [i for i, loss in enumerate(losses) if not is_finite(loss)]
     bad = _nonfinite(gradients(step.trainables))
     if bad_losses:
         return Replay("loss", outcome, list(bad), bad_losses[0]), [losses[bad_losses[0]]]
@@ -136,12 +143,6 @@ def _after_update(step: Step, outcome: dict[str, str]) -> tuple[Replay, list[Ten
     return Replay("optimizer_state" if bad else None, outcome, list(bad)), list(bad.values())
 
 
-def gradients(trainables: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Gradients by name, sparse ones by their values."""
-    found = {name: p.grad for name, p in trainables.items() if p.grad is not None}
-    return {name: g.coalesce().values() if g.is_sparse else g for name, g in found.items()}
-
-
 def named_state(step: Step) -> Iterator[tuple[str, str, Tensor]]:
     """Floating-point optimizer state: trainable, key, tensor."""
     for name, parameter in step.trainables.items():
@@ -159,7 +160,7 @@ def digest(tensors: Any) -> str:
 
 
 def _nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: t for name, t in tensors.items() if t.numel() and not bool(torch.isfinite(t.detach()).all())}
+    return {name: t for name, t in tensors.items() if t.numel() and not is_finite(t)}
 
 
 def _leaves(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
@@ -178,7 +179,7 @@ def _undisturbed(step: Step) -> Iterator[None]:
     parameters = {name: p.detach().clone() for name, p in step.trainables.items()}
     kept = {name: p.grad for name, p in step.trainables.items()}
     state = {name: copy_state(step.optimizer.state.get(p, {})) for name, p in step.trainables.items()}
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in step.optimizer.param_groups]
+    groups = param_groups(step.optimizer)
     buffers = {name: b.detach().clone() for name, b in step.model.named_buffers()}
     rng, training = random_states(), step.model.training
     for parameter in step.trainables.values():

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nangrid.records.atomic import write_bytes
@@ -47,15 +47,15 @@ class Snapshot:
     """The optimizer's param_groups without their parameters."""
     buffers: dict[str, Tensor]
     rng: dict[str, Any]
-    micro_batches: list[MicroBatch] = field(default_factory=list)
-    training: bool = True
-    clock: str = ""
+    micro_batches: list[MicroBatch]
+    training: bool
+    clock: str
     """The clock that rang in the live run, or `frozen`."""
-    outcome: dict[str, str] = field(default_factory=dict)
+    outcome: dict[str, str]
     """Digests of the live step's bits."""
-    losses: list[float] = field(default_factory=list)
+    losses: list[float]
     """Of the steps before."""
-    initial: dict[str, Tensor] = field(default_factory=dict)
+    initial: dict[str, Tensor]
     """The trainables before the first step of the run."""
 
     def save(self, directory: Path) -> int:
@@ -77,9 +77,8 @@ class Snapshot:
             "parameters": _strip(self.parameters, "parameters", tensors),
             "micro_batches": [_strip(vars(b), f"micro_batch/{i}", tensors) for i, b in enumerate(self.micro_batches)],
         }
-        partial = directory / f"{TENSORS}.partial"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(directory / TENSORS)
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        write_bytes(directory / TENSORS, content)
         write_bytes(directory / FACTS, json.dumps(facts).encode())
         return sum((directory / name).stat().st_size for name in (TENSORS, FACTS))
 
@@ -164,7 +163,7 @@ class Recorder:
         """Copy what the step will change."""
         self._step, self._micro_batches, self._rng = step, [], random_states()
         torch._foreach_copy_(self.before, list(self.trainables.values()))
-        self._groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        self._groups = param_groups(self.optimizer)
         for name, buffer in self.model.named_buffers():
             # Most buffers never change: torch counts the writes to a tensor.
             if self._versions.get(name) != buffer._version:
@@ -179,7 +178,7 @@ class Recorder:
         kept = dict(inputs) if isinstance(inputs, Mapping) else inputs
         self._micro_batches.append(MicroBatch(kept, extra))
 
-    def snapshot(self, training: bool) -> Snapshot:
+    def snapshot(self, clock: str, outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """The step under way; its tensors are overwritten by the next `begin`."""
         return Snapshot(
             step=self._step,
@@ -189,7 +188,10 @@ class Recorder:
             buffers=self._buffers,
             rng=self._rng,
             micro_batches=self._micro_batches,
-            training=training,
+            training=self.model.training,
+            clock=clock,
+            outcome=outcome,
+            losses=losses,
             initial=self.initial,
         )
 
@@ -197,6 +199,11 @@ class Recorder:
 def trainables(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def param_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The optimizer's param_groups without their parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def copy_state(live: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:

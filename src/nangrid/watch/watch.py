@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.reporting.explain import explain
 from nangrid.watch.autopsy import Background
-from nangrid.watch.inspector import Inspector
+from nangrid.watch.inspector import Inspector, still_searching
 from nangrid.watch.snapshot import MicroBatch, trainables
 
 _NO_BATCH = object()
@@ -54,8 +54,7 @@ class Watch:
         self.scaler = scaler
         self.accumulate = accumulate
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        background = Background(texts=texts or {})
-        self._inspector = Inspector(self._loop, Path(out_dir), lambda: background)
+        self._inspector = Inspector(self._loop, Path(out_dir), Background(texts=texts or {}))
         self._calls = 0
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
@@ -82,8 +81,7 @@ class Watch:
         loop, inspector = self._loop, self._inspector
         if self.scaler is not None:
             self.scaler.unscale_(loop.optimizer)
-        searching = self.scaler is not None and self.scaler.get_scale() > 1
-        inspector.gradients(ignore_nonfinite=searching)
+        inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
         self._stop_if_rung()
         inspector.norm(loop.clip_unscaled())
         if self.scaler is None:
