@@ -13,7 +13,7 @@ setup: .venv/.ready  ## Make .venv with everything pinned in constraints.txt
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,wandb,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,wandb,slurm,dev]'
 	touch $@
 
 grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table
@@ -25,11 +25,14 @@ smoke: setup  ## A grid of four tiny cells, under a minute
 test: setup  ## Run the tests, a real-Gemma cell among them
 	$(BIN)/pytest
 
+test-slurm: setup  ## Run a grid on a real Slurm of one node (apt-get install slurmctld slurmd slurm-client munge)
+	$(BIN)/pytest -m slurm -s tests/slurm
+
 lint: setup  ## Style, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
-	$(BIN)/mypy src/run.py
+	$(BIN)/mypy src/run.py src/status.py
 	$(BIN)/mypy sweeps/dashboard.py
 	$(BIN)/lint-imports
 
@@ -41,4 +44,4 @@ bench: setup  ## Run the benchmarks; results go to bench/results/
 clean:  ## Remove what the targets made, never outputs/
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup grid smoke test lint bench clean
+.PHONY: help setup grid smoke test test-slurm lint bench clean

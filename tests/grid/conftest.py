@@ -7,7 +7,7 @@ import pytest
 
 from nangrid.cell.config import factors
 from nangrid.cell.identity import hash_science
-from nangrid.grid import isolation, plan
+from nangrid.grid import child, isolation, plan
 from nangrid.grid.plan import CellPlan
 
 sys.path.append(str(Path(__file__).parent))  # for fake_cell, here and in the cells' processes
@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent))  # for fake_cell, here and in the ce
 @pytest.fixture(autouse=True)
 def fake_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells are forked as ever, but run tests/grid/fake_cell.py, and need neither model nor data."""
-    monkeypatch.setattr(isolation, "CELL_MODULE", "fake_cell")
+    monkeypatch.setattr(child, "CELL_MODULE", "fake_cell")
     monkeypatch.setattr(isolation, "PRELOAD", ("nangrid.grid.child",))
     monkeypatch.setattr(plan, "cell_id", lambda config: hash_science(factors(config)))
 

@@ -1,5 +1,6 @@
 """The one fake of the grid's tests: a run_cell that behaves, raises, dies or hangs as its seed says."""
 
+import errno
 import os
 import signal
 import sys
@@ -27,8 +28,9 @@ from nangrid.cell.identity import cell_factors, hash_science
 from nangrid.grid.plan import CellPlan, as_config
 from nangrid.records.cell import CLOCKS, CellRecord, Onset, Seconds, Trains, write_record
 from nangrid.records.errors import InputError
+from nangrid.records.history import write_history
 
-FINITE, NONFINITE, RAISES, EXITS, KILLED, HANGS, REFUSES = range(7)
+FINITE, NONFINITE, RAISES, EXITS, KILLED, HANGS, REFUSES, EATS_MEMORY, FULL_DISK, SEGFAULTS = range(10)
 
 
 def run_cell(
@@ -42,7 +44,7 @@ def run_cell(
 ) -> CellRecord:
     print("said by python")
     os.system("echo said by a grandchild")
-    with (directory / "starts").open("a") as file:
+    with starts_file(directory).open("a") as file:
         file.write(f"{os.getpid()}\n")
     on_step(0, 1.5)
     if config.seed == RAISES:
@@ -52,13 +54,25 @@ def run_cell(
     if config.seed == KILLED:
         print("about to die", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
+    if config.seed == SEGFAULTS:
+        os.kill(os.getpid(), signal.SIGSEGV)
     if config.seed == HANGS:
         time.sleep(60)
     if config.seed == REFUSES:
         raise InputError("vocab.size=9999 is more than the data yields: take vocab.size=10.")
+    if config.seed == EATS_MEMORY:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+    if config.seed == FULL_DISK:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / "history.parquet"))
     record = _record(config, cell_id, grid_id, overrides)
+    write_history(directory, [{"step": step, "loss": 1.5} for step in range(record.steps_done)])
     write_record(directory, record)
     return record
+
+
+def starts_file(cell: Path) -> Path:
+    """Where each attempt notes its process; outside of the cell's directory, which an attempt empties."""
+    return cell.parents[1] / f"starts-{cell.name}"
 
 
 def _record(config: Config, cell_id: str, grid_id: str, overrides: list[str]) -> CellRecord:

@@ -1,10 +1,17 @@
 """A grid from the command line to the table and the exit code; only what runs inside a cell is fake."""
 
+import errno
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from fake_cell import starts_file
 
 from nangrid.commands.run import main
+from nangrid.grid.lock import is_held
 from nangrid.records.cell import read_record
 
 
@@ -53,34 +60,35 @@ def test_doubles_run_once_and_the_longest_horizon_counts(tmp_path: Path) -> None
     (path,) = cells(tmp_path)
     record = read_record(path.parent)
     assert record and record.horizon == 8
-    assert len((path.parent / "starts").read_text().splitlines()) == 1
+    assert len(starts_file(path.parent).read_text().splitlines()) == 1
 
 
 def test_dry_run_lists_the_cells_and_creates_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new"
     assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
-    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
-        ["to", "run", "seed=0"],
-        ["to", "run", "seed=1"],
-    ]
+    *cells, total = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in cells] == [["to", "run", "seed=0"], ["to", "run", "seed=1"]]
+    assert total.startswith("2 cells, 2 to run: at most about") and "1 side by side" in total
     assert not out.exists()
     run(out, "seed=1")
     capsys.readouterr()
     assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
-    assert "nonfinite  seed=1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nonfinite  seed=1" in shown and "2 cells, 1 to run" in shown and "by 1 finished cells of tiny" in shown
 
 
 def test_an_override_may_refer_to_another_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "-m", "seed=3,4", "optim.warmup=${seed}", "dry_run=true") == 0
     assert run(tmp_path, "optim.warmup=${seed}", "dry_run=true") == 0
-    assert len({line.split()[0] for line in capsys.readouterr().out.splitlines()}) == 3
+    ids = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "to run " in line]
+    assert len(ids) == 3 and len(set(ids)) == 3
 
 
 def test_levels_of_an_experiment_give_way_to_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "-m", "+experiment=smoke", "init=mvn,normal", "dry_run=true") == 0
-    listed = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    listed = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[:-1]]
     assert listed == [f"dtype={dtype} init={init}" for dtype in ("bf16", "fp16") for init in ("mvn", "normal")]
 
 
@@ -114,3 +122,33 @@ def test_an_out_that_cannot_be_written_is_bad_input(tmp_path: Path, capsys: pyte
     (tmp_path / "file").touch()
     assert run(tmp_path / "file", "seed=0") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_cells_and_leaves_them_unfinished(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        while not list(tmp_path.glob("starts-*")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    assert run(tmp_path, "seed=5") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    (cell,) = (tmp_path / "cells").iterdir()
+    assert read_record(cell) is None and not is_held(cell)
+
+
+def test_a_full_disk_is_said_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    assert run(tmp_path, "-m", "seed=0,1") == 0
+    monkeypatch.setattr("nangrid.analysis.onsets.write_bytes", full)
+    assert run(tmp_path, "-m", "seed=0,1") == 1
+    error = capsys.readouterr().err
+    assert "onsets.parquet cannot be written (No space left on device): make room" in error
+    assert len(error.splitlines()) == 1

@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import subprocess
@@ -9,11 +10,25 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_cell import EXITS, FINITE, HANGS, KILLED, NONFINITE, RAISES, REFUSES
+from fake_cell import (
+    EATS_MEMORY,
+    EXITS,
+    FINITE,
+    FULL_DISK,
+    HANGS,
+    KILLED,
+    NONFINITE,
+    RAISES,
+    REFUSES,
+    SEGFAULTS,
+    starts_file,
+)
 
+from nangrid.grid import ending
 from nangrid.grid.lock import acquire, is_held, release
 from nangrid.grid.plan import CellPlan
-from nangrid.grid.schedule import GridOutcome, run_grid
+from nangrid.grid.schedule import Isolated
+from nangrid.grid.settle import GridOutcome
 from nangrid.records.cell import read_record
 from nangrid.records.grid import GridDirectory
 
@@ -21,29 +36,64 @@ MakePlan = Callable[..., CellPlan]
 
 
 def run(plans: list[CellPlan], n_jobs: int = 2, timeout_s: float | None = None) -> GridOutcome:
-    return run_grid(plans, GridDirectory.open(plans[0].config.out), n_jobs, timeout_s)
+    return Isolated(n_jobs, timeout_s).run(plans, GridDirectory.open(plans[0].config.out))
 
 
 def starts(plan: CellPlan) -> list[int]:
-    path = plan.directory() / "starts"
+    path = starts_file(plan.directory())
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
 def test_a_cell_that_raises_or_dies_is_recorded_and_the_others_go_on(make_plan: MakePlan) -> None:
-    plans = [make_plan(seed) for seed in (RAISES, EXITS, KILLED, FINITE, NONFINITE)]
+    plans = [make_plan(seed) for seed in (RAISES, EXITS, SEGFAULTS, EATS_MEMORY, FINITE, NONFINITE)]
     records = run(plans).records
-    raises, exits, killed, finite, nonfinite = (records[plan.cell_id] for plan in plans)
-    assert [record.status for record in (raises, exits, killed)] == ["error"] * 3
+    raises, exits, segfaults, eats, finite, nonfinite = (records[plan.cell_id] for plan in plans)
+    assert [record.status for record in (raises, exits, segfaults, eats)] == ["error"] * 4
     assert raises.error and (raises.error.type, raises.error.message) == (
         "RuntimeError",
         "matrices do not fit",
     )
     assert "Traceback" in raises.error.log_tail and "said by a grandchild" in raises.error.log_tail
     assert exits.error and "exit code 9" in exits.error.message
-    assert killed.error and "SIGKILL" in killed.error.message and "about to die" in killed.error.log_tail
-    assert raises.steps_done == killed.steps_done == 1
+    assert segfaults.error and "SIGSEGV" in segfaults.error.message
+    assert eats.error and eats.error.type == "OutOfMemory" and eats.peak_rss_bytes > 0
+    assert raises.steps_done == segfaults.steps_done == 1
     assert (finite.status, nonfinite.status) == ("finite", "nonfinite")
     assert all(read_record(plan.directory()) == records[plan.cell_id] for plan in plans)
+
+
+def test_a_cell_stopped_from_outside_says_nothing_of_the_cell_and_runs_again(make_plan: MakePlan) -> None:
+    killed, full = make_plan(KILLED), make_plan(FULL_DISK)
+    for attempt in (1, 2):
+        outcome = run([killed, full])
+        assert outcome.records == {}
+        assert "SIGKILL" in outcome.stopped[killed.cell_id]
+        assert "history.parquet cannot be written (No space left" in outcome.stopped[full.cell_id]
+        assert [len(starts(plan)) for plan in (killed, full)] == [attempt, attempt]
+    assert "about to die" in (killed.directory() / "attempts" / "0" / "log.txt").read_text()
+
+
+def test_killed_for_want_of_memory_is_recorded(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = itertools.count(1)
+    monkeypatch.setattr(ending, "oom_kills", lambda: next(counts))  # as if the kernel had killed in between
+    plan = make_plan(KILLED)
+    error = run([plan]).records[plan.cell_id].error
+    assert error and error.type == "OutOfMemory" and "about to die" in error.log_tail
+
+
+@pytest.mark.parametrize("name", ["result.json", "history.parquet"])
+def test_a_record_cut_short_is_set_aside_and_the_cell_runs_again(
+    name: str, make_plan: MakePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(FINITE)
+    first = run([plan]).records[plan.cell_id]
+    path = plan.directory() / name
+    cut = path.read_bytes()[:-30]
+    path.write_bytes(cut)
+    assert run([plan]).records[plan.cell_id] == first
+    assert (plan.directory() / "attempts" / "0" / name).read_bytes() == cut
+    assert str(path) in capsys.readouterr().out
+    assert len(starts(plan)) == 2
 
 
 def test_a_cell_past_its_timeout_is_stopped_and_recorded(make_plan: MakePlan) -> None:
@@ -74,7 +124,7 @@ def test_errored_runs_the_crashed_cells_again_and_keeps_their_record(make_plan: 
     plans = [make_plan(FINITE, resume="errored"), make_plan(RAISES, resume="errored")]
     run(plans)
     assert [len(starts(plan)) for plan in plans] == [1, 2]
-    assert (plans[1].directory() / "result.0.json").exists()
+    assert (plans[1].directory() / "attempts" / "0" / "result.json").exists()
 
 
 def test_restart_runs_all_again(make_plan: MakePlan) -> None:
@@ -131,8 +181,8 @@ import sys
 sys.path.append(sys.argv[1])
 import fake_cell
 from pathlib import Path
-from nangrid.grid import isolation
-isolation.CELL_MODULE, isolation.PRELOAD = "fake_cell", ("nangrid.grid.child",)
+from nangrid.grid import child, isolation
+child.CELL_MODULE, isolation.PRELOAD = "fake_cell", ("nangrid.grid.child",)
 cell = isolation.start(fake_cell.plan_in(Path(sys.argv[2]), fake_cell.HANGS), "grid")
 cell.process.join()
 sys.stdin.read()

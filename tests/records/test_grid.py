@@ -76,3 +76,18 @@ def test_records_are_read_past_bad_and_unfinished_cells(tmp_path: Path, make_rec
 def test_reading_records_imports_neither_pandas_nor_torch() -> None:
     code = "import sys, nangrid.records.grid; assert not {'pandas', 'torch', 'pyarrow'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_damaged_grid_json_is_set_aside_and_made_again_from_the_cells(
+    tmp_path: Path, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = GridDirectory.open(tmp_path)
+    path = tmp_path / "grid.json"
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(RecordError, match=r"grid\.json is not a grid"):
+        GridDirectory.open(tmp_path)  # no cell knows its id
+    keep(grid, make_record(grid_id=grid.grid_id))
+    assert GridDirectory.open(tmp_path) == grid
+    assert "set aside as grid.json.damaged-0" in capsys.readouterr().err
+    assert len((tmp_path / "grid.json.damaged-0").read_text()) == 20
+    assert GridDirectory.open(tmp_path) == grid

@@ -61,19 +61,6 @@ def test_a_crash_ends_the_run_with_exit_code_1(tmp_path: Path) -> None:
     assert inspect(tmp_path)[-1]["exit"]["exit_code"] == 1
 
 
-def test_a_cell_that_runs_again_leaves_one_offline_run_to_sync(tmp_path: Path, make_record: MakeRecord) -> None:
-    killed = start(tmp_path)
-    killed.log(0, {"loss": 4.0})
-    killed.crash()
-    again = start(tmp_path)
-    for step in range(2):
-        again.log(step, {"loss": 4.0 - step})
-    again.finish(make_record())
-    steps = [entry["history"]["item"]["loss"] for entry in inspect(tmp_path) if entry["type"] == "history"]
-    assert steps == [4, 3]
-    assert len(list((tmp_path / "wandb").glob("superseded-offline-run-*"))) == 1
-
-
 def test_a_cell_that_is_killed_leaves_what_it_logged(tmp_path: Path) -> None:
     started = "from pathlib import Path; import sys, time; sys.path.append(sys.argv[2]); from runs import start; "
     logged = "run = start(Path(sys.argv[1])); run.log(0, {'loss': 4.0}); time.sleep(60)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -12,13 +12,15 @@ from omegaconf import DictConfig
 
 from nangrid.grid.plan import plain_config, task_overrides
 
+if TYPE_CHECKING:
+    from nangrid.grid.launch import Crew
 
-class IsolatedLauncher(Launcher):
-    """Composes every job and hands plain configs to nangrid.grid, which gives each a process of its own."""
 
-    def __init__(self, n_jobs: int = 1, timeout_s: float | None = None) -> None:
-        self.n_jobs = n_jobs
-        self.timeout_s = timeout_s
+class GridLauncher(Launcher):
+    """Composes every job and hands plain configs to nangrid.grid, which has a crew run the cells."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what composing needs; a cell's process runs nangrid's own function, not Hydra's task."""
@@ -29,10 +31,19 @@ class IsolatedLauncher(Launcher):
         """Run the jobs; their records are the result, nothing is returned to Hydra."""
         from nangrid.grid.launch import launch
 
-        launch(self._compose(job_overrides), n_jobs=self.n_jobs, timeout_s=self.timeout_s)
+        launch(self._compose(job_overrides), self.crew)
         return []
 
     def _compose(self, jobs: Sequence[Sequence[str]]) -> Iterator[tuple[dict[str, Any], list[str]]]:
         for overrides in jobs:
             config = self.loader.load_sweep_config(self.config, list(overrides))
             yield plain_config(config), task_overrides(config.hydra)
+
+
+class IsolatedLauncher(GridLauncher):
+    """`hydra/launcher=isolated`: on this machine."""
+
+    def __init__(self, n_jobs: int = 1, timeout_s: float | None = None) -> None:
+        from nangrid.grid.schedule import Isolated
+
+        super().__init__(Isolated(n_jobs, timeout_s))

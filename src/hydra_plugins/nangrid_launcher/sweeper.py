@@ -8,6 +8,11 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.nangrid_launcher.launcher import GridLauncher
+from nangrid.records.errors import InputError
 
 
 class GridSweeper(BasicSweeper):
@@ -21,6 +26,13 @@ class GridSweeper(BasicSweeper):
     def __init__(self, params: dict[str, Any] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """InputError for a launcher that cannot keep cells apart."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if not isinstance(self.launcher, GridLauncher):
+            self.launcher = _on_a_cluster(self.launcher, config)
+            self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Hand every combination to the launcher."""
         assert self.launcher is not None and self.hydra_context is not None
@@ -28,3 +40,16 @@ class GridSweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (combinations,) = self.split_arguments(overrides, max_batch_size=None)
         return self.launcher.launch(combinations, initial_job_idx=0)
+
+
+def _on_a_cluster(launcher: Any, config: DictConfig) -> GridLauncher:
+    """hydra-submitit-launcher's parameters, with nangrid's way of running and recording cells."""
+    if not hasattr(launcher, "_EXECUTOR"):
+        name = OmegaConf.select(config, "hydra.runtime.choices.hydra/launcher")
+        raise InputError(
+            f"hydra/launcher={name} runs cells in one process, where they change each other: "
+            "take hydra/launcher=isolated (the default) or submitit_slurm."
+        )
+    from nangrid.grid.cluster import Cluster
+
+    return GridLauncher(Cluster(launcher._EXECUTOR, launcher.params))

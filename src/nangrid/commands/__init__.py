@@ -6,7 +6,10 @@ import difflib
 import importlib
 import sys
 
-COMMANDS = {"run": "train one cell, or with -m a grid of cells"}
+COMMANDS = {
+    "run": "train one cell, or with -m a grid of cells",
+    "status": "say how far a grid is, from its directory alone",
+}
 """Each a module of this package with a `main` that takes the arguments and returns the exit code."""
 
 

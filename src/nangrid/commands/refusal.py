@@ -81,6 +81,8 @@ def _sentence(error: BaseException) -> str | None:
 
 def _unknown_level(missing: str, levels: list[str]) -> str:
     group, _, level = missing.rpartition("/")
+    if missing == "hydra/launcher/submitit_slurm":
+        return "hydra/launcher=submitit_slurm needs hydra-submitit-launcher: pip install 'nangrid[slurm]'."
     plus = "+" if group == "experiment" else ""
     guess = difflib.get_close_matches(level, levels, 1)
     close = f" (did you mean {plus}{group}={guess[0]}?)" if guess else ""

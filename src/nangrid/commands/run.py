@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,17 +19,23 @@ from omegaconf import DictConfig
 from nangrid.cell.config import CONF_DIR, Config
 from nangrid.commands.help import usage
 from nangrid.commands.refusal import explain
+from nangrid.grid.ending import of_error
 from nangrid.grid.launch import CellsFailedError, launch
 from nangrid.grid.plan import plain_config, task_overrides
+from nangrid.grid.schedule import Isolated
 from nangrid.records.errors import InputError
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 the experiment ran (NaN is a result), 1 a cell crashed, 2 bad input, 130 Ctrl-C."""
+    """Exit code: 0 the experiment ran (NaN is a result), 1 a cell crashed or is unfinished, 2 bad input.
+
+    Ctrl-C gives 130, and so do SIGTERM and SIGHUP, which stop the cells as cleanly.
+    """
     try:
-        _compose_and_launch(sys.argv[1:] if arguments is None else list(arguments))
+        with _stopping_on(signal.SIGTERM, signal.SIGHUP):
+            _compose_and_launch(sys.argv[1:] if arguments is None else list(arguments))
     except CellsFailedError as failure:
         print(failure, file=sys.stderr)
         return 1
@@ -35,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted: the same command goes on where this one stopped.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError) and (ending := of_error(error)).status is None:
+            print(f"{ending.message}: make room, and the same command goes on where this one stopped.", file=sys.stderr)
+            return 1
         sentence = explain(error)
         if sentence is None:
             raise
@@ -66,7 +77,22 @@ def _compose_and_launch(arguments: list[str]) -> None:
         collect()
     if composed:
         cells = [(plain_config(config), overrides) for config, overrides in composed]
-        launch(cells, timeout_s=launcher.get("timeout_s"), single=True)
+        launch(cells, Isolated(timeout_s=launcher.get("timeout_s")), single=True)
+
+
+@contextmanager
+def _stopping_on(*signals: signal.Signals) -> Iterator[None]:
+    """Let the signals stop the launcher as Ctrl-C does. A handler is the main thread's alone to set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's are not
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

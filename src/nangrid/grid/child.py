@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -12,43 +13,84 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from nangrid.grid.failure import LOG, failed_record, set_aside
+from nangrid.grid.attempts import set_aside
+from nangrid.grid.ending import LOG, failed_record, of_error
 from nangrid.grid.lock import acquire
 from nangrid.grid.plan import CellPlan, is_done
 from nangrid.grid.progress import report_steps
-from nangrid.records.cell import read_record, write_record
-from nangrid.records.errors import InputError
+from nangrid.records.cell import write_record
+from nangrid.records.errors import InputError, RecordError
+from nangrid.records.grid import read_whole
+
+CELL_MODULE = "nangrid.cell.run"
+"""Where the cell's process finds run_cell."""
 
 HELD = "held"
 REFUSED = "refused"
+STOPPED = "stopped"
+
+ASKED = "it was asked to stop (SIGTERM)"
+
+OOM_SCORE = "500"
+
+Reply = tuple[str, str]
+"""(HELD, "") if another process runs the cell, (REFUSED, sentence) if it cannot be run as asked, (STOPPED, why)
+if it ended early and is unfinished. ("", "") otherwise: the record is the answer."""
 
 
 def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
-    """Run one cell by `module`.run_cell.
-
-    Replies (HELD, "") if another process runs the cell, and (REFUSED, sentence) if it cannot be run as asked
-    and so leaves no record; otherwise the record is the answer.
-    """
+    """Run one cell for the launcher that forked this process, and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; what to stop is the launcher's call
     threading.Thread(target=_die_with_launcher, daemon=True).start()
-    cell = plan.directory()
-    lock = acquire(cell)
-    if lock is None:
-        reply.send((HELD, ""))
-    elif not is_done(plan, read_record(cell)):  # another launcher may have finished it since it was planned
-        set_aside(cell)
-        _redirect_output(cell / LOG)
-        try:
-            _run(plan, grid_id, module)
-        except InputError as error:
-            reply.send((REFUSED, str(error)))
+    with contextlib.suppress(OSError):  # where memory runs out the kernel should take a cell, not the launcher
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    reply.send(run(plan, grid_id, module))
 
 
-def _run(plan: CellPlan, grid_id: str, module: str) -> None:
-    began = time.perf_counter()
+def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
+    """Run one cell by `module`.run_cell in this process, unless another runs it or has finished it."""
+    stop = _Stop()
     try:
-        cell = plan.directory()
+        lock = acquire(plan.directory())
+        if lock is None:
+            return HELD, ""
+        if _is_finished(plan):
+            return "", ""
+        set_aside(plan.directory())
+        _redirect_output(plan.directory() / LOG)
+        return _run(plan, grid_id, module, stop)
+    except _Stop:
+        return STOPPED, ASKED
+    except OSError as error:
+        return _stopped_by(error)
+
+
+class _Stop(BaseException):
+    """SIGTERM, raised where the cell happens to be."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._raise)
+
+    def _raise(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise self
+
+
+def _is_finished(plan: CellPlan) -> bool:
+    # another launcher may have finished it since it was planned
+    try:
+        return is_done(plan, read_whole(plan.directory()))
+    except RecordError:
+        return False
+
+
+def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop) -> Reply:
+    cell, began = plan.directory(), time.perf_counter()
+    try:
         on_step = report_steps(cell, plan.config.horizon)
         run_cell = importlib.import_module(module).run_cell
         run_cell(
@@ -59,13 +101,27 @@ def _run(plan: CellPlan, grid_id: str, module: str) -> None:
             overrides=plan.overrides,
             on_step=on_step,
         )
-    except InputError:
-        raise
+    except InputError as error:
+        return REFUSED, str(error)
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        name, seconds = type(error).__name__, time.perf_counter() - began
-        write_record(cell, failed_record(plan, grid_id, "error", name, str(error), seconds))
+        # what is raised inside a kernel's callback may arrive as another exception
+        if stop.asked:
+            return STOPPED, ASKED
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+            sys.stderr.flush()
+        ending = of_error(error)
+        if ending.status is None:
+            return STOPPED, ending.message
+        write_record(cell, failed_record(plan, grid_id, ending, time.perf_counter() - began))
+    return "", ""
+
+
+def _stopped_by(error: OSError) -> Reply:
+    ending = of_error(error)
+    if ending.status is not None:
+        raise error
+    return STOPPED, ending.message
 
 
 def _redirect_output(log: Path) -> None:

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from nangrid.grid.failure import LOG
+from nangrid.grid.ending import LOG
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
@@ -63,7 +63,10 @@ class GridDisplay:
         if bar := self._bars.pop(plan.cell_id, None):
             self._progress.remove_task(bar)
         self._progress.update(self._all, completed=self._finished)
-        line = f"cell {self._finished}/{self._total} {plan.title}: {outcome}"
+        self.say(f"cell {self._finished}/{self._total} {plan.title}: {outcome}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import signal
 import time
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -17,14 +16,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
-from nangrid.grid import child
+from nangrid.grid import child, ending
 from nangrid.grid.device import may_have_cuda
 from nangrid.grid.plan import CellPlan
 
-CELL_MODULE = "nangrid.cell.run"
-"""Where the cell's process finds run_cell."""
-
 PRELOAD = (
+    "nangrid.cell",
     "wandb",
     "wandb.sdk.launch",  # wandb.init imports it; after torch that takes five times as long
     "torch",
@@ -33,7 +30,7 @@ PRELOAD = (
     "bitsandbytes",
     "datasets",
     "pandas",
-    CELL_MODULE,
+    child.CELL_MODULE,
 )
 """What the server imports before the first fork, where it is installed."""
 
@@ -58,26 +55,25 @@ class CellProcess:
     process: BaseProcess
     replies: Connection
     started: float = field(default_factory=time.monotonic)
+    oom_kills: int = field(default_factory=ending.oom_kills)
+    """Of the kernel, before the start."""
 
     @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self.started
 
-    def reply(self) -> tuple[str, str]:
+    def reply(self) -> child.Reply:
         """What the process said before it ended; ("", "") if nothing."""
         try:
-            answer: tuple[str, str] = self.replies.recv() if self.replies.poll() else ("", "")
+            answer: child.Reply = self.replies.recv() if self.replies.poll() else ("", "")
         except EOFError:
             return "", ""
         return answer
 
-    def ending(self) -> str:
-        """How the process ended, in words."""
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            return f"the cell's process was killed by {signal.Signals(-code).name}"
-        return f"the cell's process ended with exit code {code} and left no record"
+    def ending(self) -> ending.Ending:
+        """What to think of a process that left neither a reply nor a record."""
+        return ending.of_process(self.process.exitcode, ending.oom_kills() - self.oom_kills)
 
 
 def warm_up() -> None:
@@ -96,7 +92,7 @@ def start(plan: CellPlan, grid_id: str) -> CellProcess:
     warm_up()
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child.main, args=(plan, grid_id, CELL_MODULE, sender), name=plan.cell_id)
+    process = context.Process(target=child.main, args=(plan, grid_id, child.CELL_MODULE, sender), name=plan.cell_id)
     process.start()
     sender.close()
     return CellProcess(plan, process, receiver)

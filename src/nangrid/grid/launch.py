@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
-from nangrid.grid.failure import LOG
-from nangrid.grid.isolation import warm_up
+from nangrid.grid.ending import LOG
+from nangrid.grid.pace import in_words, pace
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
-from nangrid.grid.schedule import GridOutcome, run_grid
-from nangrid.records.cell import RESULT, CellRecord, read_record
+from nangrid.grid.settle import GridOutcome
+from nangrid.records.cell import RESULT, CellRecord
 from nangrid.records.errors import InputError, RecordError
-from nangrid.records.grid import GridDirectory
+from nangrid.records.grid import GridDirectory, read_whole
 from nangrid.records.history import read_history
 
 
 class CellsFailedError(Exception):
-    """Some cells crashed; the message names each and its log."""
+    """Some cells crashed or are unfinished; the message names each, its log or the reason."""
 
 
-def launch(
-    composed: Iterable[tuple[dict[str, Any], list[str]]],
-    *,
-    n_jobs: Any = 1,
-    timeout_s: Any = None,
-    single: bool = False,
-) -> None:
+class Crew(Protocol):
+    """Whoever runs the cells: this machine or a cluster."""
+
+    @property
+    def width(self) -> int:
+        """Cells side by side."""
+
+    def check(self) -> None:
+        """InputError if it cannot run cells as asked."""
+
+    def get_ready(self) -> None:
+        """Cells are coming."""
+
+    def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
+        """Run the cells that are not done and return when all have ended."""
+
+
+def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], crew: Crew, *, single: bool = False) -> None:
     """Check every cell (a composed config and the overrides that led to it), run them, say what came out.
 
-    Nothing is created before all are checked. InputError if one cannot be run as asked, CellsFailedError if
-    one crashed, both after the others have ended. `single` ends with a cell's summary instead of a table.
+    Nothing is created before all are checked. InputError if one cannot be run as asked, CellsFailedError if one
+    crashed or is unfinished, both after the others have ended. `single` ends with a cell's summary, not a table.
     """
-    _check_launcher(n_jobs, timeout_s)
-    plans = one_grid(_plan(composed))
+    crew.check()
+    plans = one_grid(_plan(composed, crew))
     if plans[0].config.dry_run:
-        _list(plans)
+        _list(plans, crew)
         return
     grid = GridDirectory.open(plans[0].config.out)
-    outcome = run_grid(plans, grid, n_jobs, timeout_s)
+    outcome = crew.run(plans, grid)
     records = [outcome.records[plan.cell_id] for plan in plans if plan.cell_id in outcome.records]
     if single and records:
         _show_cell(records[0], plans[0])
@@ -47,32 +58,45 @@ def launch(
     _raise_failures(plans, outcome)
 
 
-def _check_launcher(n_jobs: Any, timeout_s: Any) -> None:
-    if not isinstance(n_jobs, int) or n_jobs < 1:
-        raise InputError(f"hydra.launcher.n_jobs={n_jobs} is out of range: give a whole number of at least 1.")
-    if timeout_s is None:
-        return
-    if not isinstance(timeout_s, int | float) or not math.isfinite(timeout_s) or timeout_s <= 0:
-        raise InputError(f"hydra.launcher.timeout_s={timeout_s} is out of range: give seconds above 0, or null.")
-
-
-def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]]) -> list[CellPlan]:
+def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]], crew: Crew) -> list[CellPlan]:
     plans: list[CellPlan] = []
     for config, overrides in composed:
         plan = plan_cell(config, overrides)
         plans.append(plan)
         if not plan.config.dry_run and not (plan.directory() / RESULT).exists():
-            warm_up()  # the imports go on while the other cells are composed
+            crew.get_ready()
     if not plans:
         raise InputError("The sweep asks for no cell: give every swept key at least one value.")
     return plans
 
 
-def _list(plans: list[CellPlan]) -> None:
+def _list(plans: list[CellPlan], crew: Crew) -> None:
+    records, to_run = [], []
     for plan in plans:
-        record = read_record(plan.directory())
-        state = record.status if record and is_done(plan, record) else "to run"
-        print(f"{plan.cell_id}  {state:9}  {plan.title}")
+        record = _trusted(plan)
+        done = record is not None and is_done(plan, record)
+        records += [record] if record else []
+        to_run += [] if done else [plan]
+        print(f"{plan.cell_id}  {record.status if record and done else 'to run':9}  {plan.title}")
+    print(f"{len(plans)} cells, {len(to_run)} to run{_estimate(to_run, records, crew)}")
+
+
+def _trusted(plan: CellPlan) -> CellRecord | None:
+    try:
+        return read_whole(plan.directory())
+    except RecordError as error:
+        print(f"{plan.title} would run again: {error}", file=sys.stderr)
+        return None
+
+
+def _estimate(to_run: list[CellPlan], records: list[CellRecord], crew: Crew) -> str:
+    paces = [(pace(plan.config.model.name, records), plan.config.horizon) for plan in to_run]
+    known = [(expected, horizon) for expected, horizon in paces if expected]
+    if not to_run or len(known) < len(to_run):
+        return "" if not to_run else ": how long is not known before a cell of that model is done"
+    width = min(crew.width, len(to_run))
+    total = sum(expected.cell_seconds(horizon) for expected, horizon in known) / width
+    return f": at most about {in_words(total)}, {width} side by side ({known[0][0].source})"
 
 
 def _show_cell(record: CellRecord, plan: CellPlan) -> None:
@@ -109,9 +133,14 @@ def _show_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
 def _raise_failures(plans: list[CellPlan], outcome: GridOutcome) -> None:
     if outcome.refusals:
         raise InputError("\n".join(dict.fromkeys(outcome.refusals.values())))
-    failed = [plan for plan in plans if outcome.records[plan.cell_id].error]
+    failed = [p for p in plans if p.cell_id in outcome.records and outcome.records[p.cell_id].error]
+    stopped = [p for p in plans if p.cell_id in outcome.stopped]
+    lines = []
     if failed:
-        names = "\n".join(f"  {plan.title}: {plan.directory() / LOG}" for plan in failed)
-        raise CellsFailedError(
-            f"{len(failed)} of {len(plans)} cells crashed (resume=errored runs them again):\n{names}"
-        )
+        lines.append(f"{len(failed)} of {len(plans)} cells crashed (resume=errored runs them again):")
+        lines += [f"  {plan.title}: {plan.directory() / LOG}" for plan in failed]
+    if stopped:
+        lines.append(f"{len(stopped)} of {len(plans)} cells are unfinished (the same command runs them again):")
+        lines += [f"  {plan.title}: {outcome.stopped[plan.cell_id]}" for plan in stopped]
+    if lines:
+        raise CellsFailedError("\n".join(lines))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +27,12 @@ class Progress:
     loss: float | None
     phase: str
     """`setup` until the first step is finished, then `train`."""
+    began: float
+    """When the cell began: seconds since the epoch."""
     updated: float
     """Seconds since the epoch."""
+    peak_rss_bytes: int
+    """The most memory it has held so far."""
 
     @property
     def steps_done(self) -> int:
@@ -36,10 +42,12 @@ class Progress:
 
 def report_steps(cell: Path, horizon: int) -> Callable[[int, float], None]:
     """Say that the cell has begun, and return what is to be called with each finished step and its loss."""
+    began = time.time()
 
     def on_step(step: int | None, loss: float | None) -> None:
         phase = "setup" if step is None else "train"
-        _write(cell, Progress(os.getpid(), step, horizon, loss, phase, time.time()))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _write(cell, Progress(os.getpid(), step, horizon, loss, phase, began, time.time(), peak))
 
     on_step(None, None)
     return on_step
@@ -57,5 +65,6 @@ def read_progress(cell: Path) -> Progress | None:
 def _write(cell: Path, progress: Progress) -> None:
     # Not records.atomic: what a power cut takes from here was of no use anyway, and an fsync a step costs.
     temporary = cell / f".{PROGRESS}"
-    temporary.write_text(json.dumps(encode(progress)))
-    temporary.replace(cell / PROGRESS)
+    with contextlib.suppress(OSError):  # a full disk must not end a cell for the sake of this
+        temporary.write_text(json.dumps(encode(progress)))
+        temporary.replace(cell / PROGRESS)

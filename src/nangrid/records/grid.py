@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,9 +19,10 @@ from pathlib import Path
 
 from nangrid.records.atomic import create_bytes
 from nangrid.records.autopsy import Autopsy, read_autopsy
-from nangrid.records.cell import SCHEMA, CellRecord, read_record
+from nangrid.records.cell import RESULT, SCHEMA, CellRecord, read_record
 from nangrid.records.codec import decode, encode
 from nangrid.records.errors import InputError, RecordError
+from nangrid.records.history import HISTORY, read_table
 
 GRID = "grid.json"
 
@@ -55,19 +57,31 @@ class GridDirectory:
             raise InputError(
                 f"out={out} cannot be written ({error.strerror}): give a directory of your own, out=... ."
             ) from error
+        return cls(path, _read_or_recover(path).grid_id)
+
+    @classmethod
+    def at(cls, path: str | Path) -> GridDirectory:
+        """A grid that exists, for reading; InputError if there is none."""
+        path = Path(path).absolute()
+        if not (path / GRID).exists():
+            raise InputError(f"{path} is not the directory of a grid: give the out= of one, which holds {GRID}.")
         return cls(path, _read(path / GRID).grid_id)
 
     def cell(self, cell_id: str) -> Path:
         """The directory of a cell, existing or not."""
         return self.path / "cells" / cell_id
 
+    def cells(self) -> list[Path]:
+        """The directory of every cell, finished or not, ordered by cell_id."""
+        return sorted(path for path in (self.path / "cells").iterdir() if path.is_dir())
+
     def records(self) -> tuple[list[CellRecord], list[RecordError]]:
         """Every finished cell's record, ordered by cell_id, and why the others cannot be trusted."""
         records: list[CellRecord] = []
         errors: list[RecordError] = []
-        for directory in sorted(path for path in (self.path / "cells").iterdir() if path.is_dir()):
+        for directory in self.cells():
             try:
-                if record := _read_own(directory):
+                if record := read_own(directory):
                     records.append(record)
             except RecordError as error:
                 errors.append(error)
@@ -83,17 +97,49 @@ class GridDirectory:
         return {cell_id: autopsy for cell_id, autopsy in found.items() if autopsy}
 
 
-def _read_own(directory: Path) -> CellRecord | None:
+def read_whole(directory: Path) -> CellRecord | None:
+    """A cell's record, once all that belongs to it has been read as well.
+
+    None if the cell is unfinished, RecordError if a part of it cannot be trusted.
+    """
+    record = read_own(directory)
+    if record is None or record.error:
+        return record
+    rows = read_table(directory).num_rows
+    if rows != record.steps_done:
+        raise RecordError(f"{directory / HISTORY} has {rows} steps, but {RESULT} says {record.steps_done}.")
+    if record.autopsy:
+        read_autopsy((directory / record.autopsy).parent)
+    return record
+
+
+def read_own(directory: Path) -> CellRecord | None:
+    """The record in a cell's directory; None if it is unfinished, RecordError also if it is another cell's."""
     record = read_record(directory)
     if record is not None and record.cell_id != directory.name:
         raise RecordError(f"{directory} holds the record of another cell: {record.cell_id}.")
     return record
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, grid_id: str | None = None) -> None:
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    record = _GridRecord(f"{path.name}-{secrets.token_hex(4)}", created)
+    record = _GridRecord(grid_id or f"{path.name}-{secrets.token_hex(4)}", created)
     create_bytes(path / GRID, json.dumps(encode(record)).encode() + b"\n")
+
+
+def _read_or_recover(path: Path) -> _GridRecord:
+    """The grid's record; a damaged one is set aside and made again if the cells still know the grid's id."""
+    try:
+        return _read(path / GRID)
+    except RecordError as error:
+        known = {record.grid_id for record in GridDirectory(path, "").records()[0]}
+        if len(known) != 1:
+            raise
+        aside = path / f"{GRID}.damaged-{len(list(path.glob(f'{GRID}.damaged-*')))}"
+        (path / GRID).rename(aside)
+        print(f"{error} It is set aside as {aside.name}, and made again from the cells.", file=sys.stderr)
+        _create(path, known.pop())
+        return _read(path / GRID)
 
 
 def _read(path: Path) -> _GridRecord:

@@ -17,6 +17,7 @@ from nangrid.records.errors import RecordError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from pyarrow import Table
 
 HISTORY = "history.parquet"
 
@@ -51,6 +52,13 @@ def write_history(directory: Path, rows: Sequence[Mapping[str, float | int | Non
 def read_history(directory: Path) -> DataFrame:
     """The history, or RecordError if it is missing, cut short or of other columns."""
     import pandas
+
+    frame: DataFrame = read_table(directory).to_pandas(types_mapper=pandas.ArrowDtype)
+    return frame
+
+
+def read_table(directory: Path) -> Table:
+    """The history in Arrow, without waiting for pandas; RecordError as above."""
     import pyarrow
     import pyarrow.parquet
 
@@ -63,5 +71,4 @@ def read_history(directory: Path) -> DataFrame:
     if found != COLUMNS:
         wrong = sorted(name for name, _ in found.items() ^ COLUMNS.items())
         raise RecordError(f"{path} has other columns than this version's: {', '.join(dict.fromkeys(wrong))}.")
-    frame: DataFrame = table.to_pandas(types_mapper=pandas.ArrowDtype)
-    return frame
+    return table

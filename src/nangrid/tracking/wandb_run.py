@@ -128,7 +128,6 @@ def open_run(
         from wandb import init  # noqa: F401
     except ImportError as error:
         raise InputError("tracker=wandb needs wandb: pip install wandb, or type tracker=none.") from error
-    _set_aside(directory / "wandb")
     options = {
         "project": project,
         "entity": entity,
@@ -144,12 +143,6 @@ def open_run(
 def run_id(grid_id: str, cell_id: str) -> str:
     """`grid_id` and `cell_id` in the characters and the length that W&B takes; the cell's end survives."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{grid_id}-{cell_id}")[-_ID_LENGTH:]
-
-
-def _set_aside(directory: Path) -> None:
-    """Keep what an earlier attempt left offline out of `wandb sync`: the cell shows all its steps again."""
-    for run in directory.glob("offline-run-*"):
-        run.rename(run.with_name(f"superseded-{run.name}"))
 
 
 def _start(mode: str, options: dict[str, Any]) -> Any:

@@ -1,0 +1,98 @@
+"""`status`: how far is a grid? From its directory alone, on any machine that sees it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nangrid.grid.pace import in_words
+from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
+from nangrid.records.errors import InputError
+from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
+
+EVERY_S = 1.0
+QUIET_S = 15.0
+"""How long no cell may run before the grid counts as ended: cells take turns, and the first one takes its time."""
+STYLES = {
+    "finite": FINITE,
+    "nonfinite": NONFINITE,
+    "error": ERROR,
+    "timeout": ERROR,
+    DAMAGED: ERROR,
+    UNFINISHED: UNTRAINED,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 where there is no grid."""
+    parser = ArgumentParser(prog="status", description="Say how far a grid is, from its directory alone.")
+    parser.add_argument("grid", metavar="GRID_DIR", help="the out= of the grid, such as outputs/default")
+    parser.add_argument("--follow", action="store_true", help="go on until no cell runs")
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.follow:
+            _follow(asked.grid)
+        else:
+            Console().print(shown(read_status(asked.grid)))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _follow(path: str) -> None:
+    status = read_status(path)
+    heard = time.monotonic()
+    with Live(shown(status), auto_refresh=False) as live:
+        while status.running or time.monotonic() - heard < QUIET_S:
+            time.sleep(EVERY_S)
+            status = read_status(path)
+            heard = time.monotonic() if status.running else heard
+            live.update(shown(status), refresh=True)
+
+
+def shown(status: GridStatus) -> RenderableType:
+    """The cells that are not done one by one, and a line that counts all."""
+    return Group(_cells([cell for cell in status.cells if cell.state not in ("finite", "nonfinite")]), _count(status))
+
+
+def _cells(cells: Sequence[CellStatus]) -> RenderableType:
+    if not cells:
+        return Text()
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("cell", "state", "step", "loss", "last heard of"):
+        table.add_column(heading, justify="right" if heading in ("step", "loss") else "left", overflow="fold")
+    for cell in sorted(cells, key=lambda cell: (cell.state != RUNNING, cell.state)):
+        progress = cell.progress if cell.state in (RUNNING, UNFINISHED) else None
+        loss = "" if progress is None or progress.loss is None else f"{progress.loss:.4g}"
+        heard = f"{in_words(time.time() - progress.updated)} ago" if progress else ""
+        error = f" {cell.record.error.type}" if cell.record and cell.record.error else ""
+        state = Text(cell.state + error, STYLES.get(cell.state, ""))
+        table.add_row(Text(cell.title), state, f"{cell.steps_done}/{cell.horizon}", loss, heard)
+    return table
+
+
+def _count(status: GridStatus) -> Text:
+    counts = status.counts
+    names = {"nonfinite": "non-finite"}
+    order = ["finite", "nonfinite", "error", "timeout", RUNNING, WAITING, UNFINISHED, DAMAGED]
+    counted = ", ".join(f"{counts[state]} {names.get(state, state)}" for state in order if counts[state])
+    line = f"{status.grid.path}: {len(status.cells)} cells: {counted or 'none'}"
+    left = status.seconds_left()
+    if left is not None:
+        line += f"; about {in_words(left)} left if all reach their horizon"
+    elif status.running:
+        line += "; time left unknown until a cell is done"
+    elif status.pending:
+        line += "; nobody runs it: the command that began it goes on"
+    return Text(line)

@@ -1,0 +1,113 @@
+"""How far is a grid? Read from its directory alone, and without writing into it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nangrid.grid.lock import is_held
+from nangrid.grid.pace import Pace, pace
+from nangrid.grid.progress import Progress, read_progress
+from nangrid.grid.request import Request, read_request
+from nangrid.records.cell import CellRecord
+from nangrid.records.errors import RecordError
+from nangrid.records.grid import GridDirectory, read_own
+
+RUNNING, WAITING, UNFINISHED, DAMAGED = "running", "waiting", "unfinished", "damaged"
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One cell as it is now."""
+
+    cell_id: str
+    title: str
+    state: str
+    """A record's status, or running, waiting (never begun), unfinished (begun, not running) or damaged."""
+    horizon: int
+    progress: Progress | None
+    record: CellRecord | None
+    request: Request | None
+
+    @property
+    def model(self) -> str:
+        """The level asked for."""
+        return str(self.request.config["model"]["name"]) if self.request else ""
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps taken."""
+        return self.record.steps_done if self.record else self.progress.steps_done if self.progress else 0
+
+
+@dataclass(frozen=True)
+class GridStatus:
+    """The cells of a grid as they are now, ordered by cell_id."""
+
+    grid: GridDirectory
+    cells: Sequence[CellStatus]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Cells by state."""
+        return Counter(cell.state for cell in self.cells)
+
+    @property
+    def running(self) -> list[CellStatus]:
+        """Those that a process works on."""
+        return [cell for cell in self.cells if cell.state == RUNNING]
+
+    @property
+    def pending(self) -> list[CellStatus]:
+        """Those that somebody has yet to run."""
+        return [cell for cell in self.cells if cell.state in (WAITING, UNFINISHED, DAMAGED)]
+
+    def seconds_left(self) -> float | None:
+        """Until all have reached their horizons, with as many side by side as run now; None if none runs."""
+        if not self.running:
+            return None
+        records = [cell.record for cell in self.cells if cell.record]
+        paces = {model: pace(model, records) for model in {cell.model for cell in self.cells}}
+        left = [_seconds_left(cell, paces[cell.model]) for cell in [*self.running, *self.pending]]
+        known = [seconds for seconds in left if seconds is not None]
+        return sum(known) / len(self.running) if len(known) == len(left) else None
+
+
+def _seconds_left(cell: CellStatus, expected: Pace | None) -> float | None:
+    progress = cell.progress if cell.state == RUNNING else None
+    if progress and progress.steps_done:
+        own = (progress.updated - progress.began) / progress.steps_done
+        return (cell.horizon - progress.steps_done) * (expected.step if expected else own)
+    if expected is None:
+        return None
+    return max(0.0, expected.cell_seconds(cell.horizon) - (time.time() - progress.began if progress else 0.0))
+
+
+def read_status(path: str | Path) -> GridStatus:
+    """InputError if the directory is not a grid's."""
+    grid = GridDirectory.at(path)
+    return GridStatus(grid, [_cell(directory) for directory in grid.cells()])
+
+
+def _cell(directory: Path) -> CellStatus:
+    held, damaged = is_held(directory), False
+    try:
+        request = read_request(directory)
+    except RecordError:
+        request = None
+    try:
+        record = read_own(directory)
+    except RecordError:
+        record, damaged = None, True
+    progress = read_progress(directory)
+    if record and (request is None or record.error or not record.censored or record.horizon >= request.horizon):
+        state = record.status
+    else:
+        state = UNFINISHED if progress else WAITING
+    state = RUNNING if held else DAMAGED if damaged else state
+    title = request.title if request else " ".join(record.overrides) if record else directory.name
+    horizon = request.horizon if request else record.horizon if record else 0
+    return CellStatus(directory.name, title, state, horizon, progress, record, request)

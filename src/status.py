@@ -1,0 +1,6 @@
+"""`python -m src.status GRID_DIR`: how far is a grid?"""
+
+from nangrid.commands.status import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
