@@ -197,8 +197,28 @@ def test_no_cell_outlives_its_launcher_or_the_fork_server(victim: str, tmp_path:
     while not starts(plan):
         time.sleep(0.05)
     cell = psutil.Process(starts(plan)[0])
-    (cell.parent() if victim == "server" else launcher).kill()
+    server = cell.parent()
+    cell.suspend()  # it hangs: no thread of it can notice anything
+    (server if victim == "server" else launcher).kill()
     cell.wait(timeout=10)
     assert not is_held(plan.directory())
     launcher.kill()
     launcher.wait()
+
+
+def test_a_fork_server_that_dies_is_replaced(make_plan: MakePlan) -> None:
+    hanging, finite = make_plan(HANGS), make_plan(FINITE)
+
+    def harm() -> None:
+        while not starts(hanging):
+            time.sleep(0.05)
+        cell = psutil.Process(starts(hanging)[0])
+        server = cell.parent()
+        cell.suspend()
+        server.kill()
+
+    threading.Thread(target=harm).start()
+    outcome = run([hanging, finite], n_jobs=1)
+    assert "fork server died" in outcome.stopped[hanging.cell_id]
+    assert outcome.records[finite.cell_id].status == "finite"
+    assert not is_held(hanging.directory())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ STOPPED = "stopped"
 ASKED = "it was asked to stop (SIGTERM)"
 
 OOM_SCORE = "500"
+PR_SET_PDEATHSIG = 1
 
 Reply = tuple[str, str]
 """(HELD, "") if another process runs the cell, (REFUSED, sentence) if it cannot be run as asked, (STOPPED, why)
@@ -43,6 +46,7 @@ if it ended early and is unfinished. ("", "") otherwise: the record is the answe
 def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
     """Run one cell for the launcher that forked this process, and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; what to stop is the launcher's call
+    _die_with_parent()
     threading.Thread(target=_die_with_launcher, daemon=True).start()
     with contextlib.suppress(OSError):  # where memory runs out the kernel should take a cell, not the launcher
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
@@ -132,6 +136,18 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this process when the fork server dies, even where it hangs and no thread of it can run."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # the server lives as long as anybody holds this end of a pipe; the launcher alone should
+    server = vars(forkserver._forkserver)
+    if server.get("_forkserver_alive_fd") is not None:
+        os.close(server["_forkserver_alive_fd"])
+        server["_forkserver_alive_fd"] = None
 
 
 def _die_with_launcher() -> None:

@@ -24,7 +24,7 @@ SAYS_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memo
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-_SERVER_LOST = 255
+SERVER_LOST = 255
 """The exit code that multiprocessing reports for every child of a fork server that died."""
 
 
@@ -43,7 +43,7 @@ class Ending:
 
 def of_process(exit_code: int | None, oom_kills: int) -> Ending:
     """By the exit code of the cell's process and the kernel's out-of-memory kills during its life."""
-    if exit_code == _SERVER_LOST:
+    if exit_code == SERVER_LOST:
         return Ending(None, "Stopped", "the fork server died, and the cell's process with it")
     if exit_code is None or exit_code >= 0:
         return Ending("error", "ProcessDied", f"the cell's process ended with exit code {exit_code} and left no record")

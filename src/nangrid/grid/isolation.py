@@ -6,9 +6,11 @@ transformers costs seconds: so cells are forked from a server which has imported
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
+import signal
 import time
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -45,6 +47,7 @@ ENVIRONMENT = {
 """Of every cell's process."""
 
 GRACE_S = 5.0
+STARTS = 5
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ class CellProcess:
             return "", ""
         return answer
 
+    def is_alive(self) -> bool:
+        """Whether it still runs. One whose fork server died is dead to us, and so must not live on."""
+        alive = self.process.is_alive()
+        if not alive and self.process.exitcode == ending.SERVER_LOST and self.process.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+        return alive
+
     def ending(self) -> ending.Ending:
         """What to think of a process that left neither a reply nor a record."""
         return ending.of_process(self.process.exitcode, ending.oom_kills() - self.oom_kills)
@@ -88,14 +99,19 @@ def warm_up() -> None:
 
 
 def start(plan: CellPlan, grid_id: str) -> CellProcess:
-    """Start the cell's process."""
-    warm_up()
-    context = _context()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child.main, args=(plan, grid_id, child.CELL_MODULE, sender), name=plan.cell_id)
-    process.start()
-    sender.close()
-    return CellProcess(plan, process, receiver)
+    """Start the cell's process; ConnectionError if the fork server keeps dying."""
+    for _ in range(STARTS):
+        warm_up()
+        context = _context()
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=child.main, args=(plan, grid_id, child.CELL_MODULE, sender), name=plan.cell_id)
+        try:
+            process.start()
+        except (EOFError, ConnectionError):  # the server was killed meanwhile: another one is started
+            continue
+        sender.close()
+        return CellProcess(plan, process, receiver)
+    raise ConnectionError(f"the fork server died {STARTS} times while cell {plan.cell_id} was being started")
 
 
 def stop(cells: list[CellProcess]) -> None:

@@ -100,6 +100,6 @@ class _Schedule:
                 ending = Ending("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
                 self.running.remove(cell)
                 self.settlement.settle(cell.plan, ("", ""), ending, cell.seconds)
-            elif not cell.process.is_alive():
+            elif not cell.is_alive():
                 self.running.remove(cell)
                 self.settlement.settle(cell.plan, cell.reply(), cell.ending(), cell.seconds)
