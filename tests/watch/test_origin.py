@@ -194,6 +194,8 @@ def test_snapshot_on_disk_runs_the_step_again_to_the_same_bits(tmp_path: Path) -
     class Loop:
         """A fresh process would build the same model and a new optimizer."""
 
+        scaler = None
+
         def __init__(self) -> None:
             self.model: nn.Module = Net()
             self.optimizer: torch.optim.Optimizer = torch.optim.Adam(self.model.parameters(), lr=0.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from nangrid.reporting.explain import explain
-from nangrid.watch import Background, Clocks, Inspector, MicroBatch, Reading, still_searching, trainables
+from nangrid.watch import (
+    Background,
+    Clocks,
+    Failed,
+    Inspector,
+    MicroBatch,
+    Reading,
+    random_states,
+    still_searching,
+    trainables,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +48,7 @@ class TrainerStep:
         self.model: nn.Module = trainer.model
         self.trainables = trainables(self.model)
         self._training_step = trainer.training_step
+        self._prediction_step = trainer.prediction_step
         self._get_grad_norm = trainer._get_grad_norm
 
     @property
@@ -44,9 +56,19 @@ class TrainerStep:
         """The trainer makes it when training begins."""
         return unwrapped(self.trainer.optimizer)
 
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Accelerate's."""
+        found: torch.amp.GradScaler | None = self.trainer.accelerator.scaler
+        return found
+
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
-        """The trainer's training_step, overridden compute_loss included."""
-        loss: Tensor = self._training_step(self.trainer.model_wrapped, dict(micro_batch.inputs), **micro_batch.extra)
+        """The trainer's training_step, overridden compute_loss included; its prediction_step in an evaluation."""
+        loss: Tensor
+        if not self.model.training:
+            loss, *_ = self._prediction_step(self.trainer.model, dict(micro_batch.inputs), prediction_loss_only=True)
+            return loss
+        loss = self._training_step(self.trainer.model_wrapped, dict(micro_batch.inputs), **micro_batch.extra)
         return loss
 
     def clip(self) -> Tensor:
@@ -79,6 +101,7 @@ class TrainerWatch(TrainerCallback):
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
         self._began = 0.0
+        self._failed: Failed | None = None
 
     @property
     def clocks(self) -> Clocks:
@@ -110,8 +133,9 @@ class TrainerWatch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> Any:
         """Note the evaluation loss, with the step it followed."""
-        if "eval_loss" in metrics and self.clocks.readings:
-            self.clocks.evaluated(metrics["eval_loss"])
+        failed, self._failed = self._failed, None
+        if "eval_loss" in metrics and state.global_step and self.clocks.readings:
+            self.inspector.evaluated(metrics["eval_loss"], failed)
             self._close(control)
         return control
 
@@ -140,9 +164,24 @@ class TrainerWatch(TrainerCallback):
             return loss
 
         trainer.training_step = training_step
+        trainer.prediction_step = self._noting_failure(trainer.prediction_step)
         _after(trainer.accelerator, "unscale_gradients", lambda _: self._read_gradients())
         _after(trainer, "_get_grad_norm", lambda norm: self.inspector.norm(norm))
         trainer.add_callback(self)
+
+    def _noting_failure(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Keep the first batch of an evaluation whose loss is non-finite."""
+
+        @functools.wraps(original)
+        def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            given, rng = dict(inputs), random_states()
+            result = original(model, inputs, *args, **kwargs)
+            loss = result[0]
+            if self._failed is None and loss is not None and not math.isfinite(loss.mean()):
+                self._failed = Failed(given, rng, loss.detach())
+            return result
+
+        return prediction_step
 
     def _read_gradients(self) -> None:
         """Check the gradients, unless it is a replay's clipping that unscales them."""

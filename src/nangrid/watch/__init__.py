@@ -2,15 +2,16 @@
 
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading
-from nangrid.watch.inspector import Inspector, still_searching
+from nangrid.watch.inspector import Failed, Inspector, still_searching
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
 from nangrid.watch.replay import Replay, Step, replay
-from nangrid.watch.snapshot import MicroBatch, Snapshot, trainables
+from nangrid.watch.snapshot import MicroBatch, Snapshot, random_states, trainables
 from nangrid.watch.watch import NonFiniteError, Watch
 
 __all__ = [
     "Background",
     "Clocks",
+    "Failed",
     "Inspector",
     "Ledger",
     "MicroBatch",
@@ -22,6 +23,7 @@ __all__ = [
     "Watch",
     "examine",
     "observe_residual",
+    "random_states",
     "read_arithmetic",
     "read_model",
     "read_optimizer",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
-from nangrid.watch.blame import enters_as_zeros, positions, token_ids
+from nangrid.watch.blame import enters_as_zeros, positions, token_ids, vocabulary_size, which_rows
 from nangrid.watch.kinds import NONFINITE_INPUT
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
@@ -19,6 +19,7 @@ from nangrid.watch.snapshot import Snapshot
 from nangrid.watch.trace import Birth
 
 _LONGEST_PATH = 12
+_MOST_PARAMETERS = 4
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Report:
             output=_output_record(birth) if birth else None,
             path=list(origin.path[:_LONGEST_PATH]) if origin else [],
             tokens=tokens,
-            parameters=self.found.parameters,
+            parameters=list(self.found.nonfinite),
             mechanism=mechanism.id,
             explanation=mechanism.explanation,
             evidence=self._evidence(reproduced, same),
@@ -130,6 +131,9 @@ class _Report:
             lines.append(f"{self.leaf} was non-finite before it was read")
         if self.birth:
             lines += _birth_evidence(self.birth)
+        lines += self._hit()
+        if is_compiled(self.step.model):
+            lines.append("the model is compiled; the replay runs it eagerly, where the last bits may differ")
         if not reproduced:
             changed = ", ".join(key for key, equal in same.items() if not equal) or "the clock"
             lines.append(f"the replay rang {self.found.clock or 'no clock'}; different from the live run: {changed}")
@@ -137,6 +141,20 @@ class _Report:
             ending = "fails too" if self.untrained else "is finite"
             lines.append(f"the same batch through the initial parameters {ending}")
         return lines
+
+    def _hit(self) -> list[str]:
+        """Which part of each parameter is non-finite, of the first few."""
+        ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
+        hit = list(self.found.nonfinite.items())[:_MOST_PARAMETERS]
+        return [f"{name}: {which_rows(mask, ids, vocabulary)} non-finite" for name, mask in hit]
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether torch.compile has wrapped the model or one of its modules."""
+    return any(
+        m._compiled_call_impl is not None or type(m).__name__ == "OptimizedModule"  # type: ignore[truthy-function]
+        for m in model.modules()
+    )
 
 
 def _birth_evidence(birth: Birth) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nangrid.watch.trace import Birth
 
 MOST_TOKENS = 64
+MOST_NAMED = 5
 
 
 def token_ids(inputs: Any) -> Tensor | None:
@@ -45,6 +46,34 @@ def positions(birth: Birth, ids: Tensor) -> list[tuple[int, int]]:
 def _of_vocabulary(entries: Iterable[int], ids: Tensor) -> Iterable[tuple[int, int]]:
     for entry in entries:
         yield from ((row, position) for row, position in (ids == entry).nonzero().tolist())
+
+
+def which_rows(mask: Tensor, ids: Tensor | None, vocabulary: int | None) -> str:
+    """Where the non-finite elements of a parameter are, by rows and columns; `ids` are the batch's tokens.
+
+    A dimension as long as the vocabulary is counted in tokens, of which some may stand in the batch.
+    """
+    told = [f"{int(mask.sum())} of {mask.numel()} elements"]
+    for dimension, name in enumerate(("rows", "columns")[: mask.dim() if mask.dim() == 2 else 0]):
+        hit = mask.any(dim=1 - dimension).nonzero().flatten()
+        size = mask.shape[dimension]
+        if size == vocabulary and ids is not None:
+            seen = int(torch.isin(hit, ids.cpu().to(hit.device)).sum())
+            told.append(f"{len(hit)} of {size} {name}, one a token: {seen} of them of tokens in the batch")
+        elif len(hit) < size:
+            first = ", ".join(str(int(i)) for i in hit[:MOST_NAMED]) + ", ..." * (len(hit) > MOST_NAMED)
+            told.append(f"{len(hit)} of {size} {name} ({first})")
+    return "; ".join(told)
+
+
+def vocabulary_size(model: torch.nn.Module) -> int | None:
+    """Rows of the input embedding, where the model has one."""
+    getter = getattr(model, "get_input_embeddings", None)
+    try:
+        weight = getattr(getter(), "weight", None) if getter else None
+    except NotImplementedError:  # a transformers model without one
+        return None
+    return int(weight.shape[0]) if isinstance(weight, Tensor) else None
 
 
 def enters_as_zeros(model: torch.nn.Module, tokens: Iterable[int]) -> bool:

@@ -7,6 +7,7 @@ Every training loop winds the same inspector: `begin`, then for each micro-batch
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from nangrid.records.autopsy import Autopsy, write_autopsy
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, gradients
 from nangrid.watch.replay import FROZEN, Step, digest
-from nangrid.watch.snapshot import Recorder
+from nangrid.watch.snapshot import Recorder, Snapshot
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A batch of an evaluation whose loss is non-finite, and the random states before it."""
+
+    inputs: Any
+    rng: dict[str, Any]
+    loss: Tensor
 
 
 class Inspector:
@@ -29,7 +39,7 @@ class Inspector:
         """Where snapshot and autopsy go; None: clocks only, nothing is replayed."""
         self.background = background
         self.clocks = Clocks(step.trainables)
-        self.recorder = Recorder(step.model, step.optimizer)
+        self.recorder = Recorder(step.model, step.optimizer, step.scaler)
         self.autopsy: Autopsy | None = None
         """Of the onset."""
         self.frozen: Autopsy | None = None
@@ -73,6 +83,15 @@ class Inspector:
             parameters = digest(self.step.trainables.values())
             self._examine({"loss": digest(self._losses), "parameters": parameters})
 
+    def evaluated(self, eval_loss: float, failed: Failed | None) -> None:
+        """Note the loss of an evaluation after the step under way; `failed` is its first non-finite batch."""
+        self.clocks.evaluated(eval_loss)
+        if self._rang_now("eval_loss") and failed is not None and self.autopsy is None:
+            losses = [reading.loss for reading in self.clocks.readings]
+            outcome = {"loss": digest([failed.loss])}
+            snapshot = self.recorder.evaluation(failed.inputs, failed.rng, outcome, losses)
+            self.autopsy = self._autopsy_of(snapshot, ".")
+
     def _rang_now(self, *clocks: str) -> bool:
         onset = self.clocks.onset
         return onset is not None and onset.step == self.clocks.reading.step and onset.clock in clocks
@@ -83,10 +102,12 @@ class Inspector:
             self.autopsy = self._run_replay(onset.clock, outcome, ".")
 
     def _run_replay(self, clock: str, outcome: dict[str, str], folder: str) -> Autopsy | None:
+        losses = [reading.loss for reading in self.clocks.readings[:-1]]
+        return self._autopsy_of(self.recorder.snapshot(clock, outcome, losses), folder)
+
+    def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
         if self.out_dir is None:
             return None
-        losses = [reading.loss for reading in self.clocks.readings[:-1]]
-        snapshot = self.recorder.snapshot(clock, outcome, losses)
         self.replaying, began = True, time.perf_counter()
         try:
             autopsy = examine(self.step, snapshot, self.background)

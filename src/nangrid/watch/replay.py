@@ -7,6 +7,7 @@ that a run under way goes on as if nothing had been replayed.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,7 @@ from nangrid.watch.snapshot import (
 )
 from nangrid.watch.trace import Tracer, is_finite
 
+EVALUATION = "eval_loss"
 FROZEN = "frozen"
 """Not a clock: an infinite norm over finite gradients, which clipping turns into zero updates."""
 
@@ -45,11 +47,15 @@ class Step(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that holds the state, unwrapped."""
 
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The GradScaler, if there is one."""
+
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
-        """Accumulate the gradients of one micro-batch; its loss."""
+        """Accumulate the gradients of one micro-batch; its loss. In an evaluation: its loss alone."""
 
     def clip(self) -> Tensor:
-        """Unscale and clip the gradients; their norm before that."""
+        """Clip the unscaled gradients; their norm before that."""
 
     def update(self) -> None:
         """Take the optimizer step."""
@@ -63,9 +69,13 @@ class Replay:
     """The first clock to ring, `frozen`, or None if the step stayed finite."""
     outcome: dict[str, str]
     """The bits of the step, to be compared with another run of it."""
-    parameters: list[str] = field(default_factory=list)
-    """Trainables whose gradient (before clipping), value or state is non-finite."""
+    nonfinite: dict[str, Tensor] = field(default_factory=dict)
+    """Trainables whose gradient (before clipping), value or state is non-finite: a mask of the elements."""
     micro_batch: int = 0
+    loss: float = math.nan
+    """Summed over the micro-batches, as scaled for accumulation."""
+    norm: float = math.nan
+    """Of the gradients before clipping; NaN if the step did not get there."""
     origin: Origin | None = None
 
 
@@ -83,6 +93,8 @@ def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay
         for name, buffer in step.model.named_buffers():
             buffer.copy_(snapshot.buffers[name])
         step.model.train(snapshot.training)
+        if step.scaler is not None:
+            step.scaler.load_state_dict(snapshot.scaler)
         with keep_places(step.model) if trace else nullcontext(Places(step.model)) as places:
             tracer = Tracer(places)
             if trace:
@@ -118,29 +130,46 @@ def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[T
     for number, micro_batch in enumerate(snapshot.micro_batches):
         tracer.micro_batch = number
         losses.append(step.forward_backward(micro_batch).detach())
-    outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
     bad_losses = [i for i, loss in enumerate(losses) if not is_finite(loss)]
+    if snapshot.clock == EVALUATION:
+        clock = EVALUATION if bad_losses else None
+        return Replay(clock, {"loss": digest(losses)}), [losses[i] for i in bad_losses[:1]]
+    _unscale(step)
+    outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
     bad = _nonfinite(gradients(step.trainables))
     if bad_losses:
-        return Replay("loss", outcome, list(bad), bad_losses[0]), [losses[bad_losses[0]]]
+        return Replay("loss", outcome, _masks(bad), bad_losses[0]), [losses[bad_losses[0]]]
     if bad:
-        return Replay("gradient", outcome, list(bad)), list(bad.values())
+        return Replay("gradient", outcome, _masks(bad)), list(bad.values())
     norm = step.clip()
+    loss = float(sum(losses))
     if not torch.isfinite(norm):
-        return Replay(FROZEN, outcome), [norm]
+        return Replay(FROZEN, outcome, loss=loss, norm=float(norm)), [norm]
     tracer.phase = "optimizer"
     step.update()
     outcome["parameters"] = digest(step.trainables.values())
-    return _after_update(step, outcome)
+    clock, bad = _after_update(step)
+    return Replay(clock, outcome, _masks(bad), loss=loss, norm=float(norm)), list(bad.values())
 
 
-def _after_update(step: Step, outcome: dict[str, str]) -> tuple[Replay, list[Tensor]]:
-    bad: dict[str, Tensor] = _nonfinite(step.trainables)
-    if bad:
-        return Replay("parameter", outcome, list(bad)), list(bad.values())
-    state = {f"{key} of {name}": value for name, key, value in named_state(step)}
-    bad = _nonfinite(state)
-    return Replay("optimizer_state" if bad else None, outcome, list(bad)), list(bad.values())
+def _unscale(step: Step) -> None:
+    """As the live step did. A trainer's clipping unscales once more, which is then by 1."""
+    if step.scaler is not None:
+        step.scaler.unscale_(step.optimizer)
+        step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 1.0})
+        _forget_unscaled(step.scaler)
+
+
+def _forget_unscaled(scaler: torch.amp.GradScaler) -> None:
+    # A GradScaler refuses to unscale twice between two updates, and the live step has unscaled already.
+    scaler._per_optimizer_states.clear()
+
+
+def _after_update(step: Step) -> tuple[str | None, dict[str, Tensor]]:
+    if bad := _nonfinite(step.trainables):
+        return "parameter", bad
+    bad = _nonfinite({f"{key} of {name}": value for name, key, value in named_state(step)})
+    return "optimizer_state" if bad else None, bad
 
 
 def named_state(step: Step) -> Iterator[tuple[str, str, Tensor]]:
@@ -163,6 +192,10 @@ def _nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if t.numel() and not is_finite(t)}
 
 
+def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: ~torch.isfinite(t.detach()) for name, t in tensors.items()}
+
+
 def _leaves(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
     yield from ((f"parameter {name}", p) for name, p in step.model.named_parameters())
     yield from ((f"buffer {name}", b) for name, b in step.model.named_buffers())
@@ -182,11 +215,19 @@ def _undisturbed(step: Step) -> Iterator[None]:
     groups = param_groups(step.optimizer)
     buffers = {name: b.detach().clone() for name, b in step.model.named_buffers()}
     rng, training = random_states(), step.model.training
+    scaled = step.scaler.state_dict() if step.scaler else {}
+    unscaled = dict(step.scaler._per_optimizer_states) if step.scaler else {}
     for parameter in step.trainables.values():
         parameter.grad = None
     try:
+        if step.scaler is not None:
+            _forget_unscaled(step.scaler)
         yield
     finally:
+        if step.scaler is not None:
+            step.scaler.load_state_dict(scaled)
+            _forget_unscaled(step.scaler)
+            step.scaler._per_optimizer_states.update(unscaled)
         restore(step.trainables, step.optimizer, parameters, {n: s for n, s in state.items() if s}, groups)
         for name, parameter in step.trainables.items():
             parameter.grad = kept[name]

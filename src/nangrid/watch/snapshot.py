@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nangrid.records.atomic import write_bytes
-from nangrid.records.errors import InputError
+from nangrid.records.errors import InputError, RecordError
 
-SCHEMA = 1
+SCHEMA = 2
 TENSORS, FACTS = "snapshot.safetensors", "snapshot.json"
 
 State = dict[str, dict[str, Any]]
@@ -45,10 +46,13 @@ class Snapshot:
     state: State
     groups: list[dict[str, Any]]
     """The optimizer's param_groups without their parameters."""
+    scaler: dict[str, Any]
+    """The GradScaler's state_dict; empty without one."""
     buffers: dict[str, Tensor]
     rng: dict[str, Any]
     micro_batches: list[MicroBatch]
     training: bool
+    """False for an evaluation: forward passes alone."""
     clock: str
     """The clock that rang in the live run, or `frozen`."""
     outcome: dict[str, str]
@@ -71,6 +75,7 @@ class Snapshot:
             "losses": self.losses,
             "initial": _strip(self.initial, "initial", tensors),
             "groups": self.groups,
+            "scaler": self.scaler,
             "state": _strip(self.state, "state", tensors),
             "buffers": _strip(self.buffers, "buffers", tensors),
             "rng": _strip(self.rng, "rng", tensors),
@@ -84,13 +89,16 @@ class Snapshot:
 
     @classmethod
     def load(cls, directory: Path) -> Snapshot:
-        """Read a snapshot; InputError if there is none or it is of another schema."""
+        """Read a snapshot; InputError if there is none, or it is damaged or of another schema."""
         if not (directory / FACTS).exists():
             raise InputError(f"{directory} holds no snapshot: give the directory of a cell that went non-finite.")
-        facts = json.loads((directory / FACTS).read_text())
-        if facts["schema"] != SCHEMA:
-            raise InputError(f"{directory / FACTS} has schema {facts['schema']}: this nangrid reads {SCHEMA}.")
-        tensors = load_file(directory / TENSORS)
+        try:
+            facts = json.loads((directory / FACTS).read_text())
+            if facts["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {facts['schema']}, not {SCHEMA}")
+            tensors = load_file(directory / TENSORS)
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            raise RecordError(f"the snapshot in {directory} cannot be read: {error}.") from error
         return cls(
             step=facts["step"],
             training=facts["training"],
@@ -99,6 +107,7 @@ class Snapshot:
             losses=facts["losses"],
             initial=_fill(facts["initial"], tensors),
             groups=facts["groups"],
+            scaler=facts["scaler"],
             state=_fill(facts["state"], tensors),
             buffers=_fill(facts["buffers"], tensors),
             rng=_fill(facts["rng"], tensors),
@@ -139,10 +148,13 @@ def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
 class Recorder:
     """Keeps what a snapshot of the step under way needs, at the cost of a copy a step."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
         self.model = model
         self.trainables = trainables(model)
         self.optimizer = optimizer
+        self.scaler = scaler
         self.initial = {name: p.detach().clone() for name, p in self.trainables.items()}
         self._parameters = {name: torch.empty_like(p) for name, p in self.trainables.items()}
         self._buffers: dict[str, Tensor] = {}
@@ -150,6 +162,7 @@ class Recorder:
         self._state: State = {}
         self._rng: dict[str, Any] = {}
         self._groups: list[dict[str, Any]] = []
+        self._scaler: dict[str, Any] = {}
         self._step = 0
         self._micro_batches: list[MicroBatch] = []
 
@@ -164,6 +177,7 @@ class Recorder:
         self._step, self._micro_batches, self._rng = step, [], random_states()
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
+        self._scaler = self.scaler.state_dict() if self.scaler else {}
         for name, buffer in self.model.named_buffers():
             # Most buffers never change: torch counts the writes to a tensor.
             if self._versions.get(name) != buffer._version:
@@ -185,6 +199,7 @@ class Recorder:
             parameters=self._parameters,
             state=self._state,
             groups=self._groups,
+            scaler=self._scaler,
             buffers=self._buffers,
             rng=self._rng,
             micro_batches=self._micro_batches,
@@ -193,6 +208,17 @@ class Recorder:
             outcome=outcome,
             losses=losses,
             initial=self.initial,
+        )
+
+    def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
+        """A forward pass of an evaluation after the step under way: the parameters are as they are now."""
+        return replace(
+            self.snapshot("eval_loss", outcome, losses),
+            parameters={name: p.detach().clone() for name, p in self.trainables.items()},
+            buffers={name: b.detach().clone() for name, b in self.model.named_buffers()},
+            rng=rng,
+            micro_batches=[MicroBatch(dict(inputs) if isinstance(inputs, Mapping) else inputs)],
+            training=False,
         )
 
 

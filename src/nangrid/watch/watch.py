@@ -83,7 +83,7 @@ class Watch:
             self.scaler.unscale_(loop.optimizer)
         inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
         self._stop_if_rung()
-        inspector.norm(loop.clip_unscaled())
+        inspector.norm(loop.clip())
         if self.scaler is None:
             loop.optimizer.step()
         else:
@@ -129,19 +129,11 @@ class _Loop:
         """Call the closure, with the micro-batch if one was given."""
         return self.closure(micro_batch.inputs) if micro_batch.extra["given"] else self.closure()
 
-    def clip_unscaled(self) -> Tensor:
-        """Clip gradients that are unscaled already."""
+    def clip(self) -> Tensor:
+        """Clip the unscaled gradients."""
         if self.max_grad_norm is None:
             return torch.zeros(())
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-
-    def clip(self) -> Tensor:
-        """Unscale, as a GradScaler does, and clip."""
-        if self.scaler is not None:
-            for parameter in self.trainables.values():
-                if parameter.grad is not None:
-                    parameter.grad.div_(self.scaler.get_scale())
-        return self.clip_unscaled()
 
     def update(self) -> None:
         """Take the optimizer step."""

@@ -1,0 +1,145 @@
+"""`replay`: run a cell's failing step again from its snapshot, as it was or under other levels."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nangrid.commands.refusal import explain as explain_mistake
+from nangrid.grid.isolation import ENVIRONMENT
+from nangrid.grid.plan import as_config, plain_config
+from nangrid.grid.request import Request, read_request
+from nangrid.records.autopsy import Autopsy, read_autopsy
+from nangrid.records.cell import CellRecord
+from nangrid.records.errors import InputError
+from nangrid.records.grid import read_whole
+from nangrid.reporting.explain import explain
+
+if TYPE_CHECKING:
+    from nangrid.cell.config import Config
+    from nangrid.cell.replay import Counterfactual
+    from nangrid.watch import Snapshot
+
+EPILOG = """\
+python -m src.replay outputs/default/cells/30e24def...                 the same autopsy again
+python -m src.replay outputs/default/cells/30e24def... dtype=bf16      would the same step have survived?
+"""
+TOO_LARGE = 1e6
+"""A gradient norm that ends no run and yet says that something is wrong: mean rows stay below 100."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 the step was replayed, whatever it did; 2 for what cannot be replayed or asked."""
+    parser = ArgumentParser(prog="replay", description=__doc__, epilog=EPILOG, allow_abbrev=False)
+    parser.formatter_class = _as_typed
+    parser.add_argument("cell", metavar="CELL_DIR", type=Path, help="the directory of a cell that went non-finite")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels to replay it under")
+    asked = parser.parse_args(arguments)
+    os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
+    try:
+        _replay(asked.cell, asked.overrides)
+    except Exception as error:
+        sentence = explain_mistake(error)
+        if sentence is None:
+            raise
+        print(sentence, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _as_typed(prog: str) -> Any:
+    from argparse import RawDescriptionHelpFormatter
+
+    return RawDescriptionHelpFormatter(prog)
+
+
+def _replay(cell: Path, overrides: list[str]) -> None:
+    record = _failed_record(cell)
+    request = read_request(cell)
+    if request is None:
+        raise InputError(f"{cell} holds no request.json: it was made by an older nangrid, run the cell again.")
+    old = request.plan(cell).config
+    config = _with(old, request, overrides) if overrides else old
+    from nangrid.cell.replay import check_question, replay_cell, replay_under
+    from nangrid.watch import Snapshot
+
+    folder = (cell / str(record.snapshot)).parent
+    snapshot = Snapshot.load(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cell's log has them
+        if not overrides:
+            _tell_again(replay_cell(config, snapshot), read_autopsy(folder))
+            return
+        check_question(config, old, snapshot)
+        _tell_under(replay_under(config, old, snapshot), snapshot, request, overrides)
+
+
+def _failed_record(cell: Path) -> CellRecord:
+    record = read_whole(cell.absolute()) if cell.is_dir() else None
+    if record is None:
+        raise InputError(f"{cell} is not the directory of a finished cell: give OUT/cells/CELL_ID.")
+    if record.snapshot is None:
+        ending = f"it is {record.status} after {record.steps_done} steps"
+        raise InputError(f"{cell} has no failing step to replay: {ending}.")
+    return record
+
+
+def _with(old: Config, request: Request, overrides: list[str]) -> Config:
+    """The cell's config with the groups replaced that the overrides name; the rest stays as it was recorded."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    from nangrid.cell.config import CONF_DIR
+    from nangrid.cell.config import Config as Schema
+
+    named = {_key(override) for override in overrides}
+    kept = [o for o in request.overrides if not any(_key(o) == key or _key(o).startswith(f"{key}.") for key in named)]
+    ConfigStore.instance().store(name="schema", node=Schema)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        composed = plain_config(compose("config", [*kept, *overrides]))
+    groups = {key.split(".")[0] for key in named}
+    return replace(as_config(asdict(old) | {group: composed[group] for group in groups}), out=old.out)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _tell_again(autopsy: Autopsy, recorded: Autopsy | None) -> None:
+    print(f"step {autopsy.step}, clock {autopsy.clock}, replayed from its snapshot")
+    print(explain(autopsy))
+    if recorded is None:
+        print("no autopsy was recorded")
+        return
+    differing = [key for key, value in vars(autopsy).items() if value != getattr(recorded, key)]
+    print(
+        f"differs from the recorded autopsy in: {', '.join(differing)}" if differing else "as in the recorded autopsy"
+    )
+
+
+def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, overrides: list[str]) -> None:
+    levels, found = " ".join(overrides), told.replay
+    print(f"step {snapshot.step} of {request.title} ({snapshot.clock}), the same batch and trainables under {levels}:")
+    if told.autopsy is None:
+        print(f"  survives: loss {found.loss:.4g}, gradient norm {found.norm:.3g}")
+        if found.norm > TOO_LARGE:
+            print("  but look at that norm: clipping divides every update by it, so next to nothing is learned")
+    elif found.clock == "frozen":
+        print("  is frozen: the gradients are finite, their norm is inf, and clipping makes every update zero")
+    else:
+        print(f"  fails too ({found.clock})")
+        print(explain(replace(told.autopsy, reproduced=True)))
+    if any(_key(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
+        print("  (the trainables were trained with the rows that the cell had)")
+    print(f"One step is not a cure: python -m src.run {' '.join(_run_overrides(request, overrides))}")
+
+
+def _run_overrides(request: Request, overrides: list[str]) -> list[str]:
+    named = {_key(override) for override in overrides}
+    return [o for o in request.overrides if _key(o) not in named] + overrides

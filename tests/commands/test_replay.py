@@ -1,0 +1,89 @@
+"""The failing step of a cell on another day, as it was and under other levels; each in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nangrid.commands.run import main as run
+from nangrid.records.grid import GridDirectory
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> GridDirectory:
+    """Zero rows: gradients at step 0. fp16 adapters under torch's AdamW: parameters at step 0. bf16: none."""
+    out = tmp_path_factory.mktemp("grid")
+    common = ["-m", "model=tiny", "model.layers=12", "tracker=none", "horizon=2", f"out={out}"]
+    common += ["data=glossary", "data.bos=false", "hydra.launcher.n_jobs=2"]
+    assert run([*common, "dtype=bf16,fp16", "init=zero"]) == 0
+    assert run([*common, "dtype=bf16,fp16", "init=mean", "optim=adamw_torch"]) == 0
+    return GridDirectory.open(out)
+
+
+def cell(grid: GridDirectory, **levels: str) -> Path:
+    (found,) = (r for r in grid.records()[0] if all(r.factors[key] == level for key, level in levels.items()))
+    return grid.cell(found.cell_id)
+
+
+def replay(directory: Path, *overrides: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "src.replay", str(directory), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.mark.parametrize(("dtype", "init"), [("bf16", "zero"), ("fp16", "zero"), ("fp16", "mean")])
+def test_another_process_gives_the_same_autopsy(grid: GridDirectory, dtype: str, init: str) -> None:
+    said = replay(cell(grid, dtype=dtype, init=init))
+    assert "as in the recorded autopsy" in said and "CAUTION" not in said
+
+
+def test_what_would_have_saved_the_step(grid: GridDirectory) -> None:
+    failing = cell(grid, dtype="bf16", init="zero")
+    assert "survives: loss" in replay(failing, "init=mean")
+    said = replay(failing, "dtype=fp32")
+    assert "fails too (gradient)" in said and "zero-row-norm-gradient" in said
+    assert "One step is not a cure: python -m src.run" in said and "dtype=bf16" not in said.splitlines()[-1]
+
+
+def test_what_would_have_saved_the_update(grid: GridDirectory) -> None:
+    failing = cell(grid, dtype="fp16", init="mean")
+    assert "survives" in replay(failing, "upcast=trainable")
+    assert "survives" in replay(failing, "optim.eps=1e-4")
+    assert "survives" in replay(failing, "optim=paged_adamw_8bit")
+    said = replay(failing, "checkpointing=off")
+    assert "fails too (parameter)" in said and "adam-eps-underflow" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.bos=true", "asks for another run, not for this step in another way"),
+        ("seed=1", "asks for another run"),
+        ("targets=all_linear", "asks for another run"),
+        ("optim.lr=1e-5", "cannot change this step: its gradient rang before the optimizer's part"),
+        ("dtype=bf16", "These are the levels that the cell had"),
+        ("dtype=bf61", "did you mean dtype=bf16?"),
+        ("dtyp=bf16", "did you mean dtype?"),
+    ],
+)
+def test_questions_that_make_no_sense(grid: GridDirectory, override: str, sentence: str) -> None:
+    said = replay(cell(grid, dtype="bf16", init="zero"), override, code=2)
+    assert sentence in said and len(said.splitlines()) == 1
+
+
+def test_what_cannot_be_replayed(grid: GridDirectory, tmp_path: Path) -> None:
+    finite = cell(grid, dtype="bf16", init="mean")
+    assert "has no failing step to replay: it is finite after 2 steps" in replay(finite, code=2)
+    assert "is not the directory of a finished cell" in replay(tmp_path, code=2)
+
+
+def test_a_damaged_snapshot_is_named(grid: GridDirectory) -> None:
+    failing = cell(grid, dtype="fp16", init="zero")
+    tensors = failing / "snapshot.safetensors"
+    content = tensors.read_bytes()
+    tensors.write_bytes(content[:-100])
+    said = replay(failing, code=2)
+    tensors.write_bytes(content)
+    assert f"the snapshot in {failing} cannot be read" in said and len(said.splitlines()) == 1
