@@ -1,16 +1,13 @@
 """Natural faults in bare loops, each with its true origin: no value is planted, but where data is corrupt."""
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from bare_loop import diagnose, found, squares
 from torch import Tensor, nn
 
-from nangrid import NonFiniteError, Watch
-from nangrid.records.autopsy import Autopsy, read_autopsy
+from nangrid import Watch
 from nangrid.watch import MicroBatch, Snapshot, replay, trainables
 
 
@@ -52,48 +49,8 @@ class Logarithm(nn.Module):
         return torch.log(torch.relu(self.weight * x))
 
 
-def squares(out: Tensor) -> Tensor:
-    return out.float().pow(2).mean()
-
-
 def root_of_zero(out: Tensor) -> Tensor:
     return (out - out.detach()).sqrt().sum()
-
-
-def diagnose(
-    model: nn.Module,
-    batches: list[Any],
-    out_dir: Path,
-    loss_of: Callable[[Tensor], Tensor] = squares,
-    optimizer: torch.optim.Optimizer | None = None,
-    in_thread: bool = False,
-    **options: Any,
-) -> Autopsy:
-    """Train until it goes non-finite; the autopsy, which must be the one on disk."""
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=1e-3)
-    watch = Watch(model, optimizer, out_dir, **options)
-
-    def closure(batch: Any) -> Tensor:
-        loss = loss_of(model(*batch) if isinstance(batch, tuple) else model(batch))
-        if in_thread:
-            thread = threading.Thread(target=loss.backward)
-            thread.start()
-            thread.join()
-        else:
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with pytest.raises(NonFiniteError) as raised:
-        for batch in batches:
-            watch.step(closure, batch)
-    autopsy = raised.value.autopsy
-    assert autopsy is not None and autopsy.reproduced
-    assert read_autopsy(out_dir) == autopsy
-    return autopsy
-
-
-def found(autopsy: Autopsy) -> tuple[str, str, str]:
-    return autopsy.phase, autopsy.kind, autopsy.op
 
 
 def test_activation_past_the_largest_half(tmp_path: Path) -> None:

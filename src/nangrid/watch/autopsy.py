@@ -120,6 +120,7 @@ class _Report:
                 eps_underflows=_eps_underflows(self.step),
                 losses=self.snapshot.losses,
                 untrained=self.untrained,
+                growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
                 silent_half=self.background.asked_storage not in (None, "float16"),
             )
@@ -140,6 +141,8 @@ class _Report:
         if self.snapshot.step > 0:
             ending = "fails too" if self.untrained else "is finite"
             lines.append(f"the same batch through the initial parameters {ending}")
+        if any(group.get("eps") == 0 for group in self.snapshot.groups):
+            lines.append("eps is 0 in the optimizer's param_groups")
         return lines
 
     def _hit(self) -> list[str]:
@@ -174,6 +177,10 @@ def _eps_underflows(step: Step) -> list[str]:
             if isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=parameter.dtype)) == 0:
                 found.add(dtype_name(parameter.dtype))
     return sorted(found)
+
+
+def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:
+    return max((float(t.abs().max()) for t in tensors.values() if t.numel()), default=0.0)
 
 
 def _output_record(birth: Birth) -> OutputRecord:

@@ -18,9 +18,11 @@ from nangrid.watch.trace import Birth
 
 UNKNOWN = "unknown"
 HALF = "float16"
-_MASK_SIZE = 0.4
+_MASK_SIZE = 0.99
 """An operand this close to the largest number of its dtype is a mask made of finfo.min."""
 _RISES = 3
+_GROWN = 100.0
+"""A largest parameter this many times what it was before training has run away."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Evidence:
     losses: list[float] = field(default_factory=list)
     """Of the steps before."""
     untrained: bool | None = None
+    growth: float = 1.0
+    """The largest parameter, by what was the largest before training."""
     zero_rows: bool = False
     """Whether the tokens at the origin enter as rows of zeros."""
     silent_half: bool = False
@@ -117,6 +121,8 @@ def _masked_row(e: Evidence) -> Mechanism | None:
 def _double_mask(e: Evidence) -> Mechanism | None:
     if not (e.birth and e.birth.kind == OVERFLOW and ".add" in e.op and len(e.birth.inputs) == 2):
         return None
+    if not e.birth.negative:
+        return None
     if not all(_share_of_max(operand) > _MASK_SIZE for operand in e.birth.inputs):
         return None
     return Mechanism(
@@ -149,15 +155,19 @@ def _eps_underflow(e: Evidence) -> Mechanism | None:
 
 
 def _divergence(e: Evidence) -> Mechanism | None:
+    if not (e.birth and e.birth.kind == OVERFLOW and e.untrained is False):
+        return None
     recent = [loss for loss in e.losses[-_RISES - 1 :] if math.isfinite(loss)]
-    rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent))
-    grown = bool(recent) and recent[-1] > 2 * min(e.losses)
-    if not (e.birth and e.birth.kind == OVERFLOW and e.untrained is False and rises and grown):
+    rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent)) and recent[-1] > 2 * min(e.losses)
+    if rises:
+        seen = f"The loss rose for {_RISES} steps and more before something overflowed"
+    elif e.growth > _GROWN:
+        seen = f"The largest parameter has grown {e.growth:.3g} times since training began"
+    else:
         return None
     return Mechanism(
         "divergence",
-        f"The loss rose for {_RISES} steps and more before something overflowed, and the batch is harmless "
-        "to the initial parameters: the parameters have grown.",
+        f"{seen}, and the batch is harmless to the initial parameters: training has run away.",
         ("optim.lr=... a tenth", "optim.warmup=10", "optim.clip=1.0"),
     )
 

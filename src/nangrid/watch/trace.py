@@ -52,6 +52,8 @@ class Birth:
     bad_rows: tuple[tuple[int, ...], ...]
     """Up to 64 leading indices (all dimensions but the last) with a non-finite element."""
     scalars: tuple[float, ...]
+    negative: bool
+    """Whether all that is non-finite is -inf."""
     meant: bool
     """A fill with a non-finite scalar: an attention mask, a banned token."""
 
@@ -171,8 +173,8 @@ class Tracer(TorchDispatchMode):
         return replace(read, write=self._leaf(name, read.tensor))
 
     def _leaf(self, name: str, tensor: Tensor) -> int:
-        negative = bool(((tensor == -math.inf) | torch.isfinite(tensor)).all())
-        return self._hold(tensor, Write("", bool(tensor.isnan().any()), leaf=name, negative=negative))
+        nan, negative = bool(tensor.isnan().any()), _is_negative(tensor)
+        return self._hold(tensor, Write("", nan, leaf=name, negative=negative))
 
     def _birth(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> Birth:
         bad = (~torch.isfinite(tensor)).nonzero()
@@ -189,6 +191,7 @@ class Tracer(TorchDispatchMode):
             first_index=first,
             bad_rows=tuple(tuple(int(i) for i in row) for row in rows[:MOST_ROWS].tolist()),
             scalars=scalars,
+            negative=_is_negative(tensor),
             meant=bool(scalars) and any(fill in _base_name(func) for fill in _FILLS),
         )
 
@@ -221,6 +224,10 @@ class Tracer(TorchDispatchMode):
         if held:
             start, stop = _extent(tensor)
             held[:] = [r for r in held if r.start < start or stop < r.stop]
+
+
+def _is_negative(tensor: Tensor) -> bool:
+    return bool(((tensor == -math.inf) | torch.isfinite(tensor)).all())
 
 
 def _measure(name: str, tensor: Tensor) -> TensorRecord:

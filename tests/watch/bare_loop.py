@@ -1,0 +1,64 @@
+"""A bare training loop under the watch, as the tests of origins run it."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nangrid import NonFiniteError, Watch
+from nangrid.records.autopsy import Autopsy, read_autopsy
+
+
+def squares(out: Tensor) -> Tensor:
+    return out.float().pow(2).mean()
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """A tuple is positional arguments, a dict keywords."""
+    return model(*batch) if isinstance(batch, tuple) else model(**batch) if isinstance(batch, dict) else model(batch)
+
+
+def train(
+    model: nn.Module,
+    batches: list[Any],
+    out_dir: Path,
+    loss_of: Callable[[Any], Tensor] = squares,
+    optimizer: torch.optim.Optimizer | None = None,
+    in_thread: bool = False,
+    **options: Any,
+) -> list[float]:
+    """The losses; NonFiniteError at the first non-finite number."""
+    optimizer = optimizer or torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    watch = Watch(model, optimizer, out_dir, **options)
+    scaler = options.get("scaler")
+
+    def closure(batch: Any) -> Tensor:
+        loss = loss_of(call(model, batch))
+        scaled = scaler.scale(loss) if scaler else loss
+        if in_thread:
+            thread = threading.Thread(target=scaled.backward)
+            thread.start()
+            thread.join()
+        else:
+            scaled.backward()
+        return loss
+
+    return [watch.step(closure, batch).item() for batch in batches]
+
+
+def diagnose(*arguments: Any, **options: Any) -> Autopsy:
+    """Train until it goes non-finite; the autopsy, which must be the one on disk."""
+    with pytest.raises(NonFiniteError) as raised:
+        train(*arguments, **options)
+    autopsy = raised.value.autopsy
+    assert autopsy is not None and autopsy.reproduced
+    assert read_autopsy(arguments[2]) == autopsy
+    return autopsy
+
+
+def found(autopsy: Autopsy) -> tuple[str, str, str]:
+    return autopsy.phase, autopsy.kind, autopsy.op

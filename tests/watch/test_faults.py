@@ -1,0 +1,394 @@
+"""Natural faults on many architectures, each with its true origin: only what a batch holds is chosen."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from bare_loop import diagnose, found, squares, train
+from torch import Tensor, nn
+
+from nangrid.records.autopsy import Autopsy
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def here(autopsy: Autopsy) -> bool:
+    return autopsy.source.startswith("test_faults.py:")
+
+
+def loss(out: Any) -> Tensor:
+    value: Tensor = out.loss
+    return value
+
+
+def words(vocabulary: int = 64, shape: tuple[int, int] = (2, 9)) -> dict[str, Tensor]:
+    ids = torch.randint(1, vocabulary - 4, shape)
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def llama(layers: int = 3, **changes: Any) -> nn.Module:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **changes))
+
+
+# forward
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.out = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 1)
+
+    def forward(self, counts: Tensor) -> Tensor:
+        out: Tensor = self.out(self.gru(torch.log(counts))[0][:, -1])
+        return out
+
+
+def test_gru_on_the_log_of_counts(tmp_path: Path) -> None:
+    autopsy = diagnose(Recurrent(), [torch.rand(2, 5, 4) + 0.1, torch.tensor([[[0.0, 1, 2, 3]] * 5] * 2)], tmp_path)
+    assert found(autopsy) == ("forward", "divide_by_zero", "aten.log.default")
+    assert (autopsy.step, autopsy.mechanism) == (1, "log-of-zero") and here(autopsy)
+
+
+class Pooled(nn.Module):
+    """Bag of words: mean over what is no padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 1)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        keep = (input_ids != 0).float()[..., None]
+        out: Tensor = self.out((self.embed(input_ids) * keep).sum(1) / keep.sum(1))
+        return out
+
+
+def test_mean_over_a_sample_of_padding(tmp_path: Path) -> None:
+    batches = [{"input_ids": torch.tensor([[1, 2, 0]])}, {"input_ids": torch.tensor([[1, 2, 0], [0, 0, 0]])}]
+    autopsy = diagnose(Pooled(), batches, tmp_path)
+    assert found(autopsy) == ("forward", "invalid", "aten.div.Tensor")
+    assert (autopsy.step, autopsy.untrained) == (1, True) and here(autopsy)
+
+
+class Graph(nn.Module):
+    """A graph convolution with symmetric normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(3, 3)
+
+    def forward(self, adjacency: Tensor, x: Tensor) -> Tensor:
+        scale = adjacency.sum(1).pow(-0.5)
+        out: Tensor = self.weight((scale[:, None] * adjacency * scale[None]) @ x)
+        return out
+
+
+def test_graph_with_a_lonely_node(tmp_path: Path) -> None:
+    lonely = torch.ones(3, 3)
+    lonely[1], lonely[:, 1] = 0, 0
+    batches = [(torch.ones(3, 3), torch.randn(3, 3)), (lonely, torch.randn(3, 3))]
+    autopsy = diagnose(Graph(), batches, tmp_path)
+    assert found(autopsy) == ("forward", "divide_by_zero", "aten.pow.Tensor_Scalar")
+
+
+class Variational(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 4), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, log_variance = self.encoder(x).chunk(2, -1)
+        z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        fit: Tensor = ((self.decoder(z) - x) ** 2).mean()
+        return fit + (log_variance.exp() + mean**2 - 1 - log_variance).sum()
+
+
+def test_variational_autoencoder_on_unscaled_data(tmp_path: Path) -> None:
+    autopsy = diagnose(Variational(), [torch.randn(2, 4), torch.randn(2, 4) * 3000], tmp_path, lambda out: out)
+    assert found(autopsy) == ("forward", "overflow", "aten.exp.default")
+    assert autopsy.inputs[0].absmax > 88
+
+
+class Experts(nn.Module):
+    """Mixture of experts, averaged over the tokens that each is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(4, 3), nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.gate(x).argmax(-1)
+        return torch.stack([expert(x[chosen == i]).mean(0) for i, expert in enumerate(self.experts)])
+
+
+def test_expert_that_is_given_nothing(tmp_path: Path) -> None:
+    autopsy = diagnose(Experts(), [torch.randn(2, 4)], tmp_path)
+    assert found(autopsy) == ("forward", "invalid", "aten.mean.dim") and here(autopsy)
+
+
+class Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(1, 8, 3, 2, 1), nn.ConvTranspose2d(8, 1, 2, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        out: Tensor = self.up(self.down(image).relu() * 50)
+        return out
+
+
+def test_convolutions_in_half_precision_on_a_16_bit_image(tmp_path: Path) -> None:
+    model = Convolutional().half()
+    batches = [torch.rand(1, 1, 8, 8).half(), (torch.rand(1, 1, 8, 8) * 20000).half()]
+    autopsy = diagnose(model, batches, tmp_path, optimizer=torch.optim.SGD(model.parameters(), 1e-6))
+    assert found(autopsy) == ("forward", "overflow", "aten.mul.Tensor")
+    assert (autopsy.step, autopsy.mechanism, autopsy.untrained) == (1, "fp16-activation-overflow", True)
+
+
+def test_sum_of_many_halves(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4).half()
+    autopsy = diagnose(model, [torch.ones(4096, 4).half()], tmp_path, lambda out: out.abs().add(20).sum())
+    assert found(autopsy) == ("forward", "overflow", "aten.sum.default")
+    assert autopsy.mechanism == "fp16-activation-overflow"
+
+
+def test_t5_whose_attention_leaves_the_halves(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(**sizes, initializer_factor=60.0, decoder_start_token_id=0)
+    autopsy = diagnose(transformers.T5ForConditionalGeneration(config).half(), [words()], tmp_path, loss)
+    assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("forward", "overflow", "fp16-activation-overflow")
+    assert autopsy.module.startswith("encoder.block.0")
+
+
+def test_llama_without_a_label(tmp_path: Path) -> None:
+    ignored = words()
+    ignored["labels"] = torch.full_like(ignored["labels"], -100)
+    autopsy = diagnose(llama(), [words(), ignored], tmp_path, loss)
+    assert (autopsy.step, autopsy.mechanism) == (1, "empty-labels")
+
+
+def test_llama_that_runs_away(tmp_path: Path) -> None:
+    model, batch = llama(), words()
+    sgd = torch.optim.SGD(model.parameters(), lr=300.0)
+    autopsy = diagnose(model, [batch] * 50, tmp_path, loss, sgd)
+    assert (autopsy.phase, autopsy.kind, autopsy.untrained) == ("forward", "overflow", False)
+    assert autopsy.mechanism == "divergence"
+
+
+class TwiceMasked(nn.Module):
+    """Padding is masked as a key and as a query, each time by adding the smallest number there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        mask = padding.float() * torch.finfo(torch.float32).min
+        query = self.query(x)
+        scores = query @ query.transpose(-1, -2) + (mask[:, None, :] + mask[:, :, None])
+        return scores.softmax(-1) @ query
+
+
+def test_two_masks_of_the_smallest_number(tmp_path: Path) -> None:
+    """NVIDIA-NeMo/Automodel#2658: their sum is -inf, and a sample of padding alone a row of it."""
+    x, some = torch.randn(2, 3, 4), torch.tensor([[False, False, True], [False, True, True]])
+    autopsy = diagnose(TwiceMasked(), [(x, some), (x, some | torch.tensor([[False], [True]]))], tmp_path)
+    assert found(autopsy) == ("forward", "overflow", "aten.add.Tensor")
+    assert (autopsy.step, autopsy.mechanism) == (1, "double-mask-overflow")
+
+
+# backward
+
+
+def test_zero_rows_through_twelve_norms(tmp_path: Path) -> None:
+    model = llama(layers=14, initializer_range=0.2)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[60:] = 0
+    new = torch.randint(60, 64, (2, 9))
+    batches = [words(), {"input_ids": new, "labels": new}]
+    autopsy = diagnose(model, batches, tmp_path, loss, torch.optim.SGD(model.parameters(), 1e-9), max_grad_norm=1.0)
+    assert (autopsy.step, autopsy.phase, autopsy.kind) == (1, "backward", "overflow")
+    assert autopsy.mechanism == "zero-row-norm-gradient"
+    assert {token.id for token in autopsy.tokens} <= set(new.flatten().tolist())
+
+
+def test_slope_of_an_angle_at_its_end(tmp_path: Path) -> None:
+    """acos of a cosine that is 1."""
+    model = nn.Linear(2, 1, bias=False)
+    autopsy = diagnose(model, [torch.ones(1, 2)], tmp_path, lambda out: torch.acos((out / out.abs()).abs()).sum())
+    assert (autopsy.phase, autopsy.node) == ("backward", "AcosBackward0") and here(autopsy)
+
+
+class Guarded(nn.Module):
+    """A root that `where` was meant to protect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.weight > 0, self.weight.sqrt(), self.weight * x)
+
+
+def test_root_behind_a_where(tmp_path: Path) -> None:
+    autopsy = diagnose(Guarded(), [torch.ones(3)], tmp_path)
+    assert (autopsy.clock, autopsy.phase, autopsy.node) == ("gradient", "backward", "SqrtBackward0")
+    assert autopsy.parameters == ["weight"]
+    assert any("3 of 3 elements" in line for line in autopsy.evidence)
+
+
+class Reciprocal(torch.autograd.Function):
+    """A custom function whose backward pass divides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return x.clamp(min=1e-3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad / x
+
+
+def test_custom_function(tmp_path: Path) -> None:
+    autopsy = diagnose(Guarded(), [torch.ones(3)], tmp_path, lambda out: Reciprocal.apply(out * 0).sum())
+    assert autopsy.phase == "backward" and autopsy.node in ("ReciprocalBackward", "SqrtBackward0")
+
+
+def test_gpt2_in_half_precision_whose_gradient_overflows(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    config = transformers.GPT2Config(**sizes, initializer_range=20.0, bos_token_id=0, eos_token_id=0)
+    autopsy = diagnose(transformers.GPT2LMHeadModel(config).half(), [words()], tmp_path, loss)
+    assert autopsy.kind == "overflow" and autopsy.dtype == "float16"
+    assert autopsy.mechanism in ("fp16-gradient-overflow", "fp16-activation-overflow")
+    assert autopsy.mechanism.split("-")[1] == {"backward": "gradient", "forward": "activation"}[autopsy.phase]
+
+
+def test_scaler_that_finds_no_scale(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    autopsy = diagnose(model, [torch.ones(1, 3)] * 9, tmp_path, lambda o: (o - o.detach()).sqrt().sum(), scaler=scaler)
+    assert (autopsy.step, autopsy.clock) == (3, "gradient"), "8, 4, 2 are still a search, 1 is not"
+    assert (autopsy.phase, autopsy.kind, autopsy.node) == ("backward", "divide_by_zero", "SqrtBackward0")
+
+
+# optimizer
+
+
+def unread_rows() -> tuple[nn.Embedding, list[Tensor]]:
+    return nn.Embedding(5, 3), [torch.tensor([1])]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "op", "source"),
+    [
+        (torch.optim.Adagrad, {"eps": 0}, "aten.addcdiv_.default", "adagrad.py"),
+        (torch.optim.RMSprop, {"eps": 0, "foreach": True}, "aten._foreach_addcdiv_.Scalar", "rmsprop.py"),
+        (torch.optim.Adam, {"eps": 0, "fused": True}, "aten._fused_adam_.default", "adam.py"),
+        (torch.optim.NAdam, {"eps": 0, "foreach": False}, "aten.addcdiv_.default", "nadam.py"),
+    ],
+)
+def test_optimizer_without_eps(optimizer: Any, options: dict[str, Any], op: str, source: str, tmp_path: Path) -> None:
+    model, batches = unread_rows()
+    autopsy = diagnose(model, batches, tmp_path, optimizer=optimizer(model.parameters(), **options))
+    assert (autopsy.clock, *found(autopsy)) == ("parameter", "optimizer", "invalid", op)
+    assert autopsy.source.startswith(source)
+    assert "weight: 12 of 15 elements; 4 of 5 rows (0, 2, 3, 4) non-finite" in autopsy.evidence
+    assert "eps is 0 in the optimizer's param_groups" in autopsy.evidence
+
+
+class SignDescent(torch.optim.Optimizer):
+    """Written by hand: the gradient by its own size."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * p.grad / p.grad.abs()
+
+
+def test_optimizer_written_by_hand(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    batches = [torch.tensor([[1.0, 0.0, 0.0]])]
+    autopsy = diagnose(model, batches, tmp_path, optimizer=SignDescent(model.parameters()))
+    assert found(autopsy) == ("optimizer", "invalid", "aten.div.Tensor") and here(autopsy)
+    assert autopsy.parameters == ["weight"]
+
+
+def test_update_larger_than_the_largest_number(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    sgd = torch.optim.SGD(model.parameters(), lr=1e38, momentum=0.9)
+    autopsy = diagnose(model, [torch.ones(2, 3)], tmp_path, lambda out: out.sum() * 10, sgd)
+    assert found(autopsy) == ("optimizer", "overflow", "aten.add_.Tensor")
+
+
+# input
+
+
+def test_schedule_that_is_not_a_number_at_step_2(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: math.nan if step == 2 else 1.0)
+    autopsy = diagnose(model, [torch.ones(1, 3)] * 5, tmp_path, optimizer=sgd, scheduler=schedule)
+    assert (autopsy.step, autopsy.clock, autopsy.phase) == (2, "parameter", "input")
+
+
+def test_label_that_is_missing(tmp_path: Path) -> None:
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return F.mse_loss(self.out(x), y)
+
+    batches = [(torch.ones(1, 3), torch.ones(1, 1)), (torch.ones(1, 3), torch.tensor([[math.nan]]))]
+    autopsy = diagnose(Regression(), batches, tmp_path, lambda out: out)
+    assert (autopsy.step, autopsy.phase, autopsy.kind) == (1, "input", "nonfinite_input")
+    assert autopsy.evidence[0] == "batch[1] of micro-batch 0 was non-finite before it was read"
+
+
+def test_buffer_that_was_loaded_broken(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    model[1].running_var[2] = math.nan
+    autopsy = diagnose(model, [torch.randn(3, 4)], tmp_path)
+    assert (autopsy.phase, autopsy.mechanism) == ("input", "uninitialised-parameter")
+    assert "buffer 1.running_var" in autopsy.evidence[0]
+
+
+# compiled, adapted
+
+
+def test_compiled_model_is_replayed_eagerly_and_said_so(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    batches = [torch.randn(3, 6), torch.full((3, 6), math.inf)]
+    autopsy = diagnose(torch.compile(model, backend="aot_eager"), batches, tmp_path)
+    assert autopsy.phase == "input"
+    assert any("compiled" in line for line in autopsy.evidence)
+
+
+def test_dora_on_a_row_of_zeros(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        base[0].weight[2] = 0
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"], use_dora=True))
+    autopsy = diagnose(model, [torch.randn(3, 6)], tmp_path)
+    assert autopsy.mechanism == "dora-zero-norm" and autopsy.module == "0.lora_magnitude_vector.default"
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
+    losses = train(llama(), [words()] * 5, tmp_path, loss, max_grad_norm=1.0)
+    assert all(map(math.isfinite, losses)) and list(tmp_path.iterdir()) == []
+    assert squares(torch.ones(2)) == 1
