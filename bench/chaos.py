@@ -251,7 +251,7 @@ class Campaign:
             self._compare(grid)
             subprocess.run(["rm", "-rf", grid.out, grid.log], check=True)
             self.grids += 1
-            print(f"{self.grids} grids, {self.hits.total()} faults, {self.verdict()}", flush=True)
+            print(f"{self.grids} grids, {self.hits.total()} faults, {self.verdict()}", *self.unequal[-1:], flush=True)
         self.server.close()
 
     def verdict(self) -> str:
@@ -316,7 +316,9 @@ class Campaign:
     def _compare(self, grid: Grid) -> None:
         found = contents(grid.out)
         self.lost += [f"{grid.out.name}/{cell}" for cell in self.reference.keys() - found.keys()]
-        self.unequal += [f"{grid.out.name}/{cell}" for cell in found if found[cell] != self.reference.get(cell)]
+        for cell, content in found.items():
+            if content != self.reference.get(cell):
+                self.unequal.append(f"{grid.out.name}/{cell}: {difference(content, self.reference.get(cell))}")
         for attempt in grid.out.glob(f"cells/*/{ATTEMPTS}/*"):
             with suppress(RecordError):
                 record = read_record(attempt)
@@ -341,6 +343,11 @@ def contents(out: Path) -> dict[str, Any]:
             autopsy = json.loads((cell / "autopsy.json").read_text()) if record["autopsy"] else None
             found[cell.name] = (record, history, autopsy)
     return found
+
+
+def difference(found: Any, reference: Any) -> str:
+    parts = zip(("record", "history", "autopsy"), found, reference or (None,) * 3, strict=True)
+    return "; ".join(f"{name} {str(a)[:3000]} not {str(b)[:3000]}" for name, a, b in parts if a != b)
 
 
 def table(campaign: Campaign, seconds: float) -> str:

@@ -367,6 +367,18 @@ def test_buffer_that_was_loaded_broken(tmp_path: Path) -> None:
     assert "buffer 1.running_var" in autopsy.evidence[0]
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_four_bits_made_from_a_broken_weight(nested: bool, tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    broken = nn.Linear(64, 64, bias=False)
+    broken.weight.data[3, 5] = math.inf
+    layer = bitsandbytes.nn.Linear4bit(64, 64, False, torch.float32, compress_statistics=nested, quant_type="nf4")
+    layer.load_state_dict(broken.state_dict())
+    autopsy = diagnose(nn.Sequential(nn.Linear(64, 64), layer.to("cpu")), [torch.randn(2, 64)], tmp_path)
+    assert (autopsy.phase, autopsy.mechanism) == ("input", "uninitialised-parameter")
+    assert autopsy.evidence[0].startswith("parameter 1.weight (its quantisation's ")
+
+
 # compiled, adapted
 
 

@@ -135,7 +135,8 @@ class TrainerWatch(TrainerCallback):
         """Note the evaluation loss, with the step it followed."""
         failed, self._failed = self._failed, None
         if "eval_loss" in metrics and state.global_step and self.clocks.readings:
-            self.inspector.evaluated(metrics["eval_loss"], failed)
+            # transformers leaves non-finite batches out of its mean
+            self.inspector.evaluated(float(failed.loss.mean()) if failed else metrics["eval_loss"], failed)
             self._close(control)
         return control
 

@@ -197,13 +197,25 @@ def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _leaves(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
-    yield from ((f"parameter {name}", p) for name, p in step.model.named_parameters())
+    for name, parameter in step.model.named_parameters():
+        yield f"parameter {name}", parameter
+        yield from _of_quantisation(f"parameter {name}", getattr(parameter, "quant_state", None))
     yield from ((f"buffer {name}", b) for name, b in step.model.named_buffers())
     yield from ((f"{key} of {name}", value) for name, key, value in named_state(step))
     for number, micro_batch in enumerate(snapshot.micro_batches):
         for path, value in tree_flatten_with_path(micro_batch.inputs)[0]:
             if isinstance(value, Tensor):
                 yield f"batch{''.join(map(str, path))} of micro-batch {number}", value
+
+
+def _of_quantisation(name: str, state: Any) -> Iterator[tuple[str, Tensor]]:
+    """The scales of a bitsandbytes weight, which hide what was not finite when it was quantised."""
+    for key, value in vars(state).items() if state is not None else ():
+        if isinstance(value, Tensor):
+            yield f"{name} (its quantisation's {key})", value
+    nested = getattr(state, "state2", None)
+    if nested is not None:
+        yield from _of_quantisation(name, nested)
 
 
 @contextmanager
