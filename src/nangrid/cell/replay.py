@@ -42,9 +42,12 @@ class Counterfactual:
 
 def replay_cell(config: Config, snapshot: Snapshot) -> Autopsy:
     """The autopsy of the step, made anew from the snapshot; `reproduced` says whether the bits are the same."""
-    return _where_training_begins(
-        config, lambda cell, step: examine(step, snapshot, background(config, cell.data)), snapshot
-    )
+
+    def ask(cell: Cell, step: TrainerStep) -> Autopsy:
+        cell.trainer.current_gradient_accumulation_steps = len(snapshot.micro_batches)
+        return examine(step, snapshot, background(config, cell.data))
+
+    return where_training_begins(config, ask)
 
 
 def replay_under(config: Config, old: Config, snapshot: Snapshot) -> Counterfactual:
@@ -55,12 +58,13 @@ def replay_under(config: Config, old: Config, snapshot: Snapshot) -> Counterfact
     check_question(config, old, snapshot)
 
     def ask(cell: Cell, step: TrainerStep) -> Counterfactual:
+        cell.trainer.current_gradient_accumulation_steps = len(snapshot.micro_batches)
         other = _fitted(snapshot, step, keep_groups=vars(config.optim) == vars(old.optim))
         found = replay(step, other)
         autopsy = examine(step, other, background(config, cell.data)) if found.clock else None
         return Counterfactual(found, autopsy)
 
-    return _where_training_begins(config, ask, snapshot)
+    return where_training_begins(config, ask)
 
 
 def check_question(config: Config, old: Config, snapshot: Snapshot) -> None:
@@ -123,13 +127,13 @@ class _Ask(TrainerCallback):
         raise _AnsweredError
 
 
-def _where_training_begins(config: Config, ask: Callable[[Cell, TrainerStep], Answer], snapshot: Snapshot) -> Answer:
+def where_training_begins(config: Config, ask: Callable[[Cell, TrainerStep], Answer]) -> Answer:
+    """Build the cell and ask once the trainer has made its optimizer, instead of training."""
     answers: list[Answer] = []
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         cell = build_cell(config, Path(scratch))
         step = TrainerStep(cell.trainer)
-        cell.trainer.current_gradient_accumulation_steps = len(snapshot.micro_batches)
         cell.trainer.add_callback(_Ask(lambda: answers.append(ask(cell, step))))
         with contextlib.suppress(_AnsweredError):
             cell.trainer.train()
