@@ -63,7 +63,7 @@ def _train(
     rows: list[dict[str, Any]] = []
 
     def keep(reading: Reading) -> None:
-        rows.append(history_row(reading, cell.trainer.new_tokens))
+        rows.append(history_row(reading, cell.trainer.new_tokens[reading.step]))
         run.log(reading.step, rows[-1])
         if on_step:
             on_step(reading.step, reading.loss)

@@ -23,13 +23,14 @@ class CellTrainer(Trainer):
     """A Trainer whose evaluation leaves the training that follows as it was, to the last bit."""
 
     first_new_id: int
-    new_tokens: int = 0
-    """Occurrences of new tokens in the batches of the current step."""
+    new_tokens: dict[int, int]
+    """Occurrences of new tokens in the batches of each step."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of one optimizer step and count the new tokens in them."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        self.new_tokens = sum(int((batch["input_ids"] >= self.first_new_id).sum()) for batch in batches)
+        count = sum(int((batch["input_ids"] >= self.first_new_id).sum()) for batch in batches)
+        self.new_tokens[self.state.global_step] = count
         return batches, items
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -91,5 +92,5 @@ def make_trainer(model: PeftModel, data: CellData, config: Config, directory: Pa
         data_collator=Collate(data.pad_id, config.data.padding_side, config.data.packing),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.first_new_id = data.base_vocab_size
+    trainer.first_new_id, trainer.new_tokens = data.base_vocab_size, {}
     return trainer

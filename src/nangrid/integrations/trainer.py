@@ -26,6 +26,7 @@ from nangrid.watch import (
     Inspector,
     MicroBatch,
     Reading,
+    inspector_for,
     random_states,
     still_searching,
     trainables,
@@ -101,6 +102,9 @@ class TrainerWatch(TrainerCallback):
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
         self._began = 0.0
+        self._lr = 0.0
+        self._complete: list[Reading] = []
+        """Readings that were not passed on yet."""
         self._failed: Failed | None = None
 
     @property
@@ -110,25 +114,26 @@ class TrainerWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer exists from here on."""
-        self.inspector = Inspector(self.step, self.out_dir, self.background)
+        self.inspector = inspector_for(self.step, self.out_dir, self.background)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the step."""
         self._began = time.perf_counter()
-        if not self.clocks.readings:
-            self.started_at = self._began
+        self.started_at = self.started_at or self._began
         self.inspector.begin(state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check what the optimizer step left behind."""
-        self.clocks.reading.lr = self.step.optimizer.param_groups[0]["lr"]
+        self._lr = float(self.step.optimizer.param_groups[0]["lr"])
         self.inspector.updated()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Stop once nothing more is to be learned."""
-        self.clocks.reading.seconds = time.perf_counter() - self._began
-        if not control.should_evaluate:
-            self._close(control)
+        self._complete += self.inspector.close(self._lr, time.perf_counter() - self._began)
+        if control.should_evaluate:
+            self._complete += self.inspector.flush()
+        else:
+            self._tell(control)
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> Any:
@@ -137,19 +142,24 @@ class TrainerWatch(TrainerCallback):
         if "eval_loss" in metrics and state.global_step and self.clocks.readings:
             # transformers leaves non-finite batches out of its mean
             self.inspector.evaluated(float(failed.loss.mean()) if failed else metrics["eval_loss"], failed)
-            self._close(control)
+            self._tell(control)
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell what was found."""
+        self._complete += self.inspector.flush()
+        self._tell(control)
         autopsy = self.inspector.autopsy or self.inspector.frozen
         if autopsy is not None:
             logger.error("training went non-finite at step %d\n%s", autopsy.step, explain(autopsy))
             logger.error("autopsy and snapshot: %s", self.out_dir)
 
-    def _close(self, control: Any) -> None:
-        if self.on_step:
-            self.on_step(self.clocks.reading)
+    def _tell(self, control: Any) -> None:
+        """Pass on the readings that are complete."""
+        complete, self._complete = self._complete, []
+        for reading in complete:
+            if self.on_step:
+                self.on_step(reading)
         if self.clocks.done:
             control.should_training_stop = True
 

@@ -3,6 +3,7 @@
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading
 from nangrid.watch.inspector import Failed, Inspector, still_searching
+from nangrid.watch.late import inspector_for
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
 from nangrid.watch.replay import Replay, Step, replay
 from nangrid.watch.snapshot import MicroBatch, Snapshot, random_states, trainables
@@ -22,6 +23,7 @@ __all__ = [
     "Step",
     "Watch",
     "examine",
+    "inspector_for",
     "observe_residual",
     "random_states",
     "read_arithmetic",

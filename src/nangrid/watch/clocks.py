@@ -43,10 +43,12 @@ class Reading:
         return math.isinf(self.grad_norm) and not self.nonfinite["gradient"]
 
 
-def _extent(tensors: Iterable[Tensor]) -> float:
-    """Largest absolute value over all elements: NaN or inf as soon as one element is not finite."""
+def extent(tensors: Iterable[Tensor]) -> Tensor:
+    """Largest absolute value over all elements, on their device: NaN or inf as soon as one is not finite."""
     extremes = [torch.stack(torch.aminmax(t)).float().abs().max() for t in tensors if t.numel()]
-    return torch.stack(extremes).max().item() if extremes else 0.0
+    if len({extreme.device for extreme in extremes}) > 1:  # a model spread over several devices
+        extremes = [extreme.to(extremes[0].device, non_blocking=True) for extreme in extremes]
+    return torch.stack(extremes).max() if extremes else torch.zeros(())
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
@@ -84,9 +86,17 @@ class Clocks:
 
     def micro_batch(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, as scaled for accumulation."""
-        self.reading.loss += loss.detach().float().item()
+        self.note_loss(loss.detach().float().item())
+
+    def note_loss(self, loss: float) -> None:
+        """The same, of a loss that is on the host already."""
+        self.reading.loss += loss
         if not math.isfinite(self.reading.loss):
-            self._ring("loss", 1)
+            self.ring("loss", 1)
+
+    def note_reached(self, found: Mapping[str, Tensor]) -> None:
+        """These trainables have a gradient."""
+        self._reached.update(found)
 
     @torch.no_grad()
     def gradients(self, ignore_nonfinite: bool = False) -> None:
@@ -95,10 +105,10 @@ class Clocks:
         `ignore_nonfinite`: a GradScaler still looks for its scale, and skips this step by itself.
         """
         found = gradients(self.trainables)
-        self._reached.update(found)
-        self.reading.max_gradient = _extent(found.values())
+        self.note_reached(found)
+        self.reading.max_gradient = extent(found.values()).item()
         if not math.isfinite(self.reading.max_gradient) and not ignore_nonfinite:
-            self._ring("gradient", _count(found.values()))
+            self.ring("gradient", _count(found.values()))
 
     @torch.no_grad()
     def updated(self, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
@@ -106,23 +116,28 @@ class Clocks:
 
         `before`: the trainables as they were before it, in their order.
         """
-        after: list[Tensor] = list(self.trainables.values())
-        torch._foreach_copy_(self._difference, after)
-        torch._foreach_sub_(self._difference, before)
-        self.reading.max_update = _extent(self._difference)
+        self.reading.max_update = self.update(before).item()
         if not math.isfinite(self.reading.max_update):
-            self._ring("parameter", _count(after))
+            self.ring("parameter", _count(self.trainables.values()))
         state = list(state_tensors(optimizer))
-        if not math.isfinite(_extent(state)):
-            self._ring("optimizer_state", _count(state))
+        if not math.isfinite(extent(state).item()):
+            self.ring("optimizer_state", _count(state))
+
+    @torch.no_grad()
+    def update(self, before: list[Tensor]) -> Tensor:
+        """Largest |change| of a trainable, on its device; NaN or inf also where a trainable is not finite."""
+        torch._foreach_copy_(self._difference, list(self.trainables.values()))
+        torch._foreach_sub_(self._difference, before)
+        return extent(self._difference)
 
     def evaluated(self, eval_loss: float) -> None:
         """Note the loss of an evaluation that ran right after the current step."""
         self.reading.eval_loss = eval_loss
         if not math.isfinite(eval_loss):
-            self._ring("eval_loss", 1)
+            self.ring("eval_loss", 1)
 
-    def _ring(self, clock: str, count: int) -> None:
+    def ring(self, clock: str, count: int) -> None:
+        """Note `count` non-finite values in the current step, the first of which rings the clock."""
         # An extent overflows where no element does (a sum of losses, a difference in fp16): count decides.
         if count:
             self.reading.nonfinite[clock] = count

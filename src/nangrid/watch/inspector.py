@@ -1,7 +1,7 @@
 """What happens around each step of a watched run, and what once, when something goes non-finite?
 
 Every training loop winds the same inspector: `begin`, then for each micro-batch `micro_batch` and `loss`, then
-`gradients` (unscaled, before clipping), `norm` and `updated`.
+`gradients` (unscaled, before clipping), `norm`, `updated` and `close`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nangrid.records.autopsy import Autopsy, write_autopsy
 from nangrid.watch.autopsy import Background, examine
-from nangrid.watch.clocks import Clocks, gradients
+from nangrid.watch.clocks import Clocks, Reading, gradients
 from nangrid.watch.replay import FROZEN, Step, digest
 from nangrid.watch.snapshot import Recorder, Snapshot
 
@@ -82,6 +82,15 @@ class Inspector:
         if self._rang_now("parameter", "optimizer_state"):
             parameters = digest(self.step.trainables.values())
             self._examine({"loss": digest(self._losses), "parameters": parameters})
+
+    def close(self, lr: float, seconds: float) -> list[Reading]:
+        """End the step; the readings that are complete now."""
+        self.clocks.reading.lr, self.clocks.reading.seconds = lr, seconds
+        return [self.clocks.reading]
+
+    def flush(self) -> list[Reading]:
+        """Readings that were still on their way: none here, see nangrid.watch.late."""
+        return []
 
     def evaluated(self, eval_loss: float, failed: Failed | None) -> None:
         """Note the loss of an evaluation after the step under way; `failed` is its first non-finite batch."""

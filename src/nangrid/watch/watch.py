@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.reporting.explain import explain
 from nangrid.watch.autopsy import Background
-from nangrid.watch.inspector import Inspector, still_searching
+from nangrid.watch.inspector import still_searching
+from nangrid.watch.late import inspector_for
 from nangrid.watch.snapshot import MicroBatch, trainables
 
 _NO_BATCH = object()
@@ -32,6 +34,7 @@ class Watch:
         watch = Watch(model, optimizer, out_dir="autopsy", max_grad_norm=1.0)
         for batch in batches:
             loss = watch.step(closure, batch)      # closure(batch): forward, backward, return the loss
+        watch.close()
 
     `accumulate`: micro-batches an optimizer step; every call of `step` is one. `scheduler` is stepped after the
     optimizer; with a `scaler` the closure scales its loss itself, as usual. `texts` maps token ids to text for
@@ -54,18 +57,21 @@ class Watch:
         self.scaler = scaler
         self.accumulate = accumulate
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        self._inspector = Inspector(self._loop, Path(out_dir), Background(texts=texts or {}))
+        self._inspector = inspector_for(self._loop, Path(out_dir), Background(texts=texts or {}))
         self._calls = 0
+        self._began = 0.0
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
         """Run `closure` on a micro-batch and, once a window is full, check, clip, step and check again.
 
         `closure` may also be of torch's own kind: no argument, zeroing gradients itself. Raises NonFiniteError
         at the first non-finite loss, gradient, parameter or optimizer state: the first two before the
-        optimizer step, so that the parameters are still clean.
+        optimizer step, so that the parameters are still clean. On a GPU, which is never waited for, it is raised
+        up to two steps later, with the autopsy of the very step.
         """
         self._loop.closure = closure
         if self._calls % self.accumulate == 0:
+            self._began = time.perf_counter()
             self._loop.optimizer.zero_grad()
             self._inspector.begin(self._calls // self.accumulate)
         self._calls += 1
@@ -89,9 +95,16 @@ class Watch:
         else:
             self.scaler.step(loop.optimizer)
             self.scaler.update()
+        lr = loop.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None:
             self.scheduler.step()
         inspector.updated()
+        inspector.close(float(lr), time.perf_counter() - self._began)
+        self._stop_if_rung()
+
+    def close(self) -> None:
+        """Look at the last steps, too, where they ran on a GPU; NonFiniteError as from `step`."""
+        self._inspector.flush()
         self._stop_if_rung()
 
     def _stop_if_rung(self) -> None:
