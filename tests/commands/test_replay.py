@@ -1,4 +1,4 @@
-"""The failing step of a cell on another day, as it was and under other levels; each in a process of its own."""
+"""The failing step of a cell on another day, in a process of its own, as it was and under other levels."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nangrid.commands.replay import main
 from nangrid.commands.run import main as run
 from nangrid.records.grid import GridDirectory
 
@@ -26,11 +27,11 @@ def cell(grid: GridDirectory, **levels: str) -> Path:
     return grid.cell(found.cell_id)
 
 
-def replay(directory: Path, *overrides: str, code: int = 0) -> str:
+def replay(directory: Path, *overrides: str) -> str:
     command = [sys.executable, "-m", "src.replay", str(directory), *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize(("dtype", "init"), [("bf16", "zero"), ("fp16", "zero"), ("fp16", "mean")])
@@ -68,22 +69,33 @@ def test_what_would_have_saved_the_update(grid: GridDirectory) -> None:
         ("dtyp=bf16", "did you mean dtype?"),
     ],
 )
-def test_questions_that_make_no_sense(grid: GridDirectory, override: str, sentence: str) -> None:
-    said = replay(cell(grid, dtype="bf16", init="zero"), override, code=2)
+def test_questions_that_make_no_sense(
+    grid: GridDirectory, override: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(cell(grid, dtype="bf16", init="zero")), override]) == 2
+    said = capsys.readouterr().err
     assert sentence in said and len(said.splitlines()) == 1
 
 
-def test_what_cannot_be_replayed(grid: GridDirectory, tmp_path: Path) -> None:
-    finite = cell(grid, dtype="bf16", init="mean")
-    assert "has no failing step to replay: it is finite after 2 steps" in replay(finite, code=2)
-    assert "is not the directory of a finished cell" in replay(tmp_path, code=2)
+def test_the_first_digits_of_the_id_will_do(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    failing = cell(grid, dtype="bf16", init="zero")
+    assert main([str(failing)[:-4], "seed=1"]) == 2
+    assert "seed=1 asks for another run" in capsys.readouterr().err
 
 
-def test_a_damaged_snapshot_is_named(grid: GridDirectory) -> None:
+def test_what_cannot_be_replayed(grid: GridDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(cell(grid, dtype="bf16", init="mean"))]) == 2
+    assert "has no failing step to replay: it is finite after 2 steps" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "is not the directory of a finished cell" in capsys.readouterr().err
+
+
+def test_a_damaged_snapshot_is_named(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     failing = cell(grid, dtype="fp16", init="zero")
     tensors = failing / "snapshot.safetensors"
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-100])
-    said = replay(failing, code=2)
+    assert main([str(failing)]) == 2
+    said = capsys.readouterr().err
     tensors.write_bytes(content)
     assert f"the snapshot in {failing} cannot be read" in said and len(said.splitlines()) == 1

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
     try:
-        _replay(asked.cell, asked.overrides)
+        _replay(_cell(asked.cell), asked.overrides)
     except Exception as error:
         sentence = explain_mistake(error)
         if sentence is None:
@@ -78,6 +78,12 @@ def _replay(cell: Path, overrides: list[str]) -> None:
             return
         check_question(config, old, snapshot)
         _tell_under(replay_under(config, old, snapshot), snapshot, request, overrides)
+
+
+def _cell(path: Path) -> Path:
+    """The directory; the first digits of a cell_id, as tables show them, will do."""
+    begins_so = [] if path.is_dir() else list(path.parent.glob(f"{path.name}*"))
+    return begins_so[0] if len(begins_so) == 1 else path
 
 
 def _failed_record(cell: Path) -> CellRecord:

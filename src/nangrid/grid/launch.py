@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -111,6 +112,8 @@ def _show_cell(record: CellRecord, plan: CellPlan) -> None:
     print(cell_summary(record, history, plan.directory()))
     if record.autopsy and (autopsy := read_autopsy((plan.directory() / record.autopsy).parent)):
         print(explain(autopsy))
+        asked = next((s for s in autopsy.suggestions if re.fullmatch(r"[\w.]+=[\w.-]+", s)), "[levels]")
+        print(f"  would it have saved this step? python -m src.replay {plan.directory()} {asked}")
 
 
 def _show_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
