@@ -174,6 +174,14 @@ def test_llama_without_a_label(tmp_path: Path) -> None:
     assert (autopsy.step, autopsy.mechanism) == (1, "empty-labels")
 
 
+def test_labels_that_are_missing_are_not_blamed_for_an_overflow(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(**sizes, initializer_factor=60.0, decoder_start_token_id=0, pad_token_id=0)
+    batch = words() | {"labels": torch.full((2, 9), -100)}
+    autopsy = diagnose(transformers.T5ForConditionalGeneration(config).half(), [batch], tmp_path, loss)
+    assert (autopsy.kind, autopsy.mechanism) == ("overflow", "fp16-activation-overflow")
+
+
 def test_llama_that_runs_away(tmp_path: Path) -> None:
     model, batch = llama(), words()
     sgd = torch.optim.SGD(model.parameters(), lr=300.0)
@@ -303,6 +311,24 @@ def test_optimizer_without_eps(optimizer: Any, options: dict[str, Any], op: str,
     assert autopsy.source.startswith(source)
     assert "weight: 12 of 15 elements; 4 of 5 rows (0, 2, 3, 4) non-finite" in autopsy.evidence
     assert "eps is 0 in the optimizer's param_groups" in autopsy.evidence
+
+
+def test_eps_that_underflows_elsewhere_is_not_blamed(tmp_path: Path) -> None:
+    """The halves all have gradients; the float32 rows without one have no eps."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow, self.wide = nn.Linear(3, 3).half(), nn.Embedding(5, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.narrow(self.wide(ids).half())
+            return out.float()
+
+    model = Two()
+    groups = [{"params": model.narrow.parameters()}, {"params": model.wide.parameters(), "eps": 0.0}]
+    autopsy = diagnose(model, [torch.tensor([1, 2])], tmp_path, optimizer=torch.optim.Adam(groups, lr=1e-3))
+    assert (autopsy.phase, autopsy.parameters, autopsy.mechanism) == ("optimizer", ["wide.weight"], "unknown")
 
 
 class SignDescent(torch.optim.Optimizer):

@@ -235,7 +235,8 @@ def watch_trainer(
 
 def _background_of(trainer: Trainer) -> Background:
     tokenizer = getattr(trainer, "processing_class", None)
-    return Background(texts=_Texts(tokenizer)) if hasattr(tokenizer, "decode") else Background()
+    texts = _Texts(tokenizer) if hasattr(tokenizer, "decode") else {}
+    return Background(texts=texts, asked_storage="bfloat16" if trainer.args.bf16 else None)
 
 
 class _Texts(dict[int, str]):

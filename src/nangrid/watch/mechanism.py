@@ -92,7 +92,7 @@ def _frozen(e: Evidence) -> Mechanism | None:
 
 
 def _empty_labels(e: Evidence) -> Mechanism | None:
-    if not (e.labels_all_ignored and e.birth and e.birth.phase == "forward"):
+    if not (e.labels_all_ignored and e.birth and e.birth.phase == "forward" and e.birth.kind == INVALID):
         return None
     return Mechanism(
         "empty-labels",
@@ -135,7 +135,8 @@ def _double_mask(e: Evidence) -> Mechanism | None:
 def _log_of_zero(e: Evidence) -> Mechanism | None:
     if not (e.birth and e.birth.kind in (DIVIDE_BY_ZERO, INVALID)):
         return None
-    if not ("aten.log" in e.op or e.birth.place.node.startswith(("Log", "Xlogy"))):
+    node = e.birth.place.node
+    if not ("aten.log" in e.op or (node.startswith(("Log", "Xlogy")) and "Softmax" not in node)):
         return None
     return Mechanism(
         "log-of-zero",
@@ -145,11 +146,13 @@ def _log_of_zero(e: Evidence) -> Mechanism | None:
 
 
 def _eps_underflow(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.phase == "optimizer" and e.birth.kind != OVERFLOW and e.eps_underflows):
+    if not (e.birth and e.birth.phase == "optimizer" and e.birth.kind != OVERFLOW):
+        return None
+    if e.birth.output.dtype not in e.eps_underflows:
         return None
     return Mechanism(
         "adam-eps-underflow",
-        f"Adam's eps is 0 in {', '.join(e.eps_underflows)}: an element without gradient is updated by 0 / 0.",
+        f"The optimizer's eps is 0 in {e.birth.output.dtype}: an element without gradient is updated by 0 / 0.",
         ("upcast=trainable", "optim=paged_adamw_8bit", "optim.eps=1e-4"),
     )
 
