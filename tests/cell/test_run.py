@@ -70,6 +70,8 @@ def test_documents_of_new_tokens_alone_fail_through_their_zero_rows_in_any_dtype
         assert record.trains.max_update == 0
         assert not record.trained
         assert "frozen" in (shallow.directory.path / "onsets.csv").read_text()
+    for autopsy in shallow.directory.autopsies(shallow.records).values():
+        assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("backward", "overflow", "infinite-norm-freeze")
 
 
 def test_ledger_says_what_a_factor_really_changed(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ Keys (key=value):
   threads=1          CPU threads a cell
   hydra.launcher.n_jobs=1          cells side by side
   hydra.launcher.timeout_s=null    seconds after which a cell is stopped and recorded as such
+  hydra/launcher=submitit_slurm    one job a cell on a cluster (hydra.launcher.partition=... timeout_min=...)
 
   --cfg job          print the composed config: each of its keys can be given (optim.lr=1e-4, targets.rank=8)
   --hydra-help       Hydra's own options

@@ -134,6 +134,7 @@ def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[T
     if snapshot.clock == EVALUATION:
         clock = EVALUATION if bad_losses else None
         return Replay(clock, {"loss": digest(losses)}), [losses[i] for i in bad_losses[:1]]
+    tracer.phase = "backward"
     _unscale(step)
     outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
     bad = _nonfinite(gradients(step.trainables))
