@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nangrid import NonFiniteError
 from nangrid.commands.replay import main as replay
+from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
 from nangrid.records.grid import GridDirectory
@@ -33,6 +34,9 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
         assert run([*arguments, "dry_run=true"]) == 0
     elif name == "replay":
         assert replay([str(tmp_path), *arguments[1:]]) == 2  # read, and no such cell
+    elif name == "report":
+        GridDirectory.open(tmp_path)
+        assert report([str(tmp_path), *arguments[1:]]) == 2  # read, and no cell in it
     else:
         assert name == "status"
         GridDirectory.open(tmp_path)

@@ -39,7 +39,7 @@ def onset_table(records: Sequence[CellRecord], autopsies: Mapping[str, Autopsy] 
     A field that follows from its group's level (`dtype.storage` from `dtype`) is no factor of its own. Rows
     are ordered by factor, levels in the order in which `records` first shows them. `autopsies` are by cell_id.
     """
-    factors = _varying_factors([record.factors for record in records])
+    factors = varying_factors([record.factors for record in records])
     known = autopsies or {}
     rows = [_outcome(record, known.get(record.cell_id)) for record in records]
     outcomes = pd.DataFrame(rows, columns=list(OUTCOMES)).astype(OUTCOMES)
@@ -94,8 +94,8 @@ def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:
     }
 
 
-def _varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
-    """Only the columns that vary and do not follow from their group's level; lists as JSON text."""
+def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a cell: only the columns that vary and do not follow from their group's level; lists as JSON text."""
     keys = dict.fromkeys(key for cell in factors for key in cell)
     columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
     varying = {

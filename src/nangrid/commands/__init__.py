@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "run": "train one cell, or with -m a grid of cells",
     "replay": "run a cell's failing step again, as it was or under other levels",
+    "report": "say which levels brought each event about, and what cures it",
     "status": "say how far a grid is, from its directory alone",
 }
 """Each a module of this package with a `main` that takes the arguments and returns the exit code."""

@@ -1,0 +1,90 @@
+"""What may be said of a grid, in plain sentences, and with which cells?"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nangrid.analysis.causes import ENOUGH_STEPS, Cause, Combination, Cure, Finding, Grid, Levels, in_words
+
+_SHOWN = 4
+
+
+def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
+    """One paragraph an event: where it was met, its causes, its cures and their proofs. True also of thin grids."""
+    cells = sum(len(combination.records) for combination in grid.combinations.values())
+    unusable = sum(not combination.usable for combination in grid.combinations.values())
+    lines = _what_it_cannot_tell(grid, cells, unusable)
+    reference = reference or grid.reference()
+    if not grid.events() or reference is None:
+        return lines
+    lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), the lowest loss of those that train")
+    for finding in grid.findings(reference):
+        lines += _of_event(finding, cells)
+    return lines
+
+
+def _what_it_cannot_tell(grid: Grid, cells: int, unusable: int) -> list[str]:
+    lines = []
+    if cells == 1:
+        lines.append("One cell is no comparison: its autopsy says where it arose, a grid says which choice did it.")
+    elif not grid.factors:
+        lines.append("No factor varies but the seed: nothing can be said of causes.")
+    if unusable:
+        lines.append(f"{unusable} combinations crashed or ran out of time: they say nothing (resume=errored).")
+    if not grid.events():
+        lines.append("Nothing went non-finite, froze or lost a gradient within the horizon: no verdict.")
+    elif grid.reference() is None:
+        lines.append(
+            "No cell trains: without one that does, no level can be told from the rest. Add levels that train."
+        )
+    return lines
+
+
+def _of_event(finding: Finding, cells: int) -> list[str]:
+    met = sum(event == finding.event for c in finding.failing for event in c.events)
+    lines = ["", f"{finding.event}: {met} of {cells} cells"]
+    lines += [line for cause in finding.causes for line in _of_cause(cause)]
+    if len(finding.causes) > 1:
+        lines.append(f"  necessary (in every cause): {in_words(finding.necessary)}")
+    return lines + _of_cures(finding)
+
+
+def _of_cause(cause: Cause) -> list[str]:
+    if not cause.levels:
+        return ["  no cause: the reference itself meets it in some seed"]
+    lines = [f"  enough: {in_words(cause.levels)} ({_rate(cause.proof)}, {_ids(cause.proof)})"]
+    if cause.without:
+        lines.append("    without one of them it does not come about: " + "; ".join(map(_named, cause.without)))
+    for levels in cause.open[:_SHOWN]:
+        lines.append(f"    not decided: whether {in_words(levels)} alone would be enough")
+    return lines
+
+
+def _of_cures(finding: Finding) -> list[str]:
+    by_changes: dict[Levels, list[Cure]] = {}
+    for cure in (cure for cures in finding.cures.values() for cure in cures):
+        by_changes.setdefault(cure.changes, []).append(cure)
+    if not by_changes:
+        return ["  no cure is in this grid"]
+    lines = []
+    failing = len(finding.failing)
+    for changes, cures in sorted(by_changes.items(), key=lambda item: (len(item[0]), -len(item[1])))[:_SHOWN]:
+        until = min(cure.until for cure in cures)
+        short = "" if all(c.enough for c in cures) else f", too few to be sure: {ENOUGH_STEPS}x the onset is wanted"
+        ids = ", ".join(dict.fromkeys(_ids(cure.proof) for cure in cures))
+        lines.append(f"  cure: {in_words(changes)}, for {len(cures)} of {failing} ({ids}, finite to {until}{short})")
+    return lines
+
+
+def _rate(combination: Combination) -> str:
+    counts: Counter[str] = Counter(str(event) for event in combination.events if event)
+    total = len(combination.records)
+    return f"{counts.total()} of {total} seeds" if total > 1 else "one seed"
+
+
+def _named(combination: Combination) -> str:
+    return f"{in_words(combination.levels)} ({_ids(combination)})"
+
+
+def _ids(combination: Combination) -> str:
+    return ", ".join(record.cell_id[:8] for record in combination.records)

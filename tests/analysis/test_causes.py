@@ -1,0 +1,142 @@
+"""Causes and cures from a finished grid: the default grid's three stories, and what a grid cannot tell."""
+
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any
+
+import pytest
+
+from nangrid.analysis.causes import Event, Finding, Grid, in_words
+from nangrid.analysis.verdict import verdict
+from nangrid.records.autopsy import Autopsy
+from nangrid.records.cell import CellError, CellRecord, Trains
+
+MakeRecord = Callable[..., CellRecord]
+
+OVERFLOW = Event("fp16-activation-overflow", "forward", "overflow")
+ROWS = Event("fp16-gradient-overflow", "backward", "overflow")
+EPS = Event("adam-eps-underflow", "optimizer", "invalid")
+
+FACTORS = {
+    "dtype": ("bf16", "fp16", "silent_fp16"),
+    "init": ("zero", "mean"),
+    "optim": ("paged_adamw_8bit", "adamw_torch"),
+}
+
+
+def happened(dtype: str, init: str, optim: str) -> Event | None:
+    if dtype == "fp16":
+        return OVERFLOW
+    if dtype == "silent_fp16" and init == "zero":
+        return ROWS
+    return EPS if dtype == "silent_fp16" and optim == "adamw_torch" else None
+
+
+def loss(dtype: str, init: str, optim: str) -> float:
+    return 3.0 + 0.5 * (init == "zero") + 0.01 * (dtype == "silent_fp16") + 0.02 * (optim == "adamw_torch")
+
+
+@pytest.fixture
+def make_grid(make_record: MakeRecord) -> Callable[..., Grid]:
+    def make(
+        levels: Iterable[tuple[str, ...]] = tuple(product(*FACTORS.values())),
+        seeds: int = 1,
+        event_of: Callable[..., Event | None] = happened,
+        **changes: Any,
+    ) -> Grid:
+        records, autopsies = [], {}
+        for number, (combination, seed) in enumerate(product(levels, range(seeds))):
+            event = event_of(*combination) if seeds == 1 else event_of(*combination, seed)
+            factors = dict(zip(FACTORS, combination, strict=True)) | {"seed": seed}
+            cell_id = f"{number:012x}"
+            trains = Trains(None, [], 1e-3, 4.0, loss(*combination))
+            rung = {"loss": 0} if event else None
+            records.append(make_record(rung, cell_id=cell_id, factors=factors, trains=trains, **changes))
+            if event:
+                autopsies[cell_id] = autopsy(event)
+        return Grid(records, autopsies)
+
+    return make
+
+
+def autopsy(event: Event) -> Autopsy:
+    nothing: dict[str, Any] = dict.fromkeys(Autopsy.__dataclass_fields__)
+    known = {"mechanism": event.mechanism, "phase": event.phase, "kind": event.kind}
+    return Autopsy(**nothing | known)
+
+
+def told(finding: Finding) -> tuple[list[str], set[str]]:
+    cures = {in_words(cure.changes) for found in finding.cures.values() for cure in found}
+    return [in_words(cause.levels) for cause in finding.causes], cures
+
+
+def test_the_three_stories_of_the_default_grid(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid()
+    reference = grid.reference()
+    assert reference and in_words(reference.levels) == "dtype=bf16 init=mean optim=paged_adamw_8bit"
+    findings = {finding.event: told(finding) for finding in grid.findings(reference)}
+    assert findings[OVERFLOW][0] == ["dtype=fp16"]
+    assert findings[ROWS][0] == ["dtype=silent_fp16 init=zero"]
+    assert findings[EPS] == (["dtype=silent_fp16 optim=adamw_torch"], {"dtype=bf16", "optim=paged_adamw_8bit"})
+    # zero rows train under bf16, but to a loss that is worse than the reference's: no cure
+    assert findings[ROWS][1] == {"init=mean", "init=mean optim=paged_adamw_8bit", "dtype=bf16 init=mean"}
+
+
+def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid()
+    reference = grid.reference()
+    assert reference
+    (rows,) = (f for f in grid.findings(reference) if f.event == ROWS)
+    assert rows.causes[0].open == ()
+    thin = make_grid([c for c in product(*FACTORS.values()) if c[:2] != ("silent_fp16", "mean")])
+    reference = thin.reference()
+    assert reference
+    (rows,) = (f for f in thin.findings(reference) if f.event == ROWS)
+    assert [in_words(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], "the grid lacks that cell"
+    assert any("not decided: whether dtype=silent_fp16 alone" in line for line in verdict(thin))
+
+
+def test_two_causes_of_one_event_and_what_both_need(make_grid: Callable[..., Grid]) -> None:
+    def either(dtype: str, init: str, optim: str) -> Event | None:
+        return ROWS if dtype == "fp16" and (init == "zero" or optim == "adamw_torch") else None
+
+    grid = make_grid([c for c in product(*FACTORS.values()) if c[0] != "silent_fp16"], event_of=either)
+    reference = grid.reference()
+    assert reference
+    (finding,) = grid.findings(reference)
+    assert told(finding)[0] == ["dtype=fp16 init=zero", "dtype=fp16 optim=adamw_torch"]
+    assert in_words(finding.necessary) == "dtype=fp16"
+
+
+def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., Grid]) -> None:
+    def lottery(dtype: str, init: str, optim: str, seed: int) -> Event | None:
+        return OVERFLOW if dtype == "fp16" and seed == 2 else None
+
+    lines = verdict(make_grid(seeds=3, event_of=lottery))
+    assert any("enough: dtype=fp16 (1 of 3 seeds" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("levels", "event_of", "sentence"),
+    [
+        ([("fp16", "zero", "adamw_torch")], happened, "One cell is no comparison"),
+        ([("fp16", "zero", "adamw_torch"), ("fp16", "mean", "adamw_torch")], happened, "No cell trains"),
+        ([("bf16", "zero", "adamw_torch"), ("bf16", "mean", "adamw_torch")], happened, "no verdict"),
+    ],
+)
+def test_what_a_thin_grid_can_say(levels: Any, event_of: Any, sentence: str, make_grid: Callable[..., Grid]) -> None:
+    lines = verdict(make_grid(levels, event_of=event_of))
+    assert any(sentence in line for line in lines)
+    assert not any("enough:" in line or "cure:" in line for line in lines)
+
+
+def test_crashed_cells_prove_nothing(make_grid: Callable[..., Grid]) -> None:
+    error = CellError("OutOfMemory", "", "")
+    grid = make_grid([("bf16", "zero", "adamw_torch"), ("bf16", "mean", "adamw_torch")], status="error", error=error)
+    lines = verdict(grid)
+    assert any("crashed or ran out of time" in line for line in lines) and grid.reference() is None
+
+
+def test_a_cure_seen_for_too_few_steps_says_so(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid(steps_done=3)
+    assert all("too few to be sure" in line for line in verdict(grid) if "cure:" in line)
