@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "grid_speed.md"
-SIX = ["dtype=bf16,fp16,silent_fp16", "init=zero,mean", "horizon=8", "tracker=none"]
+SIX = ["dtype=bf16,fp16,silent_fp16", "init=zero,mean", "tracker=none"]
 TURNS = 2
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1"}
 

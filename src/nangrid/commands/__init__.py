@@ -8,6 +8,7 @@ import sys
 
 COMMANDS = {
     "run": "train one cell, or with -m a grid of cells",
+    "diagnose": "search causes and cures between a failing and a training cell",
     "replay": "run a cell's failing step again, as it was or under other levels",
     "report": "say which levels brought each event about, and what cures it",
     "status": "say how far a grid is, from its directory alone",

@@ -11,9 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nangrid.commands.compose import composed, key_of
 from nangrid.commands.refusal import explain as explain_mistake
 from nangrid.grid.isolation import ENVIRONMENT
-from nangrid.grid.plan import as_config, plain_config
+from nangrid.grid.plan import as_config
 from nangrid.grid.request import Request, read_request
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import CellRecord
@@ -98,23 +99,15 @@ def _failed_record(cell: Path) -> CellRecord:
 
 def _with(old: Config, request: Request, overrides: list[str]) -> Config:
     """The cell's config with the groups replaced that the overrides name; the rest stays as it was recorded."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-
-    from nangrid.cell.config import CONF_DIR
-    from nangrid.cell.config import Config as Schema
-
-    named = {_key(override) for override in overrides}
-    kept = [o for o in request.overrides if not any(_key(o) == key or _key(o).startswith(f"{key}.") for key in named)]
-    ConfigStore.instance().store(name="schema", node=Schema)
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = plain_config(compose("config", [*kept, *overrides]))
+    named = {key_of(override) for override in overrides}
+    kept = [o for o in request.overrides if not any(_is_of(key_of(o), key) for key in named)]
+    found = composed([*kept, *overrides])
     groups = {key.split(".")[0] for key in named}
-    return replace(as_config(asdict(old) | {group: composed[group] for group in groups}), out=old.out)
+    return replace(as_config(asdict(old) | {group: found[group] for group in groups}), out=old.out)
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
+def _is_of(key: str, group: str) -> bool:
+    return key == group or key.startswith(f"{group}.")
 
 
 def _tell_again(autopsy: Autopsy, recorded: Autopsy | None) -> None:
@@ -141,11 +134,11 @@ def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, over
     else:
         print(f"  fails too ({found.clock})")
         print(explain(replace(told.autopsy, reproduced=True)))
-    if any(_key(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
+    if any(key_of(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
         print("  (the trainables were trained with the rows that the cell had)")
     print(f"One step is not a cure: python -m src.run {' '.join(_run_overrides(request, overrides))}")
 
 
 def _run_overrides(request: Request, overrides: list[str]) -> list[str]:
-    named = {_key(override) for override in overrides}
-    return [o for o in request.overrides if _key(o) not in named] + overrides
+    named = {key_of(override) for override in overrides}
+    return [o for o in request.overrides if key_of(o) not in named] + overrides

@@ -45,10 +45,13 @@ class Reading:
 
 def extent(tensors: Iterable[Tensor]) -> Tensor:
     """Largest absolute value over all elements, on their device: NaN or inf as soon as one is not finite."""
-    extremes = [torch.stack(torch.aminmax(t)).float().abs().max() for t in tensors if t.numel()]
-    if len({extreme.device for extreme in extremes}) > 1:  # a model spread over several devices
-        extremes = [extreme.to(extremes[0].device, non_blocking=True) for extreme in extremes]
-    return torch.stack(extremes).max() if extremes else torch.zeros(())
+    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
+    if not ends:
+        return torch.zeros(())
+    # of a model spread over several devices, or over several dtypes
+    wide = torch.float64 if any(end.dtype is torch.float64 for end in ends) else torch.float32
+    together = [end.to(ends[0].device, wide, non_blocking=True) for end in ends]
+    return torch.stack(together).abs().max()
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

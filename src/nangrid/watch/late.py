@@ -44,9 +44,11 @@ class _Flight:
 
     def depart(self) -> None:
         """Send the numbers to the host, behind all that is queued."""
-        numbers = torch.stack([value.detach().float() for value in self.measures.values()])
+        numbers = torch.stack([value.detach().double() for value in self.measures.values()])
         if numbers.is_cuda:
-            self.numbers = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(
+                numbers, non_blocking=True
+            )
             self.event = torch.cuda.Event()
             self.event.record()
         else:

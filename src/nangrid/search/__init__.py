@@ -1,0 +1,1 @@
+"""Which few cells tell what brought an event about, and what cures it?"""
