@@ -12,10 +12,12 @@ import transformers
 from torch import Tensor, nn
 
 from nangrid import NonFiniteError
+from nangrid.commands.diagnose import main as diagnose
 from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
+from nangrid.grid.diagnose import Question
 from nangrid.records.grid import GridDirectory
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -34,6 +36,12 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
         assert run([*arguments, "dry_run=true"]) == 0
     elif name == "replay":
         assert replay([str(tmp_path), *arguments[1:]]) == 2  # read, and no such cell
+    elif name == "diagnose":
+        monkeypatch.setattr("nangrid.commands.diagnose.diagnose", lambda question, horizon, say: question)
+        asked: list[Question] = []
+        monkeypatch.setattr("nangrid.commands.diagnose._tell", lambda question, _: asked.append(question))
+        assert diagnose(arguments) == 0
+        assert asked[0].plan(asked[0].levels(asked[0].everything), 4).cell_id
     elif name == "report":
         GridDirectory.open(tmp_path)
         assert report([str(tmp_path), *arguments[1:]]) == 2  # read, and no cell in it

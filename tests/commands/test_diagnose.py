@@ -1,0 +1,48 @@
+"""From two end points to all causes and cures, by few cells; every one a real tiny cell."""
+
+from pathlib import Path
+
+import pytest
+
+from nangrid.commands.diagnose import main
+from nangrid.records.grid import GridDirectory
+
+COMMON = ["model=tiny", "data=glossary", "data.bos=false", "horizon=4", "tracker=none"]
+
+
+def test_the_cause_and_the_cures_of_zero_rows_in_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """fp16 brings two mechanisms: zero rows overflow its gradients, and torch's AdamW loses its eps."""
+    failing = ["init=zero", "dtype=fp16", "optim=adamw_torch"]
+    reference = ["init=mean", "dtype=fp32", "optim=paged_adamw_8bit"]
+    command = [*COMMON, f"out={tmp_path}", "--n-jobs", "2", "--failing", *failing, "--reference", *reference]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "fp16-gradient-overflow (backward overflow) at step 0" in said
+    enough = [line.split("(")[0].strip() for line in said.splitlines() if line.startswith("  enough")]
+    cures = {line.split("(")[0].strip() for line in said.splitlines() if line.startswith("  cure")}
+    assert enough == ["enough: init=zero dtype=fp16"]
+    assert cures == {"cure: init=mean dtype=fp32", "cure: init=mean optim=paged_adamw_8bit"}
+
+    records, _ = GridDirectory.open(tmp_path).records()
+    assert len(records) <= 8
+    written = {
+        record.cell_id: (tmp_path / "cells" / record.cell_id / "result.json").stat().st_mtime_ns for record in records
+    }
+    assert main(command) == 0
+    assert all((tmp_path / "cells" / c / "result.json").stat().st_mtime_ns == t for c, t in written.items())
+
+
+@pytest.mark.parametrize(
+    ("failing", "reference", "sentence"),
+    [
+        (["init=mean"], ["init=mean"], "--failing and --reference are the same cell"),
+        (["init=maen"], ["init=mean"], "did you mean init=mean?"),
+        (["init=mean"], ["init=normal"], "--failing does not fail in 4 steps"),
+        (["init=zero"], ["init=zero", "dtype=fp32"], "--reference fails too (zero-row-norm-gradient"),
+    ],
+)
+def test_end_points_that_are_none(
+    failing: list[str], reference: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMON, f"out={tmp_path}", "--failing", *failing, "--reference", *reference]) == 2
+    assert sentence in capsys.readouterr().err
