@@ -69,6 +69,16 @@ def test_a_moved_grid_runs_where_it_is_now(tmp_path: Path) -> None:
     assert record and record.status == "finite" and not (tmp_path / "here").exists()
 
 
+def test_a_machine_without_slurm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    out = tmp_path / "grid"
+    assert main(["-m", f"out={out}", "model=tiny", "hydra/launcher=submitit_slurm", "seed=0,1"]) == 2
+    assert "needs Slurm's srun and sbatch, and this machine has none" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_launchers_that_mix_cells_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", f"out={tmp_path}", "model=tiny", "hydra/launcher=basic", "seed=0,1"]) == 2
     assert "hydra/launcher=basic runs cells in one process" in capsys.readouterr().err

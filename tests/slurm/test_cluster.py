@@ -124,3 +124,9 @@ def test_a_job_that_crashes_is_an_error_with_its_log(tmp_path: Path) -> None:
     (record,) = records(tmp_path).values()
     assert launcher.returncode == 1 and record.status == "error", said
     assert record.error and "SIGSEGV" in record.error.message
+
+
+def test_what_slurm_refuses_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LEVELS, *SLURM, f"out={tmp_path}", "hydra.launcher.partition=nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert "Slurm took none of the jobs" in error and "partition" in error

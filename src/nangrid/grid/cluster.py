@@ -8,6 +8,7 @@ submitit asks, needs an accounting database that many clusters, and all on one m
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from nangrid.grid.job import run_requested
 from nangrid.grid.lock import is_held
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.settle import GridOutcome, Settlement
+from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, read_own
 
 TICK_S = 1.0
@@ -57,7 +59,12 @@ class Cluster:
         return int(self.params.get("array_parallelism") or 1)
 
     def get_ready(self) -> None:
-        """Nothing is to be done on this machine."""
+        """InputError on a machine without Slurm."""
+        if self.executor == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
+            raise InputError(
+                "hydra/launcher=submitit_slurm needs Slurm's srun and sbatch, and this machine has none: "
+                "launch from a login node, or leave it out to run the cells here."
+            )
 
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
         """Submit the cells that are not done and return when all have ended; Ctrl-C cancels the jobs."""
@@ -83,7 +90,13 @@ class Cluster:
             **{key if key in shared else f"{self.executor}_{key}": value for key, value in params.items()}
         )
         cells = [str(plan.directory()) for plan in plans]
-        handles = executor.map_array(run_requested, cells, [child.CELL_MODULE] * len(cells))
+        try:
+            handles = executor.map_array(run_requested, cells, [child.CELL_MODULE] * len(cells))
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            said = " ".join(str(error).split())
+            raise InputError(
+                f"Slurm took none of the jobs: {said[-300:]}; see hydra.launcher.* in --cfg hydra."
+            ) from error
         return [Job(plan, handle) for plan, handle in zip(plans, handles, strict=True)]
 
 

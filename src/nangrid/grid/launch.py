@@ -32,7 +32,7 @@ class Crew(Protocol):
         """InputError if it cannot run cells as asked."""
 
     def get_ready(self) -> None:
-        """Cells are coming."""
+        """Cells are to be run; InputError if they cannot be from here."""
 
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
         """Run the cells that are not done and return when all have ended."""
