@@ -129,7 +129,8 @@ def _show_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
     table = onset_table(records, autopsies)
     console = Console()
     console.print(grid_summary(table, onset_pivot(table)))
-    for line in [*(f"left out: {error}" for error in untrusted), f"table: {grid.path / 'onsets.csv'}"]:
+    files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: python -m src.report {grid.path}"]
+    for line in [*(f"left out: {error}" for error in untrusted), *files]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
