@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,14 @@ from nangrid.records.cell import CLOCKS, CellRecord, Seconds, Trains, earliest_o
 
 # As in every cell's process: else MKL's float32 products differ in the last bit with where memory happens to lie.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+@pytest.fixture(autouse=True)
+def loggers_speak() -> None:
+    """Hydra's job_logging=disabled, in a test before, silences the loggers that exist by then."""
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(scope="session")
