@@ -38,14 +38,11 @@ def help_seconds() -> tuple[float, bool]:
 
 def build(overrides: list[str], directory: str) -> Any:
     """A cell ready to train, its trainer prepared, and the CPU seconds that took."""
-    from hydra import compose, initialize_config_dir
-
     from nangrid.cell.build import build_cell
-    from nangrid.cell.config import CONF_DIR
-    from nangrid.grid.plan import as_config, plain_config
+    from nangrid.commands.compose import composed
+    from nangrid.grid.plan import as_config
 
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = as_config(plain_config(compose("config", overrides)))
+    config = as_config(composed(overrides))
     began = time.process_time()
     cell = build_cell(config, Path(directory))
     return cell, time.process_time() - began
@@ -85,9 +82,7 @@ def in_process(overrides: list[str]) -> dict[str, Any]:
     """`step_times` in a fresh process, with its CPU time from the start of the process to step 0."""
     script = (
         "import sys, time, json; sys.path.insert(0, 'bench'); import cell_cost; "
-        "import nangrid.cell.run, nangrid.grid.plan; "
-        "from hydra.core.config_store import ConfigStore; from nangrid.cell.config import Config; "
-        "ConfigStore.instance().store(name='schema', node=Config); imports = time.process_time(); "
+        "import nangrid.cell.run, nangrid.commands.compose; imports = time.process_time(); "
         "found = cell_cost.step_times(sys.argv[1:]); print(json.dumps(found | {'imports': imports}))"
     )
     shown = subprocess.run([sys.executable, "-c", script, *overrides], capture_output=True, text=True, check=True)

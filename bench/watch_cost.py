@@ -29,16 +29,11 @@ VARIANTS = ("plain", "watch", "set_detect_anomaly", "DebugUnderflowOverflow")
 
 def measure(model: str) -> dict[str, Any]:
     """Seconds of every variant's steps, inside the watch and of replays."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-
-    from nangrid.cell.config import CONF_DIR, Config
     from nangrid.cell.replay import where_training_begins
-    from nangrid.grid.plan import as_config, plain_config
+    from nangrid.commands.compose import composed
+    from nangrid.grid.plan import as_config
 
-    ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = as_config(plain_config(compose("config", [f"model={model}", "dtype=bf16", "init=mean"])))
+    config = as_config(composed([f"model={model}", "dtype=bf16", "init=mean"]))
     return where_training_begins(config, lambda cell, step: Comparison(cell, step).run(ROUNDS[model]))
 
 

@@ -116,6 +116,21 @@ def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., 
     assert any("enough: dtype=fp16 (1 of 3 seeds" in line for line in lines)
 
 
+def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..., Grid]) -> None:
+    def mixed(dtype: str, init: str, optim: str, seed: int) -> Event | None:
+        return (OVERFLOW, ROWS, None)[seed] if dtype == "fp16" else None
+
+    lines = verdict(make_grid(seeds=3, event_of=mixed))
+    assert [line.count("1 of 3 seeds") for line in lines if "enough:" in line] == [1, 1]
+
+
+def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid()
+    (asked,) = (c for c in grid.combinations.values() if in_words(c.levels) == "dtype=bf16 init=mean optim=adamw_torch")
+    assert any(line.startswith("reference:") and line.endswith("as asked") for line in verdict(grid, asked))
+    assert any(line.endswith("the lowest loss of those that train") for line in verdict(grid))
+
+
 @pytest.mark.parametrize(
     ("levels", "event_of", "sentence"),
     [

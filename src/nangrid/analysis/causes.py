@@ -73,7 +73,8 @@ class Combination:
     @property
     def loss(self) -> float:
         """The median final loss."""
-        return median(r.trains.loss_last or float("inf") for r in self.records)
+        losses = [r.trains.loss_last for r in self.records]
+        return median(float("inf") if loss is None else loss for loss in losses)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Grid:
             self.combinations.values(), key=lambda c: (len(differing(c.levels, failing.levels)), c.loss)
         ):
             changes = differing(combination.levels, failing.levels)
-            trains = combination.trains and combination.loss <= WORSE * reference.loss
+            trains = combination.trains and no_worse(combination.loss, reference.loss)
             if not changes or not trains or any(set(cure) <= set(changes) for cure in known):
                 continue
             known.append(changes)
@@ -194,6 +195,11 @@ def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
     if record.trains.frozen_from is not None:
         return Event(FROZEN, "backward", "overflow")
     return Event(UNTRAINED, "", "") if record.trains.without_gradient else None
+
+
+def no_worse(loss: float, reference: float) -> bool:
+    """Whether a final loss is as good as the reference's, as far as one batch tells."""
+    return loss <= WORSE * reference
 
 
 def differing(levels: Levels, other: Levels) -> Levels:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from nangrid.analysis.causes import ENOUGH_STEPS, Cause, Combination, Cure, Finding, Grid, Levels, in_words
+from nangrid.analysis.causes import ENOUGH_STEPS, Cause, Combination, Cure, Event, Finding, Grid, Levels, in_words
 
 _SHOWN = 4
 
@@ -14,10 +12,12 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     cells = sum(len(combination.records) for combination in grid.combinations.values())
     unusable = sum(not combination.usable for combination in grid.combinations.values())
     lines = _what_it_cannot_tell(grid, cells, unusable)
-    reference = reference or grid.reference()
-    if not grid.events() or reference is None:
+    best = grid.reference()
+    if not grid.events() or best is None:
         return lines
-    lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), the lowest loss of those that train")
+    why = "as asked" if reference else "the lowest loss of those that train"
+    reference = reference or best
+    lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), {why}")
     for finding in grid.findings(reference):
         lines += _of_event(finding, cells)
     return lines
@@ -43,16 +43,16 @@ def _what_it_cannot_tell(grid: Grid, cells: int, unusable: int) -> list[str]:
 def _of_event(finding: Finding, cells: int) -> list[str]:
     met = sum(event == finding.event for c in finding.failing for event in c.events)
     lines = ["", f"{finding.event}: {met} of {cells} cells"]
-    lines += [line for cause in finding.causes for line in _of_cause(cause)]
+    lines += [line for cause in finding.causes for line in _of_cause(cause, finding.event)]
     if len(finding.causes) > 1:
         lines.append(f"  necessary (in every cause): {in_words(finding.necessary)}")
     return lines + _of_cures(finding)
 
 
-def _of_cause(cause: Cause) -> list[str]:
+def _of_cause(cause: Cause, event: Event) -> list[str]:
     if not cause.levels:
         return ["  no cause: the reference itself meets it in some seed"]
-    lines = [f"  enough: {in_words(cause.levels)} ({_rate(cause.proof)}, {_ids(cause.proof)})"]
+    lines = [f"  enough: {in_words(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
     if cause.without:
         lines.append("    without one of them it does not come about: " + "; ".join(map(_named, cause.without)))
     for levels in cause.open[:_SHOWN]:
@@ -76,10 +76,9 @@ def _of_cures(finding: Finding) -> list[str]:
     return lines
 
 
-def _rate(combination: Combination) -> str:
-    counts: Counter[str] = Counter(str(event) for event in combination.events if event)
+def _rate(combination: Combination, event: Event) -> str:
     total = len(combination.records)
-    return f"{counts.total()} of {total} seeds" if total > 1 else "one seed"
+    return f"{combination.events.count(event)} of {total} seeds" if total > 1 else "one seed"
 
 
 def _named(combination: Combination) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from nangrid.commands.compose import composed, key_of
-from nangrid.commands.refusal import explain
-from nangrid.commands.run import INTERRUPTED
+from nangrid.commands.exits import exit_code
 from nangrid.grid.diagnose import Diagnosis, Overrides, Question, diagnose
-from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.schedule import Isolated
 from nangrid.records.errors import InputError
@@ -30,29 +27,24 @@ HORIZON = "16"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 with a diagnosis, 1 if a cell crashed, 2 if the two end points are none."""
-    parser = ArgumentParser(prog="diagnose", description=__doc__, epilog=EPILOG, allow_abbrev=False)
-    parser.formatter_class = RawDescriptionHelpFormatter
+    parser = ArgumentParser(
+        prog="diagnose",
+        description=__doc__,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("common", nargs="*", metavar="key=value", help="what all cells have")
     parser.add_argument("--failing", nargs="+", required=True, metavar="key=value", help="levels that fail")
     parser.add_argument("--reference", nargs="+", required=True, metavar="key=value", help="levels that train")
     parser.add_argument("--n-jobs", type=int, default=1, help="cells side by side, where two can be")
     asked = parser.parse_args(arguments)
-    try:
-        question = _question(asked.common, asked.failing, asked.reference, asked.n_jobs)
-        _tell(diagnose(question, _horizon(asked.common), lambda line: print(line, flush=True)), question)
-    except CellsFailedError as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on where this one stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _diagnose(asked.common, asked.failing, asked.reference, asked.n_jobs))
+
+
+def _diagnose(common: list[str], failing: list[str], reference: list[str], n_jobs: int) -> None:
+    question = _question(common, failing, reference, n_jobs)
+    _tell(diagnose(question, _horizon(common), lambda line: print(line, flush=True)), question)
 
 
 def _question(common: list[str], failing: list[str], reference: list[str], n_jobs: int) -> Question:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nangrid.commands.compose import composed, key_of
-from nangrid.commands.refusal import explain as explain_mistake
+from nangrid.commands.exits import exit_code
 from nangrid.grid.isolation import ENVIRONMENT
 from nangrid.grid.plan import as_config
 from nangrid.grid.request import Request, read_request
@@ -37,27 +36,18 @@ TOO_LARGE = 1e6
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 the step was replayed, whatever it did; 2 for what cannot be replayed or asked."""
-    parser = ArgumentParser(prog="replay", description=__doc__, epilog=EPILOG, allow_abbrev=False)
-    parser.formatter_class = _as_typed
+    parser = ArgumentParser(
+        prog="replay",
+        description=__doc__,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("cell", metavar="CELL_DIR", type=Path, help="the directory of a cell that went non-finite")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels to replay it under")
     asked = parser.parse_args(arguments)
     os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
-    try:
-        _replay(_cell(asked.cell), asked.overrides)
-    except Exception as error:
-        sentence = explain_mistake(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
-    return 0
-
-
-def _as_typed(prog: str) -> Any:
-    from argparse import RawDescriptionHelpFormatter
-
-    return RawDescriptionHelpFormatter(prog)
+    return exit_code(lambda: _replay(_cell(asked.cell), asked.overrides))
 
 
 def _replay(cell: Path, overrides: list[str]) -> None:
@@ -99,15 +89,16 @@ def _failed_record(cell: Path) -> CellRecord:
 
 def _with(old: Config, request: Request, overrides: list[str]) -> Config:
     """The cell's config with the groups replaced that the overrides name; the rest stays as it was recorded."""
-    named = {key_of(override) for override in overrides}
-    kept = [o for o in request.overrides if not any(_is_of(key_of(o), key) for key in named)]
-    found = composed([*kept, *overrides])
-    groups = {key.split(".")[0] for key in named}
+    found = composed(_instead(request.overrides, overrides))
+    groups = {key_of(override).split(".")[0] for override in overrides}
     return replace(as_config(asdict(old) | {group: found[group] for group in groups}), out=old.out)
 
 
-def _is_of(key: str, group: str) -> bool:
-    return key == group or key.startswith(f"{group}.")
+def _instead(before: list[str], overrides: list[str]) -> list[str]:
+    """The overrides, in the place of those before that they make void: of the same key, or of a field of it."""
+    named = {key_of(override) for override in overrides}
+    kept = [o for o in before if not any(f"{key_of(o)}.".startswith(f"{key}.") for key in named)]
+    return [*kept, *overrides]
 
 
 def _tell_again(autopsy: Autopsy, recorded: Autopsy | None) -> None:
@@ -136,9 +127,4 @@ def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, over
         print(explain(replace(told.autopsy, reproduced=True)))
     if any(key_of(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
         print("  (the trainables were trained with the rows that the cell had)")
-    print(f"One step is not a cure: python -m src.run {' '.join(_run_overrides(request, overrides))}")
-
-
-def _run_overrides(request: Request, overrides: list[str]) -> list[str]:
-    named = {key_of(override) for override in overrides}
-    return [o for o in request.overrides if key_of(o) not in named] + overrides
+    print(f"One step is not a cure: python -m src.run {' '.join(_instead(request.overrides, overrides))}")

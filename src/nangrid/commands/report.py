@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from nangrid.analysis.causes import Combination, Grid
 from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
 from nangrid.analysis.verdict import verdict
+from nangrid.commands.exits import exit_code
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.terminal import grid_summary
@@ -27,12 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the combination to compare with; by default the one that trains to the lowest loss",
     )
     asked = parser.parse_args(arguments)
-    try:
-        _report(asked.grid, asked.reference)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _report(asked.grid, asked.reference))
 
 
 def _report(path: str, reference: list[str] | None) -> None:

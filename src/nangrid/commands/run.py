@@ -17,15 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nangrid.cell.config import CONF_DIR, Config
+from nangrid.commands.exits import exit_code
 from nangrid.commands.help import usage
-from nangrid.commands.refusal import explain
-from nangrid.grid.ending import of_error
-from nangrid.grid.launch import CellsFailedError, launch
+from nangrid.grid.launch import launch
 from nangrid.grid.plan import plain_config, task_overrides
 from nangrid.grid.schedule import Isolated
 from nangrid.records.errors import InputError
-
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,25 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Ctrl-C gives 130, and so do SIGTERM and SIGHUP, which stop the cells as cleanly.
     """
-    try:
-        with _stopping_on(signal.SIGTERM, signal.SIGHUP):
-            _compose_and_launch(sys.argv[1:] if arguments is None else list(arguments))
-    except CellsFailedError as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on where this one stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if isinstance(error, OSError) and (ending := of_error(error)).status is None:
-            print(f"{ending.message}: make room, and the same command goes on where this one stopped.", file=sys.stderr)
-            return 1
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
-    return 0
+    with _stopping_on(signal.SIGTERM, signal.SIGHUP):
+        return exit_code(lambda: _compose_and_launch(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def _compose_and_launch(arguments: list[str]) -> None:

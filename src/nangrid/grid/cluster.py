@@ -38,6 +38,7 @@ ENDINGS = {
     "DEADLINE": Ending("timeout", "TimeoutError", "the job reached its deadline"),
 }
 """Slurm's state -> what it says of the cell; the others say that the job was ended from outside."""
+UNKNOWN = Ending(None, "Stopped", "the job ended, and the batch system does not say how")
 GOING_ON = {"PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING"}
 KILLED = 128
 """A shell's exit code for a process that died of signal n is 128 + n."""
@@ -172,9 +173,6 @@ class _Queue:
             return False
         job.ended = job.ended or time.monotonic()
         return time.monotonic() - job.ended > SEEN_S or read_own(job.plan.directory()) is not None
-
-
-UNKNOWN = Ending(None, "Stopped", "the job ended, and the batch system does not say how")
 
 
 def ask_submitit(handles: Sequence[Any]) -> dict[str, Ending]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nangrid.analysis.causes import ENOUGH_STEPS, WORSE, Event, event_of
+from nangrid.analysis.causes import ENOUGH_STEPS, Event, event_of, no_worse
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.schedule import Isolated
@@ -70,10 +70,9 @@ class Diagnosis:
 class _Laboratory:
     """Runs the cells that the search asks for."""
 
-    def __init__(self, question: Question, horizon: int, say: Callable[[str], None]) -> None:
+    def __init__(self, question: Question, horizon: int) -> None:
         self.question = question
         self.horizon = horizon
-        self.say = say
         self.cells: dict[Changes, Answered] = {}
 
     def look(self, *several: Changes) -> list[Answered]:
@@ -104,13 +103,15 @@ def diagnose(question: Question, horizon: int, say: Callable[[str], None]) -> Di
     A cell is run to the horizon, or to ENOUGH_STEPS times the failing onset where that is more: what is still
     finite there counts as not failing.
     """
-    end_points = _Laboratory(question, horizon, say)
-    failing, reference = end_points.look(question.everything, frozenset())
+    laboratory = _Laboratory(question, horizon)
+    failing, reference = laboratory.look(question.everything, frozenset())
     event = _check_end_points(failing, reference, horizon)
     onset = failing.record.onset.step if failing.record.onset else 0
-    laboratory = _Laboratory(question, max(horizon, ENOUGH_STEPS * onset), say)
     say(f"{event} at step {onset}: {2 ** len(question.changes)} combinations lie between the two")
-    failing, reference = laboratory.look(question.everything, frozenset())
+    if ENOUGH_STEPS * onset > horizon:
+        laboratory = _Laboratory(question, ENOUGH_STEPS * onset)
+        failing, reference = laboratory.look(question.everything, frozenset())
+        _check_end_points(failing, reference, laboratory.horizon)
 
     def meets(changes: Changes) -> bool:
         say(f"does it come about by {_typed(question, changes)} alone?")
@@ -152,7 +153,7 @@ def _check_end_points(failing: Answered, reference: Answered, horizon: int) -> E
 def _trains(record: CellRecord, reference: CellRecord) -> bool:
     """To a loss no worse than the reference's."""
     loss, bound = record.trains.loss_last, reference.trains.loss_last
-    return record.trained and loss is not None and bound is not None and loss <= WORSE * bound
+    return record.trained and loss is not None and bound is not None and no_worse(loss, bound)
 
 
 def _typed(question: Question, changes: Changes) -> str:

@@ -67,9 +67,8 @@ class LateInspector(Inspector):
 
     def __init__(self, step: Step, out_dir: Path | None, background: Background) -> None:
         super().__init__(step, out_dir, background)
-        spares = [Recorder(step.model, step.optimizer, step.scaler) for _ in range(UNDER_WAY)]
-        for spare in spares:
-            spare.initial = self.recorder.initial
+        initial = self.recorder.initial
+        spares = [Recorder(step.model, step.optimizer, step.scaler, initial) for _ in range(UNDER_WAY)]
         self._recorders = deque([self.recorder, *spares])
         self._flights: deque[_Flight] = deque()
         self._flight: _Flight

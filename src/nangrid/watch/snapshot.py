@@ -149,13 +149,17 @@ class Recorder:
     """Keeps what a snapshot of the step under way needs, at the cost of a copy a step."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+        initial: dict[str, Tensor] | None = None,
     ) -> None:
         self.model = model
         self.trainables = trainables(model)
         self.optimizer = optimizer
         self.scaler = scaler
-        self.initial = {name: p.detach().clone() for name, p in self.trainables.items()}
+        self.initial = initial or {name: p.detach().clone() for name, p in self.trainables.items()}
         self._parameters = {name: torch.empty_like(p) for name, p in self.trainables.items()}
         self._buffers: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
