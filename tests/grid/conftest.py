@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent))  # for fake_cell, here and in the ce
 
 
 @pytest.fixture(autouse=True)
-def fake_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_cells(monkeypatch: pytest.MonkeyPatch, heeded_signals: None) -> None:
     """Cells are forked as ever, but run tests/grid/fake_cell.py, and need neither model nor data."""
     monkeypatch.setattr(child, "CELL_MODULE", "fake_cell")
     monkeypatch.setattr(isolation, "PRELOAD", ("nangrid.grid.child",))

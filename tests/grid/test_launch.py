@@ -133,12 +133,8 @@ def test_a_signal_stops_the_cells_and_leaves_them_unfinished(
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
-    before = signal.getsignal(number)
-    if before is signal.SIG_IGN:  # the tests run under nohup
-        signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=stop).start()
     assert run(tmp_path, "seed=5") == 130
-    signal.signal(number, before)
     assert "the same command goes on" in capsys.readouterr().err
     (cell,) = (tmp_path / "cells").iterdir()
     assert read_record(cell) is None and not is_held(cell)

@@ -23,6 +23,7 @@ from cluster import cluster, missing
 
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.usefixtures("heeded_signals"),
     pytest.mark.skipif(bool(missing()), reason=f"not on this machine: {', '.join(missing())}"),
 ]
 
