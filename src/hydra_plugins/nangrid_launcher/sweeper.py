@@ -18,13 +18,15 @@ from nangrid.records.errors import InputError
 class GridSweeper(BasicSweeper):
     """Every combination of the levels given, like Hydra's own sweeper.
 
-    `params` are the levels an experiment file asks for; the command line wins where both name a key. Unlike
-    its parent it writes no multirun.yaml, and leaves composing (and so checking) the cells to the launcher,
+    `params` are the levels an experiment file asks for, and `blocks` designs that are no single product: each a
+    line of levels, the grid being the union of their products. Where several name a key, blocks win over
+    params, and the command line over both. Unlike its parent it writes no multirun.yaml, and leaves composing (and so checking) the cells to the launcher,
     which does it once, for all of them, before it starts the first.
     """
 
-    def __init__(self, params: dict[str, Any] | None = None) -> None:
+    def __init__(self, params: dict[str, Any] | None = None, blocks: Sequence[str] = ()) -> None:
         super().__init__(max_batch_size=None, params=params)
+        self.blocks = blocks or [""]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """InputError for a launcher that cannot keep cells apart."""
@@ -37,9 +39,12 @@ class GridSweeper(BasicSweeper):
         """Hand every combination to the launcher."""
         assert self.launcher is not None and self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (combinations,) = self.split_arguments(overrides, max_batch_size=None)
-        return self.launcher.launch(combinations, initial_job_idx=0)
+        cells: list[list[str]] = []
+        for block in self.blocks:
+            overrides = parser.parse_overrides([*self._parse_config(), *block.split(), *arguments])
+            (product,) = self.split_arguments(overrides, max_batch_size=None)
+            cells += product
+        return self.launcher.launch(cells, initial_job_idx=0)
 
 
 def _on_a_cluster(launcher: Any, config: DictConfig) -> GridLauncher:
