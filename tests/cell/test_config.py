@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
 
-LEVELS = [
+NOT_OVERRIDES = ("hydra", "hypotheses")
+LEVELS = [path for path in sorted(CONF_DIR.rglob("*.yaml")) if path.relative_to(CONF_DIR).parts[0] not in NOT_OVERRIDES]
     path
     for path in sorted(CONF_DIR.rglob("*.yaml"))
     if path.relative_to(CONF_DIR).parts[0] not in ("hydra", "hypotheses")
