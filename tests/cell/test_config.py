@@ -12,10 +12,6 @@ from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
 
 NOT_OVERRIDES = ("hydra", "hypotheses")
 LEVELS = [path for path in sorted(CONF_DIR.rglob("*.yaml")) if path.relative_to(CONF_DIR).parts[0] not in NOT_OVERRIDES]
-    path
-    for path in sorted(CONF_DIR.rglob("*.yaml"))
-    if path.relative_to(CONF_DIR).parts[0] not in ("hydra", "hypotheses")
-]
 
 KEYS = [
     "seed",

@@ -19,9 +19,9 @@ class GridSweeper(BasicSweeper):
     """Every combination of the levels given, like Hydra's own sweeper.
 
     `params` are the levels an experiment file asks for, and `blocks` designs that are no single product: each a
-    line of levels, the grid being the union of their products. Where several name a key, blocks win over
-    params, and the command line over both. Unlike its parent it writes no multirun.yaml, and leaves composing (and so checking) the cells to the launcher,
-    which does it once, for all of them, before it starts the first.
+    line of levels, the grid being the union of their products. Where several name a key, blocks win over params,
+    and the command line over both. Unlike its parent it writes no multirun.yaml, and leaves composing (and so
+    checking) the cells to the launcher, which does it once, for all of them, before it starts the first.
     """
 
     def __init__(self, params: dict[str, Any] | None = None, blocks: Sequence[str] = ()) -> None:

@@ -134,9 +134,18 @@ class Grid:
         return sorted(set(met), key=lambda event: (-met.count(event), event))
 
     def reference(self) -> Combination | None:
-        """The combination that trains to the lowest loss; None if none trains."""
+        """Of those that train to no worse than the lowest loss, the one whose neighbours train most; None if none does.
+
+        Losses that close differ between processors; a neighbour differs in one factor.
+        """
         training = [combination for combination in self.combinations.values() if combination.trains]
-        return min(training, key=lambda combination: combination.loss, default=None)
+        lowest = min((combination.loss for combination in training), default=0.0)
+        good = [combination for combination in training if no_worse(combination.loss, lowest)]
+        return max(good, key=lambda c: (self._training_neighbours(c), -c.loss), default=None)
+
+    def _training_neighbours(self, combination: Combination) -> int:
+        others = self.combinations.values()
+        return sum(o.trains and len(differing(o.levels, combination.levels)) == 1 for o in others)
 
     def findings(self, reference: Combination) -> list[Finding]:
         """Causes and cures of each event, relative to the reference."""

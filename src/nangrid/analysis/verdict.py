@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from nangrid.analysis.causes import ENOUGH_STEPS, Cause, Combination, Cure, Event, Finding, Grid, Levels, in_words
+from nangrid.analysis.causes import (
+    ENOUGH_STEPS,
+    WORSE,
+    Cause,
+    Combination,
+    Cure,
+    Event,
+    Finding,
+    Grid,
+    Levels,
+    in_words,
+)
 
 _SHOWN = 4
 
@@ -15,7 +26,11 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     best = grid.reference()
     if not grid.events() or best is None:
         return lines
-    why = "as asked" if reference else "the lowest loss of those that train"
+    why = (
+        "as asked"
+        if reference
+        else f"within {WORSE - 1:.0%} of the lowest loss, and most of what is one change away trains"
+    )
     reference = reference or best
     lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), {why}")
     for finding in grid.findings(reference):

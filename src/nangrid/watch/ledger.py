@@ -40,6 +40,8 @@ class Ledger:
     compute: str
     """dtype in which quantised layers multiply."""
     autocast: str
+    layers: int
+    """Depth: the decoder layers, or whatever the model keeps in its first list of modules."""
     adapter: dict[str, str]
     """Per kind of adapted module (`q_proj`, `embed_tokens`, ...)."""
     residual_stream: str = "not seen"
@@ -68,9 +70,14 @@ def read_model(model: nn.Module, autocast: torch.dtype | None) -> Ledger:
         quantised=", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none",
         compute=_names(compute) or "as the input",
         autocast="none" if autocast is None else dtype_name(autocast),
+        layers=len(_layers(model)),
         adapter=_adapters(model),
         tied=_tied(model),
     )
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    return next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)), nn.ModuleList())
 
 
 def _quantised_kind(module: nn.Module) -> str:
@@ -106,8 +113,8 @@ def _weight(module: nn.Module) -> Any:
 
 def observe_residual(model: nn.Module, ledger: Ledger) -> None:
     """Note the dtype of the decoder layers' outputs in the first forward pass, then step aside."""
-    layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)), None)
-    if layers is None:
+    layers = _layers(model)
+    if not len(layers):
         return
     seen: list[torch.dtype] = []
 

@@ -1,0 +1,129 @@
+"""All that a finished grid says, computed once: what the terminal, the page and the notebooks show."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from nangrid.analysis.causes import Combination, Grid
+from nangrid.analysis.effects import contrasts, interactions, tests
+from nangrid.analysis.histories import History, read_histories
+from nangrid.analysis.hypotheses import RULES, Decided, decide, read_hypotheses
+from nangrid.analysis.limits import limits
+from nangrid.analysis.onsets import onset_table
+from nangrid.analysis.rates import rates
+from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
+from nangrid.analysis.verdict import verdict
+from nangrid.records.autopsy import Autopsy
+from nangrid.records.cell import CellRecord
+from nangrid.records.errors import InputError
+from nangrid.records.grid import GridDirectory
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The tables are those that nangrid.analysis makes, one function each."""
+
+    grid_id: str
+    path: Path
+    records: Sequence[CellRecord]
+    autopsies: Mapping[str, Autopsy]
+    """By cell_id."""
+    histories: Mapping[str, History]
+    """By cell_id."""
+    onsets: pd.DataFrame
+    times: pd.DataFrame
+    base: Mapping[str, str]
+    """The reference's levels, or the first levels where nothing trains."""
+    verdict: Sequence[str]
+    limits: Sequence[str]
+    """What the records and the design cannot tell, in sentences."""
+    tests: pd.DataFrame
+    contrasts: pd.DataFrame
+    interactions: pd.DataFrame
+    rates: pd.DataFrame
+    curves: Mapping[str, pd.DataFrame]
+    """Kaplan-Meier by factor."""
+    incidence: Mapping[str, pd.DataFrame]
+    """By factor."""
+    hypotheses: pd.DataFrame
+    """One row a prediction: name, claim, verdict (of the claim), prediction, rule, outcome, says, cells."""
+
+    @property
+    def factors(self) -> list[str]:
+        """What varies, the seed aside."""
+        return factors_of(self.times)
+
+
+def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequence[str] = ()) -> Evidence:
+    """Read a grid's directory and compute all of it. InputError without a finished cell or without that reference."""
+    records, untrusted = directory.records()
+    if not records:
+        raise InputError(f"{directory.path} holds no finished cell: run its grid first.")
+    autopsies = directory.autopsies(records)
+    histories = read_histories(directory, records)
+    onsets = onset_table(records, autopsies)
+    times = durations(onsets)
+    grid = Grid(records, autopsies)
+    chosen = _chosen(grid, reference) if reference else None
+    best = chosen or grid.reference() or next(iter(grid.combinations.values()))
+    base = dict(best.levels)
+    compared = contrasts(times, base, histories)
+    tested = tests(times)
+    return Evidence(
+        grid_id=directory.grid_id,
+        path=directory.path,
+        records=records,
+        autopsies=autopsies,
+        histories=histories,
+        onsets=onsets,
+        times=times,
+        base=base,
+        verdict=verdict(grid, chosen),
+        limits=[*limits(records, times, tested, compared), *(f"left out: {error}" for error in untrusted)],
+        tests=tested,
+        contrasts=compared,
+        interactions=interactions(times, base),
+        rates=rates(times),
+        curves={factor: survival_curves(times, factor) for factor in factors_of(times)},
+        incidence={factor: incidence(times, factor) for factor in factors_of(times)},
+        hypotheses=_decided(hypotheses, records, histories),
+    )
+
+
+def rerun_command(record: CellRecord) -> str:
+    """What runs the cell again from the root of a checkout, in a grid of its own."""
+    kept = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]
+    horizon = f"horizon={record.horizon}"
+    return shlex.join(["python", "-m", "src.run", *kept, horizon, f"out=outputs/again-{record.cell_id[:8]}"])
+
+
+def _decided(directory: Path | None, records: Sequence[CellRecord], histories: Mapping[str, History]) -> pd.DataFrame:
+    answers = [decide(h, records, histories) for h in read_hypotheses(directory)] if directory else []
+    rows = [(*(a.hypothesis.name, a.hypothesis.claim, a.verdict), *_told(d)) for a in answers for d in a.decided]
+    names = ["name", "claim", "verdict", "prediction", "rule", "outcome", "says", "cells"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _told(decided: Decided) -> tuple[str, str, str, str, list[str]]:
+    asked = decided.prediction
+    return asked.prediction, RULES[asked.rule], decided.verdict, decided.says, list(decided.cells)
+
+
+def _chosen(grid: Grid, levels: Sequence[str]) -> Combination:
+    """The combination of the grid that has these levels."""
+    named = dict(level.partition("=")[::2] for level in levels)
+    if unknown := sorted(named.keys() - set(grid.factors)):
+        raise InputError(f"{unknown[0]} does not vary in this grid: its factors are {', '.join(grid.factors)}.")
+    matching = [c for c in grid.combinations.values() if named.items() <= dict(c.levels).items()]
+    if len(matching) != 1:
+        raise InputError(
+            f"--reference {' '.join(levels)} fits {len(matching)} combinations: name a level of each factor."
+        )
+    if not matching[0].trains:
+        raise InputError(f"--reference {' '.join(levels)} does not train: name a combination that does.")
+    return matching[0]

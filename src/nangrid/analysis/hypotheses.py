@@ -1,0 +1,217 @@
+"""What was suspected or recommended, put as predictions before the runs: does the grid bear them out?
+
+A hypothesis is a YAML file: a claim and its predictions. Each prediction names the cells that it speaks of (`where`),
+mostly a change between two levels everything else being equal (`change`), and one of the rules of RULES, which decides
+it from the cells alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from nangrid.analysis.causes import ENOUGH_STEPS
+from nangrid.analysis.histories import History, column, same_bits
+from nangrid.records.cell import CellRecord
+from nangrid.records.codec import decode
+from nangrid.records.errors import InputError
+
+SUPPORTED, REFUTED, NOT_TESTABLE, IN_PART = "supported", "refuted", "not testable here", "in part"
+
+RULES = {
+    "fails": "supported if a cell goes non-finite or freezes, refuted if none does, not testable without cells",
+    "cures": f"of pairs whose first cell fails: supported if the second always trains (finite to {ENOUGH_STEPS} times "
+    "the onset, not frozen, all trainables reached), refuted if not, not testable without such a pair",
+    "differs": "of pairs: supported if one differs in any bit, refuted if none does, not testable without pairs",
+    "warned": "of cells that fail after their first step: supported if each had a gradient norm above the threshold "
+    "before its onset, refuted if not, not testable without such a cell",
+    "quiet": "of cells that train: supported if none has a gradient norm above the threshold, refuted if one has",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One prediction as its file has it."""
+
+    prediction: str
+    where: dict[str, Any]
+    """Levels that all cells in question have, by factor."""
+    rule: str
+    change: dict[str, Any] = field(default_factory=dict)
+    """One factor and its two levels."""
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the rule has what it needs."""
+        if self.rule not in RULES:
+            raise ValueError(f"rule is {self.rule!r}, not one of {', '.join(RULES)}")
+        if (self.rule in ("cures", "differs")) != bool(self.change):
+            raise ValueError(f"rule {self.rule} and change {self.change} do not go together")
+        if (self.rule in ("warned", "quiet")) != (self.threshold is not None):
+            raise ValueError(f"rule {self.rule} and threshold {self.threshold} do not go together")
+        if any(not isinstance(levels, list) or len(levels) != 2 for levels in self.change.values()):
+            raise ValueError(f"change is {self.change}, not one factor with its two levels")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One file of hypotheses."""
+
+    name: str
+    claim: str
+    tests: list[Prediction]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A prediction and what the cells say."""
+
+    prediction: Prediction
+    verdict: str
+    says: str
+    cells: tuple[str, ...]
+    """Ids of the cells that decided it, those against the prediction first."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A hypothesis, decided."""
+
+    hypothesis: Hypothesis
+    decided: tuple[Decided, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Supported or refuted if all predictions that can be tested agree."""
+        verdicts = {d.verdict for d in self.decided} - {NOT_TESTABLE}
+        return IN_PART if len(verdicts) > 1 else next(iter(verdicts), NOT_TESTABLE)
+
+
+def read_hypotheses(directory: Path) -> list[Hypothesis]:
+    """The hypotheses of a directory, suspicions before recommendations; InputError for a file that is none."""
+    found = []
+    for path in sorted(directory.glob("*.yaml"), key=lambda path: (path.stem[:1] != "S", path.stem)):
+        try:
+            content = yaml.safe_load(path.read_text())
+            tests = [_prediction(test) for test in content["tests"]]
+            found.append(Hypothesis(path.stem, decode(str, content["claim"], "claim"), tests))
+        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path} is not a hypothesis: {error}; see conf/hypotheses/S1.yaml.") from error
+    return found
+
+
+def _prediction(content: dict[str, Any]) -> Prediction:
+    optional: dict[str, Any] = {"change": {}, "threshold": None}
+    prediction: Prediction = decode(Prediction, optional | content)
+    return prediction
+
+
+def decide(hypothesis: Hypothesis, records: Sequence[CellRecord], histories: Mapping[str, History]) -> Answer:
+    """Apply each prediction's rule to the cells; crashes and timeouts say nothing."""
+    usable = [record for record in records if record.error is None]
+    decided = []
+    for prediction in hypothesis.tests:
+        cells = [record for record in usable if _has(record, prediction.where)]
+        verdict, says, ids = _RULES[prediction.rule](prediction, cells, histories)
+        decided.append(Decided(prediction, verdict, says, tuple(dict.fromkeys(ids))))
+    return Answer(hypothesis, tuple(decided))
+
+
+_Outcome = tuple[str, str, list[str]]
+
+
+def _fails(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
+    failing = [c for c in cells if _failed(c)]
+    if not cells:
+        return NOT_TESTABLE, "no such cell", []
+    says = f"{len(failing)} of {len(cells)} cells fail"
+    deciding = failing or cells
+    return (SUPPORTED if failing else REFUTED), says, [c.cell_id for c in deciding]
+
+
+def _cures(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
+    pairs = [(a, b) for a, b in _pairs(prediction, cells) if _failed(a)]
+    if not pairs:
+        return NOT_TESTABLE, "no failing cell with its counterpart", []
+    against = [(a, b) for a, b in pairs if not _cured(a, b)]
+    ((factor, (_, other)),) = prediction.change.items()
+    says = f"{len(pairs) - len(against)} of {len(pairs)} failing cells train once {factor} is {_typed(other)}"
+    ids = [c.cell_id for pair in (against or pairs) for c in pair]
+    return (REFUTED if against else SUPPORTED), says, ids
+
+
+def _differs(prediction: Prediction, cells: list[CellRecord], histories: Mapping[str, History]) -> _Outcome:
+    pairs = [(a, b) for a, b in _pairs(prediction, cells) if a.cell_id in histories and b.cell_id in histories]
+    if not pairs:
+        return NOT_TESTABLE, "no pair of cells", []
+    differing = [(a, b) for a, b in pairs if not same_bits(histories[a.cell_id], histories[b.cell_id])]
+    says = f"{len(pairs) - len(differing)} of {len(pairs)} pairs are equal to the last bit"
+    return (SUPPORTED if differing else REFUTED), says, [c.cell_id for pair in (differing or pairs) for c in pair]
+
+
+def _warned(prediction: Prediction, cells: list[CellRecord], histories: Mapping[str, History]) -> _Outcome:
+    late = [c for c in cells if c.onset and c.onset.step > 0 and c.cell_id in histories]
+    if not late:
+        return NOT_TESTABLE, "no cell fails after its first step", []
+    silent = [c for c in late if c.onset and not _above(prediction, histories[c.cell_id][: c.onset.step])]
+    says = f"{len(late) - len(silent)} of {len(late)} cells that fail later were warned of"
+    return (REFUTED if silent else SUPPORTED), says, [c.cell_id for c in silent or late]
+
+
+def _quiet(prediction: Prediction, cells: list[CellRecord], histories: Mapping[str, History]) -> _Outcome:
+    training = [c for c in cells if c.trained and c.cell_id in histories]
+    if not training:
+        return NOT_TESTABLE, "no cell trains", []
+    loud = [c for c in training if _above(prediction, histories[c.cell_id])]
+    says = f"{len(loud)} of {len(training)} cells that train have such a norm too"
+    return (REFUTED if loud else SUPPORTED), says, [c.cell_id for c in loud or training]
+
+
+_RULES: dict[str, Callable[[Prediction, list[CellRecord], Mapping[str, History]], _Outcome]] = {
+    "fails": _fails,
+    "cures": _cures,
+    "differs": _differs,
+    "warned": _warned,
+    "quiet": _quiet,
+}
+
+
+def _pairs(prediction: Prediction, cells: list[CellRecord]) -> list[tuple[CellRecord, CellRecord]]:
+    """Cells at the change's first level, each with the one that is equal in all else at the second."""
+    ((factor, (level, other)),) = prediction.change.items()
+    changed = {_rest(c, factor): c for c in cells if c.factors.get(factor) == other}
+    first = [c for c in cells if c.factors.get(factor) == level]
+    return [(c, changed[_rest(c, factor)]) for c in first if _rest(c, factor) in changed]
+
+
+def _rest(record: CellRecord, factor: str) -> str:
+    """All other factors; the fields of a group follow from its level."""
+    return str(sorted((k, v) for k, v in record.factors.items() if k != factor and not k.startswith(f"{factor}.")))
+
+
+def _has(record: CellRecord, levels: Mapping[str, Any]) -> bool:
+    return all(record.factors.get(factor) == level for factor, level in levels.items())
+
+
+def _failed(record: CellRecord) -> bool:
+    return record.onset is not None or record.trains.frozen_from is not None
+
+
+def _cured(failing: CellRecord, other: CellRecord) -> bool:
+    onset = failing.onset.step if failing.onset else 0
+    return other.trained and other.steps_done >= ENOUGH_STEPS * max(1, onset)
+
+
+def _above(prediction: Prediction, history: History) -> bool:
+    assert prediction.threshold is not None
+    norms = column(history, "grad_norm")
+    return bool((norms[~np.isnan(norms)] > prediction.threshold).any())
+
+
+def _typed(level: Any) -> str:
+    return str(level).lower() if isinstance(level, bool) else str(level)

@@ -1,0 +1,100 @@
+"""What can these records and this design not tell?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from nangrid.analysis.effects import ANY, without_effect
+from nangrid.analysis.rates import ALPHA, POWER, detectable, rates, unseen
+from nangrid.records.cell import CellRecord
+
+_MACHINE = ("device", "cpu", "cpu_capability")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def limits(
+    records: Sequence[CellRecord], times: pd.DataFrame, tested: pd.DataFrame, compared: pd.DataFrame
+) -> list[str]:
+    """Sentences a reader must know before acting on the numbers."""
+    return [
+        *_mixed(records),
+        *_flagged(times),
+        *_horizons(records),
+        *_no_ops(compared),
+        *_seeds(times),
+        *_power(tested),
+    ]
+
+
+def _mixed(records: Sequence[CellRecord]) -> list[str]:
+    lines = []
+    for keys, what in ((_MACHINE, "kinds of machine"), (_PACKAGES, "sets of package versions")):
+        kinds = sorted({" ".join(str(record.environment.get(key, "?")) for key in keys) for record in records})
+        if len(kinds) > 1:
+            lines.append(f"The cells ran on {len(kinds)} {what} ({'; '.join(kinds)}): bits differ between them.")
+    return lines
+
+
+def _flagged(times: pd.DataFrame) -> list[str]:
+    flagged = int(times["flagged"].sum())
+    if not flagged:
+        return []
+    return [
+        f"{flagged} cells crashed or ran out of time: censored where they stopped (resume=errored runs them again)."
+    ]
+
+
+def _horizons(records: Sequence[CellRecord]) -> list[str]:
+    horizons = sorted({record.horizon for record in records if record.status == "finite"})
+    if len(horizons) < 2:
+        return []
+    return [
+        f"Finite cells have horizons from {horizons[0]} to {horizons[-1]}: steps survived count up to {horizons[0]}."
+    ]
+
+
+def _no_ops(compared: pd.DataFrame) -> list[str]:
+    lines = []
+    for factor in without_effect(compared):
+        pairs = int(compared.loc[compared["factor"] == factor, "compared"].sum())
+        lines.append(
+            f"{factor} changes no bit: all {pairs} matched pairs of cells have equal histories. It is a no-op."
+        )
+    lonely = compared[compared["pairs"] == 0]
+    for factor, levels in lonely.groupby("factor", sort=False)["level"]:
+        lines.append(
+            f"{factor}={','.join(levels)} has no cell that is equal in all else: its effect is not told apart."
+        )
+    return lines
+
+
+def _seeds(times: pd.DataFrame) -> list[str]:
+    table = rates(times)
+    seeds = int(table.loc[table["flagged"] == 0, "seeds"].min()) if (table["flagged"] == 0).any() else 0
+    if seeds == 0:
+        return []
+    what = "one seed" if seeds == 1 else f"{seeds} seeds"
+    lines = [f"A combination has {what}: one that never failed may still fail in up to {unseen(seeds):.0%} of runs."]
+    if seeds == 1:
+        lines.append("With one seed there are no intervals: run seed=0,1,2 to have them.")
+    return lines
+
+
+def _power(tested: pd.DataFrame) -> list[str]:
+    lines = []
+    family = tested[tested["event"] == ANY]
+    for factor, sets in zip(family["factor"], family["compared"].astype(int), strict=True):
+        share = detectable(sets, len(family))
+        if share is None:
+            lines.append(
+                f"{factor}: {sets} matched sets of cells are too few for p < {ALPHA} (Holm over {len(family)} factors), "
+                "whatever they show: read the cells, not the p."
+            )
+        else:
+            lines.append(
+                f"{factor}: with {sets} matched sets of cells, a level that turns {share:.0%} of them is found with a "
+                f"power of {POWER:.0%} (p < {ALPHA}, Holm over {len(family)} factors)."
+            )
+    return lines

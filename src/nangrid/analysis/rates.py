@@ -1,0 +1,60 @@
+"""How often does a combination fail over seeds, and what could so few seeds have missed?"""
+
+from __future__ import annotations
+
+import pandas as pd
+from scipy.stats import binom
+from statsmodels.stats.proportion import proportion_confint
+
+from nangrid.analysis.survival import factors_of
+
+ALPHA = 0.05
+POWER = 0.8
+
+
+def wilson(met: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a rate seen `met` times in `n` (Wilson 1927)."""
+    lower, upper = proportion_confint(met, n, alpha=ALPHA, method="wilson")
+    return max(0.0, float(lower)), min(1.0, float(upper))  # rounding leaves 1e-17 below 0
+
+
+def rates(times: pd.DataFrame) -> pd.DataFrame:
+    """One row a combination of levels: the factors, seeds, met (any event), rate, lower, upper, events, flagged.
+
+    A crash or a timeout says nothing of the rate: it is not among the seeds, `flagged` counts it.
+    """
+    factors = factors_of(times)
+    groups = times.groupby(factors, sort=False, dropna=False) if factors else [((), times)]
+    rows = []
+    for levels, cells in groups:
+        usable = cells[~cells["flagged"]]
+        met, n = int(usable["event"].notna().sum()), len(usable)
+        lower, upper = wilson(met, n) if n else (0.0, 1.0)
+        events = ", ".join(sorted(usable["event"].dropna().unique()))
+        row = dict(zip(factors, levels if isinstance(levels, tuple) else (levels,), strict=True))
+        flagged = int(cells["flagged"].sum())
+        rate = met / n if n else float("nan")
+        rows.append(
+            row
+            | {"seeds": n, "met": met, "rate": rate, "lower": lower, "upper": upper}
+            | {"events": events, "flagged": flagged}
+        )
+    return pd.DataFrame(rows)
+
+
+def unseen(seeds: int) -> float:
+    """The rate that `seeds` runs without the event still allow: Wilson's upper end."""
+    return wilson(0, seeds)[1]
+
+
+def detectable(pairs: int, tests: int) -> float | None:
+    """The least share of pairs that a level must turn for the test to see it with a power of 80 %.
+
+    Pairs are alike in all but the level, one level never fails, and p is two-sided, Holm over `tests` factors.
+    None: with so few pairs not even a level that always fails reaches significance.
+    """
+    wanted = next(k for k in range(1, 200) if 2 * 0.5**k <= ALPHA / tests)
+    if pairs < wanted:
+        return None
+    shares = [share / 100 for share in range(1, 101)]
+    return next(share for share in shares if binom.sf(wanted - 1, pairs, share) >= POWER)

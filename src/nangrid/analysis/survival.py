@@ -1,0 +1,118 @@
+"""How many steps do cells survive before their onset, and by which event do they end?
+
+An onset is a right-censored time: a cell that is finite at its horizon has survived at least that long. Steps are
+whole, so a time is the number of steps survived: an onset at step 0 is time 0. Curves describe levels over all their
+cells; what a level does, everything else being equal, is told by nangrid.analysis.effects.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from statsmodels.duration.survfunc import CumIncidenceRight, SurvfuncRight
+
+from nangrid.analysis.onsets import factor_columns
+
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def durations(table: pd.DataFrame) -> pd.DataFrame:
+    """An onset table with `time`, `event` (a mechanism, null where censored) and `flagged` (crash or timeout).
+
+    What is censored before its horizon (a crash, a timeout) stays in as censored. A frozen cell has met its event
+    at the step from which it is frozen. Levels become text, as they are typed.
+    """
+    levels = {factor: table[factor].map(str) for factor in factor_columns(table) if factor != "seed"}
+    unexplained = "unexplained " + table["onset_clock"]
+    event = table["mechanism"].fillna(unexplained).where(table["status"] == "nonfinite")
+    frozen = event.isna() & table["frozen_from"].notna()
+    event = event.mask(frozen, "infinite-norm-freeze")
+    time = table["steps_survived"].where(~frozen, table["frozen_from"]).astype("int64")
+    return table.assign(
+        **levels, time=time, event=event.astype("string"), flagged=table["status"].isin(["error", "timeout"])
+    )
+
+
+def factors_of(times: pd.DataFrame) -> list[str]:
+    """The factors of a table of durations; the seed is what repeats, not a factor."""
+    return [c for c in factor_columns(times) if c not in ("seed", "time", "event", "flagged")]
+
+
+def common_horizon(times: pd.DataFrame) -> int:
+    """The steps that every cell which ran to its end was watched for: the least horizon of the finite ones."""
+    finite = times.loc[times["event"].isna() & ~times["flagged"], "time"]
+    return int(finite.min()) if len(finite) else int(times["time"].max()) + 1
+
+
+def restricted_mean(time: Floats, happened: Bools, horizon: int, weights: Floats | None = None) -> Floats:
+    """Mean steps survived up to the horizon: the area under the Kaplan-Meier curve, one value a row of weights.
+
+    `weights` is (replicates, cells); left out, every cell counts once. Where nothing is censored before the
+    horizon the area is the mean of min(time, horizon).
+    """
+    weights = np.ones((1, len(time))) if weights is None else weights
+    moments = np.unique(time[happened & (time < horizon)])
+    at_risk = weights @ (time[:, None] >= moments).astype(float)
+    met = weights @ ((time[:, None] == moments) & happened[:, None]).astype(float)
+    surviving = np.cumprod(1 - np.divide(met, at_risk, out=np.zeros_like(met), where=at_risk > 0), axis=1)
+    before = np.hstack([np.ones((len(weights), 1)), surviving])
+    widths = np.diff(np.concatenate([[0], moments, [horizon]]))
+    area: Floats = before @ widths
+    return area
+
+
+def survival_curves(times: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """Kaplan-Meier per level: level, time, survival, lower, upper (log-log interval), at_risk, censored.
+
+    One row a time at which something was met or censored, with the number censored there, and one for time 0.
+    """
+    rows = []
+    for level, cells in times.groupby(factor, sort=False, dropna=False):
+        with np.errstate(all="ignore"):  # Greenwood's sum divides by zero where the curve reaches it
+            curve = SurvfuncRight(cells["time"].to_numpy(), cells["event"].notna().to_numpy(int))
+        censored = cells.loc[cells["event"].isna(), "time"].value_counts()
+        surviving = pd.Series(curve.surv_prob, index=curve.surv_times)
+        error = pd.Series(curve.surv_prob_se, index=curve.surv_times)
+        for moment in sorted({0, *surviving.index, *censored.index}):
+            seen = surviving.loc[:moment]
+            survival = float(seen.iloc[-1]) if len(seen) else 1.0
+            spread = float(error.loc[:moment].iloc[-1]) if len(seen) else 0.0
+            lower, upper = _log_log(survival, spread)
+            at_risk = int((cells["time"] >= moment).sum())
+            rows.append((level, moment, survival, lower, upper, at_risk, int(censored.get(moment, 0))))
+    return pd.DataFrame(rows, columns=["level", "time", "survival", "lower", "upper", "at_risk", "censored"])
+
+
+def incidence(times: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """Per level and event: cells that met it, and the share that meets it by the end with the others competing.
+
+    level, cells, event, met, share (Aalen-Johansen).
+    """
+    events = sorted(times["event"].dropna().unique())
+    codes = times["event"].map({event: number for number, event in enumerate(events, 1)}).fillna(0).astype(int)
+    rows = []
+    for level, cells in times.groupby(factor, sort=False, dropna=False):
+        kinds = codes.loc[cells.index].to_numpy()
+        present = [int(kind) for kind in np.unique(kinds) if kind]
+        # statsmodels numbers the events it finds: 1, 2, ... without gaps
+        gapless = np.searchsorted([0, *present], kinds)
+        with np.errstate(all="ignore"):
+            shares = CumIncidenceRight(cells["time"].to_numpy(), gapless).cinc if present else []
+        by_event = dict(zip(present, (float(share[-1]) for share in shares), strict=True))
+        for number, event in enumerate(events, 1):
+            rows.append((level, len(cells), event, int((kinds == number).sum()), by_event.get(number, 0.0)))
+    return pd.DataFrame(rows, columns=["level", "cells", "event", "met", "share"])
+
+
+def _log_log(survival: float, error: float) -> tuple[float, float]:
+    """The interval that stays inside 0..1; none where the curve is at an end."""
+    if survival in (0.0, 1.0):
+        return survival, survival
+    from scipy.stats import norm
+
+    width = norm.ppf((1 + CONFIDENCE) / 2) * error / (survival * abs(np.log(survival)))
+    return float(survival ** np.exp(width)), float(survival ** np.exp(-width))
