@@ -102,6 +102,14 @@ class Cure:
 
 
 @dataclass(frozen=True)
+class Futile:
+    """One change of level that was tried on failing combinations and after which none trains."""
+
+    change: tuple[str, str]
+    proofs: tuple[Combination, ...]
+
+
+@dataclass(frozen=True)
 class Finding:
     """One event of the grid."""
 
@@ -112,6 +120,8 @@ class Finding:
     """Levels that are in every cause."""
     cures: Mapping[Levels, tuple[Cure, ...]] = field(default_factory=dict)
     """By the levels of the failing combination."""
+    futile: tuple[Futile, ...] = ()
+    """Single changes that cure none of the failing combinations on which the grid tried them."""
 
 
 class Grid:
@@ -157,7 +167,7 @@ class Grid:
         shared = set.intersection(*(set(cause.levels) for cause in causes)) if causes else set()
         necessary = tuple(pair for pair in causes[0].levels if pair in shared) if causes else ()
         cures = {combination.levels: tuple(self._cures(combination, reference)) for combination in failing}
-        return Finding(event, failing, causes, necessary, cures)
+        return Finding(event, failing, causes, necessary, cures, tuple(self._futile(failing)))
 
     def _causes(self, event: Event, failing: Iterable[Combination], reference: Combination) -> Iterable[Cause]:
         """Sets of levels that differ from the reference's and bring the event about, minimal among those seen."""
@@ -187,6 +197,17 @@ class Grid:
             known.append(changes)
             until = min(record.steps_done for record in combination.records)
             yield Cure(changes, combination, until, until >= ENOUGH_STEPS * max(1, onset))
+
+    def _futile(self, failing: Iterable[Combination]) -> Iterable[Futile]:
+        tried: dict[tuple[str, str], list[Combination]] = {}
+        for combination in failing:
+            for other in self.combinations.values():
+                changes = differing(other.levels, combination.levels)
+                if len(changes) == 1 and other.usable:
+                    tried.setdefault(changes[0], []).append(other)
+        for change, others in sorted(tried.items()):
+            if not any(other.trains for other in others):
+                yield Futile(change, tuple(others))
 
     def _with(self, reference: Combination, levels: Levels) -> Combination | None:
         wanted = tuple((factor, dict(levels).get(factor, level)) for factor, level in reference.levels)

@@ -27,7 +27,8 @@ ANY = "any event"
 def tests(times: pd.DataFrame) -> pd.DataFrame:
     """A stratified log-rank test a factor and event, other events censoring it (cause-specific).
 
-    factor, event, compared (sets of matched cells), strata (of them that tell levels apart), chi2, p (by permutation), exact, least_p, p_holm (over the factors).
+    factor, event, compared (sets of matched cells), strata (of them that tell levels apart), chi2,
+    p (by permutation), exact, least_p, p_holm (over the factors).
     """
     rows = []
     events = [ANY, *sorted(times["event"].dropna().unique())]

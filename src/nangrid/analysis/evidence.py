@@ -14,7 +14,7 @@ from nangrid.analysis.effects import contrasts, interactions, tests
 from nangrid.analysis.histories import History, read_histories
 from nangrid.analysis.hypotheses import RULES, Decided, decide, read_hypotheses
 from nangrid.analysis.limits import limits
-from nangrid.analysis.onsets import onset_table
+from nangrid.analysis.onsets import onset_table, varying_factors
 from nangrid.analysis.rates import rates
 from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
 from nangrid.analysis.verdict import verdict
@@ -64,6 +64,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     records, untrusted = directory.records()
     if not records:
         raise InputError(f"{directory.path} holds no finished cell: run its grid first.")
+    records = _in_order(records)
     autopsies = directory.autopsies(records)
     histories = read_histories(directory, records)
     onsets = onset_table(records, autopsies)
@@ -100,6 +101,13 @@ def rerun_command(record: CellRecord) -> str:
     kept = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]
     horizon = f"horizon={record.horizon}"
     return shlex.join(["python", "-m", "src.run", *kept, horizon, f"out=outputs/again-{record.cell_id[:8]}"])
+
+
+def _in_order(records: Sequence[CellRecord]) -> list[CellRecord]:
+    """By the levels of what varies: numbers by size, names by letter."""
+    table = varying_factors([record.factors for record in records])
+    keys = [[(isinstance(level, str), level) for level in row] for row in table.itertuples(index=False)]
+    return [records[row] for row in sorted(range(len(records)), key=lambda row: keys[row])]
 
 
 def _decided(directory: Path | None, records: Sequence[CellRecord], histories: Mapping[str, History]) -> pd.DataFrame:

@@ -63,10 +63,8 @@ def _no_ops(compared: pd.DataFrame) -> list[str]:
             f"{factor} changes no bit: all {pairs} matched pairs of cells have equal histories. It is a no-op."
         )
     lonely = compared[compared["pairs"] == 0]
-    for factor, levels in lonely.groupby("factor", sort=False)["level"]:
-        lines.append(
-            f"{factor}={','.join(levels)} has no cell that is equal in all else: its effect is not told apart."
-        )
+    for factor, level in zip(lonely["factor"], lonely["level"], strict=True):
+        lines.append(f"{factor}={level} has no cell that is equal in all else: its effect is not told apart.")
     return lines
 
 
@@ -89,8 +87,8 @@ def _power(tested: pd.DataFrame) -> list[str]:
         share = detectable(sets, len(family))
         if share is None:
             lines.append(
-                f"{factor}: {sets} matched sets of cells are too few for p < {ALPHA} (Holm over {len(family)} factors), "
-                "whatever they show: read the cells, not the p."
+                f"{factor}: {sets} matched sets of cells are too few for p < {ALPHA} (Holm over {len(family)} factors)"
+                ", whatever they show: read the cells, not the p."
             )
         else:
             lines.append(

@@ -10,6 +10,7 @@ from nangrid.analysis.causes import (
     Cure,
     Event,
     Finding,
+    Futile,
     Grid,
     Levels,
     in_words,
@@ -61,7 +62,7 @@ def _of_event(finding: Finding, cells: int) -> list[str]:
     lines += [line for cause in finding.causes for line in _of_cause(cause, finding.event)]
     if len(finding.causes) > 1:
         lines.append(f"  necessary (in every cause): {in_words(finding.necessary)}")
-    return lines + _of_cures(finding)
+    return [*lines, *_of_cures(finding), *map(_of_futile, finding.futile)]
 
 
 def _of_cause(cause: Cause, event: Event) -> list[str]:
@@ -89,6 +90,12 @@ def _of_cures(finding: Finding) -> list[str]:
         ids = ", ".join(dict.fromkeys(_ids(cure.proof) for cure in cures))
         lines.append(f"  cure: {in_words(changes)}, for {len(cures)} of {failing} ({ids}, finite to {until}{short})")
     return lines
+
+
+def _of_futile(futile: Futile) -> str:
+    ids = ", ".join(dict.fromkeys(_ids(proof) for proof in futile.proofs[:_SHOWN]))
+    more = ", ..." if len(futile.proofs) > _SHOWN else ""
+    return f"  no cure: {in_words((futile.change,))} trains in 0 of {len(futile.proofs)} ({ids}{more})"
 
 
 def _rate(combination: Combination, event: Event) -> str:

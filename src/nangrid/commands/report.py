@@ -1,19 +1,24 @@
-"""`report`: what does a finished grid say? The onset table and the verdict."""
+"""`report`: what does a finished grid say? Verdict and tables in the terminal, a page, an executed notebook."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
-from nangrid.analysis.causes import Combination, Grid
-from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
-from nangrid.analysis.verdict import verdict
+from nangrid.analysis.evidence import Evidence, gather
+from nangrid.analysis.onsets import onset_pivot, write_onsets
+from nangrid.analysis.report import report_html
+from nangrid.cell.config import CONF_DIR
 from nangrid.commands.exits import exit_code
-from nangrid.records.errors import InputError
+from nangrid.records.atomic import write_bytes
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.terminal import grid_summary
+
+HYPOTHESES = CONF_DIR / "hypotheses"
+PAGE = "report.html"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,38 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--reference",
         nargs="+",
         metavar="factor=level",
-        help="the combination to compare with; by default the one that trains to the lowest loss",
+        default=[],
+        help="the combination to compare with; by default one that trains, as does most of what is one change away",
+    )
+    parser.add_argument(
+        "--hypotheses", type=Path, default=HYPOTHESES, metavar="DIR", help="hypotheses to decide (conf/hypotheses)"
     )
     asked = parser.parse_args(arguments)
-    return exit_code(lambda: _report(asked.grid, asked.reference))
+    return exit_code(lambda: _report(asked.grid, asked.reference, asked.hypotheses))
 
 
-def _report(path: str, reference: list[str] | None) -> None:
+def _report(path: str, reference: Sequence[str], hypotheses: Path) -> None:
     directory = GridDirectory.at(path)
-    records, untrusted = directory.records()
-    if not records:
-        raise InputError(f"{path} holds no finished cell: run its grid first.")
-    autopsies = directory.autopsies(records)
-    table = onset_table(records, autopsies)
-    write_onsets(directory, table)
-    grid = Grid(records, autopsies)
+    evidence = gather(directory, hypotheses, reference)
+    write_onsets(directory, evidence.onsets)
+    write_bytes(directory.path / PAGE, report_html(evidence).encode())
+    _tell(evidence)
+
+
+def _tell(evidence: Evidence) -> None:
     console = Console()
-    console.print(grid_summary(table, onset_pivot(table)))
-    chosen = _chosen(grid, reference) if reference else None
-    for line in [*verdict(grid, chosen), *(f"left out: {error}" for error in untrusted)]:
+    console.print(grid_summary(evidence.onsets, onset_pivot(evidence.onsets)))
+    lines = [*evidence.verdict, "", *evidence.limits, "", f"page: {evidence.path / PAGE}"]
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _chosen(grid: Grid, levels: list[str]) -> Combination:
-    """The combination of the grid that has these levels."""
-    named = dict(level.partition("=")[::2] for level in levels)
-    if unknown := sorted(named.keys() - set(grid.factors)):
-        raise InputError(f"{unknown[0]} does not vary in this grid: its factors are {', '.join(grid.factors)}.")
-    matching = [c for c in grid.combinations.values() if named.items() <= dict(c.levels).items()]
-    if len(matching) != 1:
-        raise InputError(
-            f"--reference {' '.join(levels)} fits {len(matching)} combinations: name a level of each factor."
-        )
-    if not matching[0].trains:
-        raise InputError(f"--reference {' '.join(levels)} does not train: name a combination that does.")
-    return matching[0]

@@ -1,0 +1,241 @@
+"""What does a grid look like? Each figure is an SVG text for a page in light or dark.
+
+Lines and words take the page's own colour (`currentColor`); events have Okabe and Ito's colours, which colour-blind
+readers tell apart, and a marker or a line style each, so that colour never stands alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from nangrid.records.autopsy import Autopsy
+
+FINITE = "#0072B2"
+COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#B8A700", "#8F6BB3")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("X", "D", "s", "^", "v", "P", "*")
+_INK = "#010203"
+"""Stands for the page's own colour until the SVG is written."""
+_GRID = "#7f7f7f"
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nangrid",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "grid.color": _GRID,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One cell's course: `event` is null for a cell that stayed finite."""
+
+    label: str
+    event: str | None
+    loss: Sequence[float]
+    grad_norm: Sequence[float]
+
+
+def colours(events: Sequence[str]) -> dict[str, str]:
+    """A colour an event, in the order given."""
+    return {event: COLOURS[number % len(COLOURS)] for number, event in enumerate(events)}
+
+
+def survival_figure(curves: Mapping[str, pd.DataFrame], horizon: int) -> str:
+    """Kaplan-Meier curves, a panel a factor; a vertical tick marks cells censored there."""
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = _panels(len(curves), height=2.4)
+        for axes, (factor, curve) in zip(panels, curves.items(), strict=True):
+            for number, (level, rows) in enumerate(curve.groupby("level", sort=False)):
+                _survival(axes, rows, str(level), number, horizon)
+            axes.set(title=factor, xlabel="steps survived", ylabel="share of cells still finite", ylim=(-0.03, 1.06))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(axis="y")
+            axes.legend(fontsize=8, loc="best")
+        return _svg(figure, "Kaplan-Meier curves of steps survived, one panel a factor, one line a level")
+
+
+def _survival(axes: Axes, rows: pd.DataFrame, level: str, number: int, horizon: int) -> None:
+    palette = (FINITE, *COLOURS)
+    colour, style = palette[number % len(palette)], STYLES[number % len(STYLES)]
+    end = max(horizon, int(rows["time"].max()))
+    times = [*rows["time"], end]
+    survival = [*rows["survival"], rows["survival"].iloc[-1]]
+    axes.step([0, *times], [1.0, *survival], where="post", color=colour, linestyle=style, label=level, linewidth=1.8)
+    axes.fill_between(
+        times, [*rows["lower"], rows["lower"].iloc[-1]], [*rows["upper"], rows["upper"].iloc[-1]],
+        step="post", color=colour, alpha=0.12, linewidth=0,
+    )  # fmt: skip
+    censored = rows[rows["censored"] > 0]
+    axes.plot(censored["time"], censored["survival"], "|", color=colour, markersize=11, markeredgewidth=1.8)
+
+
+def effects_figure(contrasts: pd.DataFrame, horizon: int) -> str:
+    """Differences of restricted mean steps survived, a row a level, with intervals where there are any."""
+    shown = contrasts[contrasts["pairs"] > 0]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.3 * max(1, len(shown))), layout="constrained")
+        axes = figure.add_subplot()
+        places = np.arange(len(shown))[::-1]
+        rows: list[Any] = list(shown.itertuples())
+        for place, row in zip(places, rows, strict=True):
+            colour = FINITE if row.difference >= 0 else COLOURS[0]
+            if not math.isnan(row.lower):
+                axes.plot([row.lower, row.upper], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot(row.difference, place, "o" if row.difference >= 0 else "D", color=colour, markersize=6)
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        labels = [f"{row.factor}: {row.level} against {row.base}" for row in rows]
+        axes.set_yticks(places, labels)
+        axes.set(xlabel=f"difference of mean steps survived, up to step {horizon} (matched cells)")
+        axes.set_xlim(-1.05 * horizon, 1.05 * horizon)
+        axes.grid(axis="x")
+        return _svg(figure, "Difference each level makes in the steps survived, with 95 % intervals over seeds")
+
+
+def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
+    """Loss and gradient norm of every cell to its onset, which is marked; the norm on a logarithmic axis."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "grad_norm"), strict=True):
+            for trace in sorted(traces, key=lambda t: t.event is not None):
+                _trace(axes, getattr(trace, name), trace.event, list(events), len(traces))
+            axes.set(xlabel="optimizer step")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(axis="y")
+        left, right = figure.axes
+        left.set(title="training loss", ylabel="loss (nats a token)")
+        right.set(title="gradient norm before clipping", ylabel="norm", yscale="log")
+        right.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
+        )
+        handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its horizon")]
+        for number, event in enumerate(events):
+            handles.append(matplotlib.lines.Line2D([], [], **_event_style(number), markersize=6, label=event))
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+        return _svg(figure, "Loss and gradient norm by step, to the onset of each cell")
+
+
+def _trace(axes: Axes, values: Sequence[float], event: str | None, events: list[str], many: int) -> None:
+    finite = [value if math.isfinite(value) else math.nan for value in values]
+    alpha = max(0.15, min(0.9, 12 / many))
+    if event is None:
+        axes.plot(finite, color=FINITE, alpha=alpha, linewidth=1)
+        return
+    style = _event_style(events.index(event))
+    seen = [step for step, value in enumerate(finite) if not math.isnan(value)]
+    axes.plot(finite, **(style | {"marker": ""}), alpha=max(alpha, 0.4), linewidth=1)
+    if seen:
+        axes.plot(seen[-1], finite[seen[-1]], **(style | {"linestyle": ""}), markersize=6, alpha=0.8)
+
+
+def _event_style(number: int) -> dict[str, Any]:
+    several = len(COLOURS)
+    return {
+        "color": COLOURS[number % several],
+        "linestyle": STYLES[number % several],
+        "marker": MARKERS[number % several],
+    }
+
+
+def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
+    """Where in the model the first non-finite number arose, and how far past the limit its operands lie."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 2.5), layout="constrained")
+        above, below = figure.subplots(2, 1, height_ratios=[1, 1.5])
+        _model_strip(above, autopsy, layers)
+        _magnitudes(below, autopsy)
+        where = autopsy.module or autopsy.phase
+        return _svg(figure, f"Origin in {where}: place in the model, and operands against the limit of {autopsy.dtype}")
+
+
+def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
+    places = ["embedding", *map(str, range(layers)), "head"]
+    found = _place(autopsy.module, layers)
+    for number in range(len(places)):
+        colour = COLOURS[0] if number == found else "none"
+        axes.bar(number, 1, width=0.86, facecolor=colour, edgecolor=_INK, linewidth=0.8)
+    many = layers > 26
+    shown = [n for n in range(len(places)) if not many or n in (0, len(places) - 1, found) or (n - 1) % 4 == 0]
+    axes.set_xticks(shown, [places[n] for n in shown], fontsize=8)
+    axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind} in {autopsy.module or 'no module'}", xlim=(-0.8, None))
+    axes.set_xlabel("decoder layer")
+    axes.spines[:].set_visible(False)
+    if found is not None:
+        axes.text(found, 0.5, "X", ha="center", va="center", fontweight="bold")
+
+
+def _place(module: str, layers: int) -> int | None:
+    """The index of a module's place in the strip."""
+    if layer := re.search(r"\b(?:layers|h|blocks?|layer)\.(\d+)\b", module):
+        return int(layer[1]) + 1
+    if "embed" in module or module.endswith("wte"):
+        return 0
+    return layers + 1 if re.search(r"head|\.norm$|^norm$|classifier|score", module) else None
+
+
+def _magnitudes(axes: Axes, autopsy: Autopsy) -> None:
+    sized = [operand for operand in autopsy.inputs if operand.absmax > 0 and math.isfinite(operand.absmax)][:4]
+    limit = autopsy.dtype_max if math.isfinite(autopsy.dtype_max) and autopsy.dtype_max > 0 else None
+    if not sized or limit is None:
+        axes.set_axis_off()
+        axes.text(0, 0.6, "no finite operand to measure against a limit", transform=axes.transAxes)
+        return
+    for place, operand in enumerate(reversed(sized)):
+        bits = math.log2(operand.absmax / limit)
+        axes.plot(bits, place, "D" if bits > 0 else "o", color=COLOURS[0] if bits > 0 else FINITE, markersize=8)
+        axes.annotate(f" {operand.absmax:.3g}", (bits, place), fontsize=8, va="center", xytext=(6, 0),
+                      textcoords="offset points")  # fmt: skip
+    axes.axvline(0, color=_INK, linewidth=1.2)
+    axes.annotate(f"largest {autopsy.dtype}: {limit:.4g}", (0, len(sized) - 0.45), fontsize=8, ha="center")
+    axes.set_yticks(range(len(sized)), [f"{operand.name} ({operand.dtype})" for operand in reversed(sized)])
+    axes.set(xlabel="bits past the limit (log2 of largest operand / limit)", ylim=(-0.6, len(sized) - 0.1))
+    axes.margins(x=0.25)
+    axes.grid(axis="x")
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(2, max(1, count))
+    rows = math.ceil(max(1, count) / columns)
+    figure = Figure(figsize=(7.2, height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in panels[count:]:
+        spare.set_axis_off()
+    return figure, panels[:count]
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as inline SVG that scales with the page and takes its colour."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*pt"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", svg, count=1)
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;")
+    return svg.replace("<svg", '<svg role="img"', 1).replace(">", f"><title>{escaped}</title>", 1)
