@@ -7,6 +7,7 @@ it trains. A cell that met another event first says nothing of this one: the oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -49,6 +50,8 @@ class Combination:
     records: tuple[CellRecord, ...]
     events: tuple[Event | None, ...]
     """One a record; None: nothing happened to it."""
+    loss: float
+    """The median over seeds, after as many steps for every combination; infinite if one did not get there."""
 
     @property
     def usable(self) -> bool:
@@ -69,12 +72,6 @@ class Combination:
     def trains(self) -> bool:
         """Whether every seed trained."""
         return self.usable and all(r.trained for r in self.records if r.error is None)
-
-    @property
-    def loss(self) -> float:
-        """The median final loss."""
-        losses = [r.trains.loss_last for r in self.records]
-        return median(float("inf") if loss is None else loss for loss in losses)
 
 
 @dataclass(frozen=True)
@@ -127,14 +124,22 @@ class Finding:
 class Grid:
     """The combinations of a grid, by their levels."""
 
-    def __init__(self, records: Sequence[CellRecord], autopsies: Mapping[str, Autopsy]) -> None:
+    def __init__(
+        self,
+        records: Sequence[CellRecord],
+        autopsies: Mapping[str, Autopsy],
+        losses: Mapping[str, float] | None = None,
+    ) -> None:
+        """`losses` are by cell_id, after as many steps for every cell; left out, the last losses serve."""
         table = varying_factors([record.factors for record in records])
         self.factors = [str(column) for column in table.columns if column != "seed"]
         grouped: dict[Levels, list[CellRecord]] = {}
         for record, row in zip(records, table[self.factors].astype(str).to_dict("records"), strict=True):
             grouped.setdefault(tuple((factor, row[factor]) for factor in self.factors), []).append(record)
         self.combinations = {
-            levels: Combination(levels, tuple(rows), tuple(event_of(r, autopsies.get(r.cell_id)) for r in rows))
+            levels: Combination(
+                levels, tuple(rows), tuple(event_of(r, autopsies.get(r.cell_id)) for r in rows), _median(rows, losses)
+            )
             for levels, rows in grouped.items()
         }
 
@@ -225,6 +230,11 @@ def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
     if record.trains.frozen_from is not None:
         return Event(FROZEN, "backward", "overflow")
     return Event(UNTRAINED, "", "") if record.trains.without_gradient else None
+
+
+def _median(records: Sequence[CellRecord], losses: Mapping[str, float] | None) -> float:
+    found = [r.trains.loss_last if losses is None else losses.get(r.cell_id) for r in records]
+    return median(math.inf if loss is None or math.isnan(loss) else loss for loss in found)
 
 
 def no_worse(loss: float, reference: float) -> bool:

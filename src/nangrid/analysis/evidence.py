@@ -11,12 +11,12 @@ import pandas as pd
 
 from nangrid.analysis.causes import Combination, Grid
 from nangrid.analysis.effects import contrasts, interactions, tests
-from nangrid.analysis.histories import History, read_histories
+from nangrid.analysis.histories import History, losses_at_one_time, read_histories
 from nangrid.analysis.hypotheses import RULES, Decided, decide, read_hypotheses
 from nangrid.analysis.limits import limits
 from nangrid.analysis.onsets import onset_table, varying_factors
 from nangrid.analysis.rates import rates
-from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
+from nangrid.analysis.survival import common_horizon, durations, factors_of, incidence, survival_curves
 from nangrid.analysis.verdict import verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
@@ -69,7 +69,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     histories = read_histories(directory, records)
     onsets = onset_table(records, autopsies)
     times = durations(onsets)
-    grid = Grid(records, autopsies)
+    grid = Grid(records, autopsies, losses_at_one_time(histories, common_horizon(times)))
     chosen = _chosen(grid, reference) if reference else None
     best = chosen or grid.reference() or next(iter(grid.combinations.values()))
     base = dict(best.levels)

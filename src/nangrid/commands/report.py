@@ -15,10 +15,13 @@ from nangrid.cell.config import CONF_DIR
 from nangrid.commands.exits import exit_code
 from nangrid.records.atomic import write_bytes
 from nangrid.records.grid import GridDirectory
+from nangrid.reporting.notebook import execute
 from nangrid.reporting.terminal import grid_summary
 
 HYPOTHESES = CONF_DIR / "hypotheses"
 PAGE = "report.html"
+NOTEBOOK = CONF_DIR.parent / "notebooks" / "onset_report.py"
+"""Beside conf/, in a checkout and in the wheel."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,16 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--hypotheses", type=Path, default=HYPOTHESES, metavar="DIR", help="hypotheses to decide (conf/hypotheses)"
     )
+    parser.add_argument("--no-notebook", action="store_true", help="leave out the executed notebook")
     asked = parser.parse_args(arguments)
-    return exit_code(lambda: _report(asked.grid, asked.reference, asked.hypotheses))
+    return exit_code(lambda: _report(asked.grid, asked.reference, asked.hypotheses, not asked.no_notebook))
 
 
-def _report(path: str, reference: Sequence[str], hypotheses: Path) -> None:
+def _report(path: str, reference: Sequence[str], hypotheses: Path, notebook: bool) -> None:
     directory = GridDirectory.at(path)
     evidence = gather(directory, hypotheses, reference)
     write_onsets(directory, evidence.onsets)
     write_bytes(directory.path / PAGE, report_html(evidence).encode())
     _tell(evidence)
+    if notebook:
+        parameters = {"GRID": str(directory.path), "HYPOTHESES": str(hypotheses.absolute())}
+        print(f"notebook: {execute(NOTEBOOK, directory.path, parameters)}")
 
 
 def _tell(evidence: Evidence) -> None:

@@ -1,0 +1,103 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Onset report
+#
+# What one grid says about when its runs went non-finite, and why. `python -m src.report GRID_DIR` executes this
+# notebook beside its page; open it in Jupyter (`jupytext --to notebook notebooks/onset_report.py`) to go on from here.
+
+# %% tags=["parameters"]
+GRID = "outputs/default"
+HYPOTHESES = "conf/hypotheses"
+
+# %%
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import SVG, Markdown, display
+
+from nangrid.analysis.evidence import gather
+from nangrid.analysis.report import events_of, traces_of
+from nangrid.analysis.survival import common_horizon
+from nangrid.records.grid import GridDirectory
+from nangrid.reporting.figures import effects_figure, survival_figure, traces_figure
+
+pd.set_option("display.max_rows", 200)
+evidence = gather(GridDirectory.at(GRID), Path(HYPOTHESES))
+horizon = common_horizon(evidence.times)
+
+# %% [markdown]
+# ## Verdict
+
+# %%
+print("\n".join(evidence.verdict))
+
+# %% [markdown]
+# ## Onsets
+#
+# One row a cell. `censored`: still finite at its horizon.
+
+# %%
+evidence.onsets.drop(columns=["error"])
+
+# %% [markdown]
+# ## Rates over seeds
+#
+# With Wilson's 95 % intervals.
+
+# %%
+evidence.rates
+
+# %% [markdown]
+# ## Survival
+#
+# Kaplan-Meier over all cells of a level; ticks mark censored cells.
+
+# %%
+if evidence.factors:
+    display(SVG(survival_figure(evidence.curves, horizon)))
+
+# %% [markdown]
+# ## Effects, everything else being equal
+
+# %%
+if evidence.factors:
+    display(SVG(effects_figure(evidence.contrasts, horizon)))
+    display(evidence.contrasts, evidence.tests)
+
+# %% [markdown]
+# ## Interactions
+#
+# By how many steps a level's effect changes with the other factor's level.
+
+# %%
+evidence.interactions
+
+# %% [markdown]
+# ## Loss and gradient norm to the onset
+
+# %%
+if evidence.histories:
+    display(SVG(traces_figure(traces_of(evidence), events_of(evidence))))
+
+# %% [markdown]
+# ## Hypotheses
+
+# %%
+evidence.hypotheses.drop(columns=["cells", "rule"])
+
+# %% [markdown]
+# ## What it cannot tell
+
+# %%
+Markdown("\n".join(f"- {line}" for line in evidence.limits))
