@@ -128,7 +128,35 @@ def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Gr
     grid = make_grid()
     (asked,) = (c for c in grid.combinations.values() if in_words(c.levels) == "dtype=bf16 init=mean optim=adamw_torch")
     assert any(line.startswith("reference:") and line.endswith("as asked") for line in verdict(grid, asked))
-    assert any(line.endswith("the lowest loss of those that train") for line in verdict(grid))
+    assert any(line.endswith("most of what is one change away trains") for line in verdict(grid))
+
+
+def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid()
+    reference = grid.reference()
+    assert reference
+    futile = {f.event: {in_words((g.change,)) for g in f.futile} for f in grid.findings(reference)}
+    assert {"init=mean", "optim=paged_adamw_8bit", "optim=adamw_torch"} <= futile[OVERFLOW]
+    assert "init=mean" not in futile[ROWS], "it cures one of the two"
+    assert any("no cure: init=mean trains in 0 of 2 (" in line for line in verdict(grid))
+
+
+def test_the_reference_does_not_hang_on_a_loss_that_is_lower_by_a_hair(make_record: MakeRecord) -> None:
+    # torch's AdamW: 0.1 % better here, but one change away (silent_fp16) it fails
+    grids = []
+    for better in ("adamw_torch", "paged_adamw_8bit"):
+        records, autopsies = [], {}
+        for number, levels in enumerate(product(*FACTORS.values())):
+            event, cell_id = happened(*levels), f"{number:012x}"
+            loss = {"zero": 4.7, "mean": 4.28}[levels[1]] - 0.004 * (levels[2] == better)
+            factors = dict(zip(FACTORS, levels, strict=True))
+            trains = Trains(None, [], 1e-3, 4.0, loss)
+            rung = {"loss": 0} if event else None
+            records.append(make_record(rung, cell_id=cell_id, factors=factors, trains=trains))
+            autopsies |= {cell_id: autopsy(event)} if event else {}
+        grids.append(Grid(records, autopsies))
+    references = {in_words(reference.levels) for grid in grids if (reference := grid.reference())}
+    assert references == {"dtype=bf16 init=mean optim=paged_adamw_8bit"}
 
 
 @pytest.mark.parametrize(
@@ -154,4 +182,4 @@ def test_crashed_cells_prove_nothing(make_grid: Callable[..., Grid]) -> None:
 
 def test_a_cure_seen_for_too_few_steps_says_so(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid(steps_done=3)
-    assert all("too few to be sure" in line for line in verdict(grid) if "cure:" in line)
+    assert all("too few to be sure" in line for line in verdict(grid) if "  cure:" in line)

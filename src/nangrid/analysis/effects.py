@@ -24,7 +24,7 @@ REPLICATES = 1_000
 ANY = "any event"
 
 
-def tests(times: pd.DataFrame) -> pd.DataFrame:
+def factor_tests(times: pd.DataFrame) -> pd.DataFrame:
     """A stratified log-rank test a factor and event, other events censoring it (cause-specific).
 
     factor, event, compared (sets of matched cells), strata (of them that tell levels apart), chi2,

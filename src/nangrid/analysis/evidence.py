@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from nangrid.analysis.causes import Combination, Grid
-from nangrid.analysis.effects import contrasts, interactions, tests
+from nangrid.analysis.effects import contrasts, factor_tests, interactions
 from nangrid.analysis.histories import History, losses_at_one_time, read_histories
 from nangrid.analysis.hypotheses import RULES, Decided, decide, read_hypotheses
 from nangrid.analysis.limits import limits
@@ -74,7 +74,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     best = chosen or grid.reference() or next(iter(grid.combinations.values()))
     base = dict(best.levels)
     compared = contrasts(times, base, histories)
-    tested = tests(times)
+    tested = factor_tests(times)
     return Evidence(
         grid_id=directory.grid_id,
         path=directory.path,

@@ -30,7 +30,9 @@ def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> Path
         extra_arguments=["--log-level=40"],
     )
     write_bytes(destination / f"{script.stem}.ipynb", nbformat.writes(notebook).encode())
-    html, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(notebook)
+    html, _ = HTMLExporter(
+        exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
+    ).from_notebook_node(notebook)
     page = destination / f"{script.stem}.html"
     write_bytes(page, html.encode())
     return page
