@@ -102,6 +102,8 @@ def read_hypotheses(directory: Path) -> list[Hypothesis]:
             found.append(Hypothesis(path.stem, decode(str, content["claim"], "claim"), tests))
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{path} is not a hypothesis: {error}; see conf/hypotheses/S1.yaml.") from error
+    if not found:
+        raise InputError(f"--hypotheses {directory} holds no hypothesis: name a directory of YAML files.")
     return found
 
 

@@ -166,7 +166,7 @@ def _event_style(number: int) -> dict[str, Any]:
 def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
     """Where in the model the first non-finite number arose, and how far past the limit its operands lie."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 2.5), layout="constrained")
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=[1, 1.5])
         _model_strip(above, autopsy, layers)
         _magnitudes(below, autopsy)
@@ -177,17 +177,18 @@ def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
 def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
     places = ["embedding", *map(str, range(layers)), "head"]
     found = _place(autopsy.module, layers)
-    for number in range(len(places)):
-        colour = COLOURS[0] if number == found else "none"
-        axes.bar(number, 1, width=0.86, facecolor=colour, edgecolor=_INK, linewidth=0.8)
-    many = layers > 26
-    shown = [n for n in range(len(places)) if not many or n in (0, len(places) - 1, found) or (n - 1) % 4 == 0]
+    faces = [COLOURS[0] if number == found else "none" for number in range(len(places))]
+    axes.bar(range(len(places)), 1, width=0.86, color=faces, edgecolor=_INK, linewidth=0.8)
+    crowded = layers > 26
+    last = len(places) - 1
+    shown = [n for n in range(len(places)) if not crowded or n in (0, last, found) or (n - 1) % 4 == 0]
     axes.set_xticks(shown, [places[n] for n in shown], fontsize=8)
-    axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind} in {autopsy.module or 'no module'}", xlim=(-0.8, None))
+    where = f" in {autopsy.module}" if autopsy.module else ""
+    axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind}{where}", xlim=(-0.8, last + 0.8))
     axes.set_xlabel("decoder layer")
     axes.spines[:].set_visible(False)
     if found is not None:
-        axes.text(found, 0.5, "X", ha="center", va="center", fontweight="bold")
+        axes.text(found, 0.5, "X", ha="center", va="center", fontweight="bold", in_layout=False)
 
 
 def _place(module: str, layers: int) -> int | None:
@@ -209,14 +210,17 @@ def _magnitudes(axes: Axes, autopsy: Autopsy) -> None:
     for place, operand in enumerate(reversed(sized)):
         bits = math.log2(operand.absmax / limit)
         axes.plot(bits, place, "D" if bits > 0 else "o", color=COLOURS[0] if bits > 0 else FINITE, markersize=8)
-        axes.annotate(f" {operand.absmax:.3g}", (bits, place), fontsize=8, va="center", xytext=(6, 0),
-                      textcoords="offset points")  # fmt: skip
+        _note(axes, f"{operand.absmax:.3g}", (bits, place + 0.28))
     axes.axvline(0, color=_INK, linewidth=1.2)
-    axes.annotate(f"largest {autopsy.dtype}: {limit:.4g}", (0, len(sized) - 0.45), fontsize=8, ha="center")
+    _note(axes, f"largest {autopsy.dtype}: {limit:.4g}", (0, len(sized) - 0.4))
     axes.set_yticks(range(len(sized)), [f"{operand.name} ({operand.dtype})" for operand in reversed(sized)])
-    axes.set(xlabel="bits past the limit (log2 of largest operand / limit)", ylim=(-0.6, len(sized) - 0.1))
+    axes.set(xlabel="bits past the limit (log2 of largest operand / limit)", ylim=(-0.6, len(sized)))
     axes.margins(x=0.25)
     axes.grid(axis="x")
+
+
+def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
+    axes.text(*place, text, fontsize=8, ha="center", va="center", in_layout=False)
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
