@@ -187,7 +187,7 @@ def test_crashes_are_flagged_and_prove_nothing(
     (path / "cells" / crashed.cell_id).mkdir()
     write_record(path / "cells" / crashed.cell_id, crashed)
     assert report([str(path), "--no-notebook"]) == 0
-    assert "1 cells crashed or ran out of time: censored where they stopped" in capsys.readouterr().out
+    assert "Cells that crashed or ran out of time: 1, censored where they stopped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def _flagged(times: pd.DataFrame) -> list[str]:
     if not flagged:
         return []
     return [
-        f"{flagged} cells crashed or ran out of time: censored where they stopped (resume=errored runs them again)."
+        f"Cells that crashed or ran out of time: {flagged}, censored where they stopped (resume=errored runs them again)."
     ]
 
 

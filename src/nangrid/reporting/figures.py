@@ -175,9 +175,10 @@ def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
 
 
 def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
-    places = ["embedding", *map(str, range(layers)), "head"]
+    places = ["emb.", *map(str, range(layers)), "head"]
     found = _place(autopsy.module, layers)
-    faces = [COLOURS[0] if number == found else "none" for number in range(len(places))]
+    hit = {_place(name, layers) for name in autopsy.parameters}
+    faces = [COLOURS[0] if n == found else COLOURS[1] if n in hit else "none" for n in range(len(places))]
     axes.bar(range(len(places)), 1, width=0.86, color=faces, edgecolor=_INK, linewidth=0.8)
     crowded = layers > 26
     last = len(places) - 1
@@ -185,10 +186,12 @@ def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
     axes.set_xticks(shown, [places[n] for n in shown], fontsize=8)
     where = f" in {autopsy.module}" if autopsy.module else ""
     axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind}{where}", xlim=(-0.8, last + 0.8))
-    axes.set_xlabel("decoder layer")
+    axes.set_xlabel("decoder layer" + ("; P: a parameter or its gradient is non-finite there" if hit else ""))
+    for place in hit - {found, None}:
+        axes.text(place, 0.5, "P", ha="center", va="center", fontsize=8, color="black", in_layout=False)
     axes.spines[:].set_visible(False)
     if found is not None:
-        axes.text(found, 0.5, "X", ha="center", va="center", fontweight="bold", in_layout=False)
+        axes.text(found, 0.5, "X", ha="center", va="center", fontweight="bold", color="black", in_layout=False)
 
 
 def _place(module: str, layers: int) -> int | None:
@@ -203,9 +206,10 @@ def _place(module: str, layers: int) -> int | None:
 def _magnitudes(axes: Axes, autopsy: Autopsy) -> None:
     sized = [operand for operand in autopsy.inputs if operand.absmax > 0 and math.isfinite(operand.absmax)][:4]
     limit = autopsy.dtype_max if math.isfinite(autopsy.dtype_max) and autopsy.dtype_max > 0 else None
-    if not sized or limit is None:
+    if autopsy.kind != "overflow" or not sized or limit is None:
         axes.set_axis_off()
-        axes.text(0, 0.6, "no finite operand to measure against a limit", transform=axes.transAxes)
+        told = ", ".join(f"{o.name} ({o.dtype}) up to {o.absmax:.3g}" for o in autopsy.inputs[:4])
+        axes.text(0.5, 0.6, f"{autopsy.op}: {told}", transform=axes.transAxes, ha="center", in_layout=False)
         return
     for place, operand in enumerate(reversed(sized)):
         bits = math.log2(operand.absmax / limit)
