@@ -41,9 +41,7 @@ def _flagged(times: pd.DataFrame) -> list[str]:
     flagged = int(times["flagged"].sum())
     if not flagged:
         return []
-    return [
-        f"Cells that crashed or ran out of time: {flagged}, censored where they stopped (resume=errored runs them again)."
-    ]
+    return [f"Cells that crashed or ran out of time: {flagged}, censored where they stopped; resume=errored runs them."]
 
 
 def _horizons(records: Sequence[CellRecord]) -> list[str]:

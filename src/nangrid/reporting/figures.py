@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nangrid.records.autopsy import Autopsy
+from nangrid.records.autopsy import Autopsy, TensorRecord
 
 FINITE = "#0072B2"
 COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#B8A700", "#8F6BB3")
@@ -164,14 +164,19 @@ def _event_style(number: int) -> dict[str, Any]:
 
 
 def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
-    """Where in the model the first non-finite number arose, and how far past the limit its operands lie."""
+    """Where in the model the first non-finite number arose and, of an overflow, how far past the limit."""
+    limit = autopsy.dtype_max
+    sized = [operand for operand in autopsy.inputs if 0 < operand.absmax < math.inf][:4]
+    measured = autopsy.kind == "overflow" and bool(sized) and 0 < limit < math.inf
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-        above, below = figure.subplots(2, 1, height_ratios=[1, 1.5])
+        figure = Figure(figsize=(7.2, 2.9 if measured else 1.2), layout="constrained")
+        if measured:
+            above, below = figure.subplots(2, 1, height_ratios=[1, 1.5])
+            _magnitudes(below, sized, autopsy.dtype, limit)
+        else:
+            above = figure.subplots()
         _model_strip(above, autopsy, layers)
-        _magnitudes(below, autopsy)
-        where = autopsy.module or autopsy.phase
-        return _svg(figure, f"Origin in {where}: place in the model, and operands against the limit of {autopsy.dtype}")
+        return _svg(figure, f"Origin in {autopsy.module or autopsy.phase}: its place in the model")
 
 
 def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
@@ -187,7 +192,7 @@ def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
     where = f" in {autopsy.module}" if autopsy.module else ""
     axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind}{where}", xlim=(-0.8, last + 0.8))
     axes.set_xlabel("decoder layer" + ("; P: a parameter or its gradient is non-finite there" if hit else ""))
-    for place in hit - {found, None}:
+    for place in sorted(p for p in hit if p is not None and p != found):
         axes.text(place, 0.5, "P", ha="center", va="center", fontsize=8, color="black", in_layout=False)
     axes.spines[:].set_visible(False)
     if found is not None:
@@ -203,22 +208,15 @@ def _place(module: str, layers: int) -> int | None:
     return layers + 1 if re.search(r"head|\.norm$|^norm$|classifier|score", module) else None
 
 
-def _magnitudes(axes: Axes, autopsy: Autopsy) -> None:
-    sized = [operand for operand in autopsy.inputs if operand.absmax > 0 and math.isfinite(operand.absmax)][:4]
-    limit = autopsy.dtype_max if math.isfinite(autopsy.dtype_max) and autopsy.dtype_max > 0 else None
-    if autopsy.kind != "overflow" or not sized or limit is None:
-        axes.set_axis_off()
-        told = ", ".join(f"{o.name} ({o.dtype}) up to {o.absmax:.3g}" for o in autopsy.inputs[:4])
-        axes.text(0.5, 0.6, f"{autopsy.op}: {told}", transform=axes.transAxes, ha="center", in_layout=False)
-        return
-    for place, operand in enumerate(reversed(sized)):
+def _magnitudes(axes: Axes, operands: Sequence[TensorRecord], dtype: str, limit: float) -> None:
+    for place, operand in enumerate(reversed(operands)):
         bits = math.log2(operand.absmax / limit)
         axes.plot(bits, place, "D" if bits > 0 else "o", color=COLOURS[0] if bits > 0 else FINITE, markersize=8)
         _note(axes, f"{operand.absmax:.3g}", (bits, place + 0.28))
     axes.axvline(0, color=_INK, linewidth=1.2)
-    _note(axes, f"largest {autopsy.dtype}: {limit:.4g}", (0, len(sized) - 0.4))
-    axes.set_yticks(range(len(sized)), [f"{operand.name} ({operand.dtype})" for operand in reversed(sized)])
-    axes.set(xlabel="bits past the limit (log2 of largest operand / limit)", ylim=(-0.6, len(sized)))
+    _note(axes, f"largest {dtype}: {limit:.4g}", (0, len(operands) - 0.4))
+    axes.set_yticks(range(len(operands)), [f"{operand.name} ({operand.dtype})" for operand in reversed(operands)])
+    axes.set(xlabel="bits past the limit (log2 of largest operand / limit)", ylim=(-0.6, len(operands)))
     axes.margins(x=0.25)
     axes.grid(axis="x")
 
