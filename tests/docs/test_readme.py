@@ -17,7 +17,7 @@ from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
-from nangrid.grid.diagnose import Question
+from nangrid.grid.laboratory import Question
 from nangrid.records.grid import GridDirectory
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
         asked: list[Question] = []
         monkeypatch.setattr("nangrid.commands.diagnose._tell", lambda question, _: asked.append(question))
         assert diagnose(arguments) == 0
-        assert asked[0].plan(asked[0].levels(asked[0].everything), 4).cell_id
+        assert asked[0].plan(asked[0].levels(asked[0].everything), 4, 0).cell_id
     elif name == "report":
         GridDirectory.open(tmp_path)
         assert report([str(tmp_path), *arguments[1:]]) == 2  # read, and no cell in it

@@ -61,6 +61,24 @@ def test_asking_everything_finds_the_same(space: tuple[int, list[Changes]]) -> N
     assert len(few.asked) <= len(all_of_them.asked) == 2**n - 2
 
 
+@settings(max_examples=150, deadline=None)
+@given(monotone(), st.data())
+def test_sets_without_an_answer_are_left_out_and_mislead_nobody(
+    space: tuple[int, list[Changes]], data: st.DataObject
+) -> None:
+    """Levels that do not go together, cells that crash: the rest is found as by asking everything."""
+    n, causes = space
+    between = subsets(n)[1:-1]
+    mute = data.draw(st.sets(st.sampled_from(between))) if between else set()
+
+    def ask(changes: Changes) -> bool | None:
+        return None if changes in mute else any(cause <= changes for cause in causes)
+
+    few, all_of_them = search(n, ask), exhaust(n, ask)
+    assert (set(few.causes), set(few.cures)) == (set(all_of_them.causes), set(all_of_them.cures))
+    assert set(few.left_out) <= mute == set(all_of_them.left_out)
+
+
 def test_a_larger_set_that_is_not_enough_is_noticed() -> None:
     """Of three changes the first brings the event about, and the second hides it again."""
 

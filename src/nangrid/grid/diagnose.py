@@ -1,55 +1,38 @@
 """Which of the levels that tell a failing cell from a training one bring the event about, and which cure it?
 
-Each question of the search is a cell, run like any other and kept in the grid's directory: what has been run
-before, by whatever command, is not run again.
+The search asks with one seed and short cells; what it found is confirmed with the other seeds to the full horizon.
+If they do not agree the outcome is stochastic: the search is made again, with all seeds in each answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nangrid.analysis.causes import ENOUGH_STEPS, Event, event_of, no_worse
-from nangrid.grid.launch import CellsFailedError
-from nangrid.grid.plan import CellPlan
-from nangrid.grid.schedule import Isolated
-from nangrid.records.autopsy import read_autopsy
-from nangrid.records.cell import CellRecord
+from nangrid.analysis.causes import ENOUGH_STEPS, Event
+from nangrid.grid.drill import Drilled, drill_down
+from nangrid.grid.laboratory import Answered, Laboratory, Question
+from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
-from nangrid.records.grid import GridDirectory
-from nangrid.search.minimal import Changes, Found, NotMonotoneError, search
+from nangrid.search.exhaustive import exhaust
+from nangrid.search.minimal import Ask, Changes, Found, NotMonotoneError, search
 
-Overrides = tuple[str, ...]
-"""The levels of one factor, as they are typed."""
+SUGGESTED = 4.0
+"""How much likelier than another a change is taken to matter that the autopsy suggests to undo."""
+EXCLUDED = 0.25
+"""The same for what can only act through earlier updates, where the untrained weights fail on the batch too."""
 
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be diagnosed: `changes` turn the reference into the failing cell."""
-
-    changes: tuple[tuple[Overrides, Overrides], ...]
-    """Per factor that differs: the failing cell's levels and the reference's."""
-    plan: Callable[[Sequence[Overrides], int], CellPlan]
-    """The cell with these levels and this horizon."""
-    crew: Isolated
-
-    def levels(self, changes: Changes) -> list[Overrides]:
-        """The failing cell's levels where there is a change, the reference's elsewhere."""
-        return [failing if i in changes else kept for i, (failing, kept) in enumerate(self.changes)]
-
-    @property
-    def everything(self) -> Changes:
-        """All changes: the failing cell."""
-        return frozenset(range(len(self.changes)))
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A cell that was run for the search."""
+class Rate:
+    """How often, over seeds, and in which cells."""
 
-    changes: Changes
-    record: CellRecord
-    event: Event | None
+    met: int
+    seeds: int
+    cells: tuple[str, ...]
+    """Ids."""
 
 
 @dataclass(frozen=True)
@@ -62,87 +45,205 @@ class Diagnosis:
     """Of the event."""
     cures: Found
     """Of not training, by whatever event: a change that only makes room for another event cures nothing."""
-    cells: dict[Changes, Answered]
+    cells: int
+    """Combinations looked at, whatever the seed."""
+    runs: int
     horizon: int
+    """Steps to which cures were watched."""
+    seeds: tuple[int, ...]
+    stochastic: bool
+    """Whether seeds disagree, so that every answer is of all of them."""
     not_monotone: NotMonotoneError | None
+    met: dict[Changes, Rate] = field(default_factory=dict)
+    """How many seeds of a cause meet the event."""
+    trained: dict[Changes, Rate] = field(default_factory=dict)
+    """How many seeds train after a cure."""
+    drilled: dict[Changes, Drilled] = field(default_factory=dict)
+    """Per cause with a dtype in it, which of its fields are enough."""
 
 
-class _Laboratory:
-    """Runs the cells that the search asks for."""
-
-    def __init__(self, question: Question, horizon: int) -> None:
-        self.question = question
-        self.horizon = horizon
-        self.cells: dict[Changes, Answered] = {}
-
-    def look(self, *several: Changes) -> list[Answered]:
-        """Run these cells, side by side where the crew does, unless they have been run."""
-        new = {changes: self._plan(changes) for changes in several if changes not in self.cells}
-        if new:
-            grid = GridDirectory.open(next(iter(new.values())).config.out)
-            outcome = self.question.crew.run(list(new.values()), grid)
-            if outcome.refusals:
-                raise InputError(next(iter(outcome.refusals.values())))
-            for changes, plan in new.items():
-                record = outcome.records.get(plan.cell_id)
-                if record is None or record.error is not None:
-                    raise CellsFailedError(
-                        f"{plan.title} did not end, see {plan.directory()}: nothing can be concluded."
-                    )
-                autopsy = read_autopsy((plan.directory() / record.autopsy).parent) if record.autopsy else None
-                self.cells[changes] = Answered(changes, record, event_of(record, autopsy))
-        return [self.cells[changes] for changes in several]
-
-    def _plan(self, changes: Changes) -> CellPlan:
-        return self.question.plan(self.question.levels(changes), self.horizon)
-
-
-def diagnose(question: Question, horizon: int, say: Callable[[str], None]) -> Diagnosis:
+def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     """All minimal causes and cures of the failing cell's event. InputError if the two end points are none.
 
-    A cell is run to the horizon, or to ENOUGH_STEPS times the failing onset where that is more: what is still
-    finite there counts as not failing.
+    The search runs a cell for ENOUGH_STEPS times the steps to the failing onset: what is still finite there counts
+    as not failing. Confirmed is to the horizon, or as far where that is further.
     """
-    laboratory = _Laboratory(question, horizon)
-    failing, reference = laboratory.look(question.everything, frozenset())
-    event = _check_end_points(failing, reference, horizon)
+    failing, reference = _end_points(Laboratory(question, horizon, say), question)
+    event = _check(failing, reference, horizon)
     onset = failing.record.onset.step if failing.record.onset else 0
-    say(f"{event} at step {onset}: {2 ** len(question.changes)} combinations lie between the two")
-    if ENOUGH_STEPS * onset > horizon:
-        laboratory = _Laboratory(question, ENOUGH_STEPS * onset)
-        failing, reference = laboratory.look(question.everything, frozenset())
-        _check_end_points(failing, reference, laboratory.horizon)
+    short = ENOUGH_STEPS * (onset + 1)
+    total = 2 ** len(question.changes)
+    say(f"{event} at step {onset}: {total} combinations lie between the two, each is asked for {short} steps")
+    weights = rank(question, failing.autopsy, say)
+    quick = _Search(question, Laboratory(question, short, say), question.seeds[:1], event, weights, say)
+    full = _Search(question, Laboratory(question, max(short, horizon), say), question.seeds, event, weights, say)
+    found = quick.run()
+    stochastic = not full.confirms(found)
+    if stochastic:
+        say(f"seeds disagree: every answer is now of {len(question.seeds)} seeds")
+        found = full.run()
+        full.confirms(found)
+    looked = {*quick.laboratory.cells, *full.laboratory.cells}
+    causes, cures, clash = found
+    inside = {cause: drill_down(question, cause, event, short, say) for cause in causes.causes}
+    return Diagnosis(
+        event,
+        onset,
+        causes,
+        cures,
+        cells=len({changes for changes, _ in looked}),
+        runs=len(looked),
+        horizon=full.laboratory.horizon,
+        seeds=question.seeds,
+        stochastic=stochastic,
+        not_monotone=clash,
+        met={cause: full.rate(cause, full.meets) for cause in causes.causes},
+        trained={cure: full.rate(question.everything - cure, full.trains) for cure in cures.cures},
+        drilled={cause: drilled for cause, drilled in inside.items() if drilled},
+    )
 
-    def meets(changes: Changes) -> bool:
-        say(f"does it come about by {_typed(question, changes)} alone?")
-        (answer,) = laboratory.look(changes)
-        say("  yes" if answer.event == event else f"  no: {answer.event or 'finite'}")
-        return answer.event == event
 
-    def fails(changes: Changes) -> bool:
-        known = changes in laboratory.cells
-        (answer,) = laboratory.look(changes)
-        trains = _trains(answer.record, reference.record)
+def rank(question: Question, autopsy: Autopsy | None, say: Say) -> list[float]:
+    """How likely each change is to matter, from the failing cell's autopsy, which costs nothing."""
+    weights = [1.0] * len(question.changes)
+    if autopsy is None:
+        return weights
+    suggested = {suggestion.partition("=")[0].split(".")[0] for suggestion in autopsy.suggestions}
+    too_late = autopsy.untrained is True and autopsy.phase in ("forward", "backward")
+    for number, (failing, kept) in enumerate(question.changes):
+        group = (failing or kept)[0].partition("=")[0].split(".")[0]
+        if group in suggested:
+            weights[number] = SUGGESTED
+        elif too_late and group == "optim":
+            weights[number] = EXCLUDED
+    first = [_typed(question, frozenset({i})) for i, weight in enumerate(weights) if weight == SUGGESTED]
+    last = [_typed(question, frozenset({i})) for i, weight in enumerate(weights) if weight == EXCLUDED]
+    if first:
+        say(f"first suspect, by the autopsy: {', '.join(first)}")
+    if last:
+        say(f"last suspect, for the untrained weights fail on this batch too: {', '.join(last)}")
+    return weights
+
+
+_Answers = tuple[Found, Found, NotMonotoneError | None]
+
+
+class _Search:
+    """Causes and cures, an answer being of all seeds: the event counts if any meets it, a cure if all train."""
+
+    def __init__(
+        self,
+        question: Question,
+        laboratory: Laboratory,
+        seeds: Sequence[int],
+        event: Event,
+        weights: Sequence[float],
+        say: Say,
+    ) -> None:
+        self.question = question
+        self.laboratory = laboratory
+        self.seeds = seeds
+        self.event = event
+        self.weights = weights
+        self.say = say
+
+    def run(self) -> _Answers:
+        causes, clash = self._search(self._brings_it_about)
+        cures, other_clash = self._search(self._fails)
+        return causes, cures, clash or other_clash
+
+    def confirms(self, found: _Answers) -> bool:
+        """Whether all seeds say, to the full horizon, that what borders the causes and the cures does not fail.
+
+        By monotony that decides every smaller set. The causes themselves are run too, to tell how often.
+        """
+        causes, cures, _ = found
+        everything = self.question.everything
+        clean = [everything - cure for cure in causes.cures]
+        cured = [everything - cure for cure in cures.cures]
+        wanted = dict.fromkeys([frozenset(), *clean, *cured, *causes.causes])
+        if len(self.seeds) > 1:
+            self.say(f"confirming with {len(self.seeds)} seeds to step {self.laboratory.horizon}")
+        self.laboratory.look((changes, seed) for changes in wanted for seed in self.seeds)
+        for seed in self.seeds:
+            reference = self._reference(seed)
+            if reference.event is not None:
+                raise InputError(f"--reference fails with seed={seed} ({reference.event}): give levels that train.")
+        met = any(self.meets(changes, seed) for changes in clean for seed in self.seeds)
+        return not met and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
+
+    def meets(self, changes: Changes, seed: int) -> bool | None:
+        """Whether one cell meets the event."""
+        answer = self.laboratory.one(changes, seed)
+        return None if answer is None else answer.event == self.event
+
+    def trains(self, changes: Changes, seed: int) -> bool | None:
+        """Whether one cell trains to a loss no worse than the reference's."""
+        answer = self.laboratory.one(changes, seed)
+        return None if answer is None else answer.trains(self._reference(seed))
+
+    def rate(self, changes: Changes, happens: Callable[[Changes, int], bool | None]) -> Rate:
+        outcomes = {seed: happens(changes, seed) for seed in self.seeds}
+        told = [seed for seed, outcome in outcomes.items() if outcome is not None]
+        answers = [self.laboratory.one(changes, seed) for seed in told]
+        ids = tuple(answer.record.cell_id for answer in answers if answer)
+        return Rate(sum(outcomes[seed] is True for seed in told), len(told), ids)
+
+    def _search(self, ask: Ask) -> tuple[Found, NotMonotoneError | None]:
+        n = len(self.question.changes)
+        try:
+            return search(n, ask, self.weights), None
+        except NotMonotoneError as clash:
+            self.say("not monotone, a further change undoes it: all combinations are run")
+            return exhaust(n, ask), clash
+
+    def _brings_it_about(self, changes: Changes) -> bool | None:
+        self.say(f"does it come about by {_typed(self.question, changes)} alone?")
+        outcome = None
+        for seed in self.seeds:
+            met = self.meets(changes, seed)
+            if met:
+                self.say("  yes")
+                return True
+            outcome = outcome if met is None else met
+        if outcome is not None:
+            answer = self.laboratory.one(changes, self.seeds[0])
+            self.say(f"  no: {answer.event if answer and answer.event else 'finite'}")
+        return outcome
+
+    def _fails(self, changes: Changes) -> bool | None:
+        known = all((changes, seed) in self.laboratory.cells for seed in self.seeds)
         if not known:
-            say(f"does it train with {_typed(question, changes)}?")
-            say("  yes" if trains else f"  no: {answer.event or 'its loss is worse than the reference'}")
-        return not trains
+            self.say(f"does it train with {_typed(self.question, changes)}?")
+        for seed in self.seeds:
+            trains = self.trains(changes, seed)
+            if trains is None:
+                return None
+            if not trains:
+                answer = self.laboratory.one(changes, seed)
+                if not known and answer:
+                    self.say(f"  no: {answer.event or 'its loss is worse than the reference'}")
+                return True
+        if not known:
+            self.say("  yes")
+        return False
 
-    causes, clash = _search(question, meets)
-    cures, other_clash = _search(question, fails)
-    return Diagnosis(event, onset, causes, cures, laboratory.cells, laboratory.horizon, clash or other_clash)
+    def _reference(self, seed: int) -> Answered:
+        reference = self.laboratory.one(frozenset(), seed)
+        if reference is None:
+            raise InputError(f"--reference crashes with seed={seed}: give levels that train.")
+        return reference
 
 
-def _search(question: Question, enough: Callable[[Changes], bool]) -> tuple[Found, NotMonotoneError | None]:
-    try:
-        return search(len(question.changes), enough), None
-    except NotMonotoneError as clash:
-        from nangrid.search.exhaustive import exhaust
+def _end_points(laboratory: Laboratory, question: Question) -> tuple[Answered, Answered]:
+    seed = question.seeds[0]
+    failing, reference = laboratory.look([(question.everything, seed), (frozenset(), seed)])
+    if failing is None or reference is None:
+        raise InputError(f"--{'failing' if failing is None else 'reference'} crashes: its cell's log says why.")
+    return failing, reference
 
-        return exhaust(len(question.changes), enough), clash
 
-
-def _check_end_points(failing: Answered, reference: Answered, horizon: int) -> Event:
+def _check(failing: Answered, reference: Answered, horizon: int) -> Event:
     if failing.event is None:
         raise InputError(f"--failing does not fail in {horizon} steps: give a longer horizon=, or levels that fail.")
     if reference.event is not None:
@@ -150,11 +251,5 @@ def _check_end_points(failing: Answered, reference: Answered, horizon: int) -> E
     return failing.event
 
 
-def _trains(record: CellRecord, reference: CellRecord) -> bool:
-    """To a loss no worse than the reference's."""
-    loss, bound = record.trains.loss_last, reference.trains.loss_last
-    return record.trained and loss is not None and bound is not None and no_worse(loss, bound)
-
-
 def _typed(question: Question, changes: Changes) -> str:
-    return " ".join(" ".join(question.changes[i][0]) for i in sorted(changes))
+    return " ".join(" ".join(question.changes[i][0] or question.changes[i][1]) for i in sorted(changes))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import chain, combinations
 
-from nangrid.search.minimal import Changes, Found
+from nangrid.search.minimal import Ask, Changes, Found
 
 
-def exhaust(n: int, ask: Callable[[Changes], bool]) -> Found:
-    """The sets that are enough while none of their subsets is, and the least removals that prevent the event."""
+def exhaust(n: int, ask: Ask) -> Found:
+    """The sets that are enough while none of their subsets is, and the least removals that prevent the event.
+
+    Sets without an answer are left out.
+    """
     everything = frozenset(range(n))
     sets = [frozenset(s) for s in chain.from_iterable(combinations(range(n), size) for size in range(1, n))]
     answers = {s: ask(s) for s in sets} | {frozenset[int](): False, everything: True}
     causes = _minimal([s for s, enough in answers.items() if enough])
-    cures = _minimal([everything - s for s, enough in answers.items() if not enough])
-    return Found(causes, cures, sets)
+    cures = _minimal([everything - s for s, enough in answers.items() if enough is False])
+    return Found(causes, cures, sets, [s for s, enough in answers.items() if enough is None])
 
 
 def _minimal(sets: list[Changes]) -> list[Changes]:

@@ -11,6 +11,9 @@ simple explanation fits, the questions that split what is open most evenly go on
 
 Questions that are open cannot contradict what is known, so monotony is tested by one more that is not: the set
 least like any that was asked.
+
+A set that has no answer (levels that do not go together, a cell that crashes) is left out: it is no cause and its
+rest no cure, and what is known of the others decides without it.
 """
 
 from __future__ import annotations
@@ -47,13 +50,19 @@ class Found:
     causes: list[Changes]
     cures: list[Changes]
     asked: list[Changes] = field(default_factory=list)
+    left_out: list[Changes] = field(default_factory=list)
+    """Sets without an answer."""
 
 
-def search(n: int, ask: Callable[[Changes], bool], weights: Sequence[float] | None = None) -> Found:
+Ask = Callable[[Changes], bool | None]
+"""Whether a set of changes brings the event about; None if it has no answer."""
+
+
+def search(n: int, ask: Ask, weights: Sequence[float] | None = None) -> Found:
     """All minimal causes and cures among `n` changes, of which all together are enough and none is not.
 
-    `ask` says whether a set of changes brings the event about; it is never asked about all or none, nor, but for
-    one test, about what monotony decides: NotMonotoneError if the test fails. `weights` say how likely each change
+    `ask` is never asked about all or none, nor, but for one test, about what monotony decides: NotMonotoneError if
+    the test fails. `weights` say how likely each change
     is to be part of a cause, 1 being as any other.
     """
     if n > MOST_CHANGES:
@@ -67,13 +76,19 @@ def search(n: int, ask: Callable[[Changes], bool], weights: Sequence[float] | No
         question = _best(table, belief)
         answer = ask(_changes(question))
         asked.append(_changes(question))
-        table.note(question, answer)
-        belief.update(question, answer)
+        if answer is None:
+            table.leave_out(question)
+        else:
+            table.note(question, answer)
+            belief.update(question, answer)
     test = table.least_like({0, table.size - 1, *map(_point, asked)})
     if test is not None:
         asked.append(_changes(test))
-        table.note(test, ask(_changes(test)))
-    return Found(table.minimal_enough(), table.minimal_cures(), asked)
+        answer = ask(_changes(test))
+        if answer is not None:
+            table.note(test, answer)
+    left_out = [_changes(int(point)) for point in np.flatnonzero(table.left_out)]
+    return Found(table.minimal_enough(), table.minimal_cures(), asked, left_out)
 
 
 class _Table:
@@ -87,16 +102,22 @@ class _Table:
         """[a, b]: b holds all of a."""
         self.enough = np.zeros(self.size, bool)
         self.open = np.ones(self.size, bool)
+        self.left_out = np.zeros(self.size, bool)
 
     def note(self, point: int, enough: bool) -> None:
         """An answer decides all larger sets, or all smaller ones."""
         decided = self.above[point] if enough else self.above[:, point]
-        if (clash := decided & ~self.open & (self.enough != enough)).any():
+        if (clash := decided & ~self.open & ~self.left_out & (self.enough != enough)).any():
             other = int(np.flatnonzero(clash)[0])
             pair = (point, other) if enough else (other, point)
             raise NotMonotoneError(_changes(pair[0]), _changes(pair[1]))
         self.enough[decided] = enough
         self.open &= ~decided
+
+    def leave_out(self, point: int) -> None:
+        """A set without an answer decides no other."""
+        self.open[point] = False
+        self.left_out[point] = True
 
     def gains(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How many open sets each answer would decide, by point: yes, no."""
@@ -109,15 +130,17 @@ class _Table:
 
     def minimal_enough(self) -> list[Changes]:
         """The minimal sets that are enough."""
-        inside = [p for p in range(self.size) if self.enough[p]]
-        return [_changes(p) for p in inside if not any(self.enough[p ^ (1 << i)] for i in _changes(p))]
+        inside = self.enough & ~self.left_out
+        smaller = self.above & inside[:, None]
+        return [_changes(int(p)) for p in np.flatnonzero(inside) if smaller[:, p].sum() == 1]
 
     def minimal_cures(self) -> list[Changes]:
         """The minimal sets whose removal from all changes leaves too little."""
         full = self.size - 1
-        outside = [p for p in range(self.size) if not self.enough[p]]
-        maximal = [p for p in outside if all(self.enough[p | (1 << i)] for i in _changes(full ^ p))]
-        return sorted((_changes(full ^ p) for p in maximal), key=lambda cure: (len(cure), sorted(cure)))
+        outside = ~self.enough & ~self.left_out
+        larger = self.above & outside[None, :]
+        cures = [_changes(full ^ int(p)) for p in np.flatnonzero(outside) if larger[p].sum() == 1]
+        return sorted(cures, key=lambda cure: (len(cure), sorted(cure)))
 
 
 class _Belief:
