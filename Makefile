@@ -1,6 +1,7 @@
 # Every target does the set-up it needs. `make help` lists them.
 PYTHON ?= python3
 N_JOBS ?= 2
+OUT ?= outputs/default
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
@@ -19,6 +20,9 @@ setup: .venv/.ready  ## Make .venv with everything pinned in constraints.txt
 grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table
 	$(BIN)/python -m src.run -m +experiment=default hydra.launcher.n_jobs=$(N_JOBS)
 
+report: setup  ## Say what the default grid shows: verdict, page, executed notebook (OUT=outputs/default)
+	$(BIN)/python -m src.report $(OUT)
+
 smoke: setup  ## A grid of four tiny cells, under a minute
 	$(BIN)/python -m src.run -m +experiment=smoke hydra.launcher.n_jobs=$(N_JOBS)
 
@@ -34,14 +38,17 @@ lint: setup  ## Style, types, import rules
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
 	$(BIN)/mypy src/run.py src/status.py src/replay.py src/report.py src/diagnose.py
 	$(BIN)/mypy sweeps/dashboard.py
+	$(BIN)/mypy sweeps/design.py
 	$(BIN)/lint-imports
 
 bench: setup  ## Run the benchmarks; results go to bench/results/
 	$(BIN)/python bench/half_products.py
 	$(BIN)/python bench/cell_cost.py
 	$(BIN)/python bench/wandb_cost.py
+	$(BIN)/python bench/search_cells.py
+	$(BIN)/python bench/report_scale.py
 
 clean:  ## Remove what the targets made, never outputs/
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup grid smoke test test-slurm lint bench clean
+.PHONY: help setup grid report smoke test test-slurm lint bench clean
