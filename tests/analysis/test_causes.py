@@ -72,7 +72,7 @@ def told(finding: Finding) -> tuple[list[str], set[str]]:
 
 def test_the_three_stories_of_the_default_grid(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
-    reference = grid.reference()
+    reference = grid.reference
     assert reference and in_words(reference.levels) == "dtype=bf16 init=mean optim=paged_adamw_8bit"
     findings = {finding.event: told(finding) for finding in grid.findings(reference)}
     assert findings[OVERFLOW][0] == ["dtype=fp16"]
@@ -84,12 +84,12 @@ def test_the_three_stories_of_the_default_grid(make_grid: Callable[..., Grid]) -
 
 def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
-    reference = grid.reference()
+    reference = grid.reference
     assert reference
     (rows,) = (f for f in grid.findings(reference) if f.event == ROWS)
     assert rows.causes[0].open == ()
     thin = make_grid([c for c in product(*FACTORS.values()) if c[:2] != ("silent_fp16", "mean")])
-    reference = thin.reference()
+    reference = thin.reference
     assert reference
     (rows,) = (f for f in thin.findings(reference) if f.event == ROWS)
     assert [in_words(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], "the grid lacks that cell"
@@ -101,7 +101,7 @@ def test_two_causes_of_one_event_and_what_both_need(make_grid: Callable[..., Gri
         return ROWS if dtype == "fp16" and (init == "zero" or optim == "adamw_torch") else None
 
     grid = make_grid([c for c in product(*FACTORS.values()) if c[0] != "silent_fp16"], event_of=either)
-    reference = grid.reference()
+    reference = grid.reference
     assert reference
     (finding,) = grid.findings(reference)
     assert told(finding)[0] == ["dtype=fp16 init=zero", "dtype=fp16 optim=adamw_torch"]
@@ -133,7 +133,7 @@ def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Gr
 
 def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
-    reference = grid.reference()
+    reference = grid.reference
     assert reference
     futile = {f.event: {in_words((g.change,)) for g in f.futile} for f in grid.findings(reference)}
     assert {"init=mean", "optim=paged_adamw_8bit", "optim=adamw_torch"} <= futile[OVERFLOW]
@@ -155,7 +155,7 @@ def test_the_reference_does_not_hang_on_a_loss_that_is_lower_by_a_hair(make_reco
             records.append(make_record(rung, cell_id=cell_id, factors=factors, trains=trains))
             autopsies |= {cell_id: autopsy(event)} if event else {}
         grids.append(Grid(records, autopsies))
-    references = {in_words(reference.levels) for grid in grids if (reference := grid.reference())}
+    references = {in_words(reference.levels) for grid in grids if (reference := grid.reference)}
     assert references == {"dtype=bf16 init=mean optim=paged_adamw_8bit"}
 
 
@@ -177,7 +177,7 @@ def test_crashed_cells_prove_nothing(make_grid: Callable[..., Grid]) -> None:
     error = CellError("OutOfMemory", "", "")
     grid = make_grid([("bf16", "zero", "adamw_torch"), ("bf16", "mean", "adamw_torch")], status="error", error=error)
     lines = verdict(grid)
-    assert any("crashed or ran out of time" in line for line in lines) and grid.reference() is None
+    assert any("crashed or ran out of time" in line for line in lines) and grid.reference is None
 
 
 def test_a_cure_seen_for_too_few_steps_says_so(make_grid: Callable[..., Grid]) -> None:

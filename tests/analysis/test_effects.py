@@ -10,6 +10,7 @@ import pytest
 from nangrid.analysis.effects import ANY, contrasts, factor_tests, interactions, without_effect
 from nangrid.analysis.histories import History
 from nangrid.analysis.limits import limits
+from nangrid.analysis.rates import rates
 
 BASE = {"dtype": "bf16", "init": "mean", "checkpointing": "on"}
 
@@ -41,6 +42,10 @@ def row_of(frame: pd.DataFrame, **wanted: str) -> dict[str, Any]:
     return row
 
 
+def said(table: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
+    return limits([], table, rates(table), factor_tests(table), compared)
+
+
 def test_differences_are_means_of_matched_pairs() -> None:
     table = contrasts(grid(), BASE, {})
     fp16 = row_of(table, factor="dtype", level="fp16")
@@ -54,7 +59,7 @@ def test_differences_are_means_of_matched_pairs() -> None:
 def test_one_seed_has_no_interval() -> None:
     table = contrasts(grid(seeds=1), BASE, {})
     assert table["lower"].isna().all() and table["upper"].isna().all()
-    sentences = limits([], grid(seeds=1), factor_tests(grid(seeds=1)), table)
+    sentences = said(grid(seeds=1), table)
     assert any("one seed" in s and "79%" in s for s in sentences) and any("no intervals" in s for s in sentences)
 
 
@@ -92,7 +97,7 @@ def test_a_no_op_is_one_by_its_bits_whatever_p_says() -> None:
     table = grid(checkpointing=("on", "off"))
     compared = contrasts(table, BASE, histories(table, "silent"))
     assert without_effect(compared) == ["init", "checkpointing"]
-    sentences = limits([], table, factor_tests(table), compared)
+    sentences = said(table, compared)
     assert any(s.startswith("checkpointing changes no bit: all 18 matched pairs") for s in sentences)
 
 
@@ -110,11 +115,11 @@ def test_a_level_that_nothing_is_matched_with_is_said() -> None:
     base = BASE | {"optim": "adamw_torch"}
     compared = contrasts(table, base, {})
     assert row_of(compared, factor="optim", level="sgd")["pairs"] == 0
-    sentences = limits([], table, factor_tests(table), compared)
+    sentences = said(table, compared)
     assert "optim=sgd has no cell that is equal in all else: its effect is not told apart." in sentences
 
 
 def test_the_power_of_the_design_is_stated() -> None:
-    sentences = limits([], grid(), factor_tests(grid()), contrasts(grid(), BASE, {}))
+    sentences = said(grid(), contrasts(grid(), BASE, {}))
     assert any(s.startswith("init: with 9 matched sets of cells") and "power of 80%" in s for s in sentences)
     assert any(s.startswith("dtype: 6 matched sets of cells are too few") for s in sentences)

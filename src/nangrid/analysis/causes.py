@@ -8,8 +8,10 @@ it trains. A cell that met another event first says nothing of this one: the oth
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from statistics import median
 
@@ -53,7 +55,7 @@ class Combination:
     loss: float
     """The median over seeds, after as many steps for every combination; infinite if one did not get there."""
 
-    @property
+    @cached_property
     def usable(self) -> bool:
         """Whether any cell ran to an end that says something: crashes and timeouts do not."""
         return any(record.error is None for record in self.records)
@@ -68,7 +70,7 @@ class Combination:
             e is None for e, r in zip(self.events, self.records, strict=True) if r.error is None
         )
 
-    @property
+    @cached_property
     def trains(self) -> bool:
         """Whether every seed trained."""
         return self.usable and all(r.trained for r in self.records if r.error is None)
@@ -148,6 +150,7 @@ class Grid:
         met = [event for combination in self.combinations.values() for event in combination.events if event]
         return sorted(set(met), key=lambda event: (-met.count(event), event))
 
+    @cached_property
     def reference(self) -> Combination | None:
         """Of those that train to no worse than the lowest loss, the one whose neighbours train most; None if none does.
 
@@ -159,8 +162,8 @@ class Grid:
         return max(good, key=lambda c: (self._training_neighbours(c), -c.loss), default=None)
 
     def _training_neighbours(self, combination: Combination) -> int:
-        others = self.combinations.values()
-        return sum(o.trains and len(differing(o.levels, combination.levels)) == 1 for o in others)
+        others = [other.levels for other in self.combinations.values() if other.trains]
+        return sum(sum(map(operator.ne, levels, combination.levels)) == 1 for levels in others)
 
     def findings(self, reference: Combination) -> list[Finding]:
         """Causes and cures of each event, relative to the reference."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,9 @@ from nangrid.analysis.survival import common_horizon, factors_of, restricted_mea
 REPLICATES = 1_000
 ANY = "any event"
 
+Ints = NDArray[np.int64]
+Estimate = tuple[float, float, float]
+
 
 def factor_tests(times: pd.DataFrame) -> pd.DataFrame:
     """A stratified log-rank test a factor and event, other events censoring it (cause-specific).
@@ -31,12 +33,12 @@ def factor_tests(times: pd.DataFrame) -> pd.DataFrame:
     p (by permutation), exact, least_p, p_holm (over the factors).
     """
     rows = []
+    matching = _Matching(times)
     events = [ANY, *sorted(times["event"].dropna().unique())]
     for event in events if len(events) > 2 else [ANY]:
-        happened = (times["event"].notna() if event == ANY else times["event"] == event).fillna(False)
-        for factor in factors_of(times):
-            level = pd.factorize(times[factor], use_na_sentinel=False)[0]
-            result = logrank(times["time"].to_numpy(), happened.to_numpy(bool), level, _stratum(times, [factor]))
+        happened = (times["event"].notna() if event == ANY else times["event"] == event).fillna(False).to_numpy(bool)
+        for factor in matching.factors:
+            result = logrank(matching.time, happened, matching.codes[factor], matching.stratum([factor]))
             rows.append(
                 (factor, event, result.compared, result.strata, result.chi2, result.p, result.exact, result.least_p)
             )
@@ -54,12 +56,16 @@ def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[s
     lower, upper (null with one seed), same_bits (pairs whose histories are equal to the last bit), compared.
     """
     rows = []
-    horizon = common_horizon(times)
-    for factor in factors_of(times):
-        for level in times[factor].unique():
-            if level != base[factor]:
-                corners = _matched(times, {factor: [level, base[factor]]})
-                rows.append(_contrast(corners, factor, level, base[factor], horizon, histories))
+    matching = _Matching(times)
+    for factor in matching.factors:
+        for level in matching.others(factor, base):
+            own, other = corners = matching.corners({factor: [level, base[factor]]})
+            ids = [(matching.ids[a], matching.ids[b]) for a, b in zip(own, other, strict=True)]
+            known = [(a, b) for a, b in ids if a in histories and b in histories]
+            same = sum(same_bits(histories[a], histories[b]) for a, b in known)
+            met = [int(matching.happened[cells].sum()) for cells in corners]
+            estimate = matching.estimate(corners, [1, -1], [factor])
+            rows.append((factor, level, base[factor], len(own), *met, *estimate, same, len(known)))
     names = ["factor", "level", "base", "pairs", "met", "met_base", "difference", "lower", "upper"]
     return pd.DataFrame(rows, columns=[*names, "same_bits", "compared"])
 
@@ -76,79 +82,83 @@ def interactions(times: pd.DataFrame, base: Mapping[str, str]) -> pd.DataFrame:
     factor, level, other, other_level, fours, difference (of differences, in steps), lower, upper.
     """
     rows = []
-    horizon = common_horizon(times)
-    for factor, other in combinations(factors_of(times), 2):
+    matching = _Matching(times)
+    for factor, other in combinations(matching.factors, 2):
         found = []
-        for level, second in product(_others(times, factor, base), _others(times, other, base)):
-            corners = _matched(times, {factor: [level, base[factor]], other: [second, base[other]]})
+        for level, second in product(matching.others(factor, base), matching.others(other, base)):
+            corners = matching.corners({factor: [level, base[factor]], other: [second, base[other]]})
             if len(corners[0]):
-                estimate = _estimate(corners, [1, -1, -1, 1], horizon)
+                estimate = matching.estimate(corners, [1, -1, -1, 1], [factor, other])
                 found.append((factor, level, other, second, len(corners[0]), *estimate))
         rows += sorted(found, key=lambda row: -abs(row[5]))[:1]
     names = ["factor", "level", "other", "other_level", "fours", "difference", "lower", "upper"]
     return pd.DataFrame(rows, columns=names).sort_values("difference", key=lambda d: -d.abs(), ignore_index=True)
 
 
-def _contrast(
-    corners: Sequence[pd.DataFrame], factor: str, level: str, base: str, horizon: int, histories: Mapping[str, History]
-) -> tuple[Any, ...]:
-    own, other = corners
-    estimate = _estimate(corners, [1, -1], horizon) if len(own) else (np.nan, np.nan, np.nan)
-    ids = [pair for pair in zip(own["cell_id"], other["cell_id"], strict=True) if all(i in histories for i in pair)]
-    same = sum(same_bits(histories[a], histories[b]) for a, b in ids)
-    met = [int(corner["event"].notna().sum()) for corner in corners]
-    return factor, level, base, len(own), *met, *estimate, same, len(ids)
+class _Matching:
+    """The cells of a grid as arrays, and which of them are equal in all but some factors."""
+
+    def __init__(self, times: pd.DataFrame) -> None:
+        self.factors = factors_of(times)
+        self.horizon = common_horizon(times)
+        self.time = times["time"].to_numpy(np.int64)
+        self.happened = times["event"].notna().to_numpy(bool)
+        self.ids = times["cell_id"].tolist()
+        self.levels: dict[str, list[str]] = {}
+        self.codes: dict[str, Ints] = {}
+        for factor in [*self.factors, *(["seed"] if "seed" in times else [])]:
+            codes, levels = pd.factorize(times[factor], use_na_sentinel=False)
+            self.codes[factor], self.levels[factor] = codes.astype(np.int64), [str(level) for level in levels]
+
+    def others(self, factor: str, base: Mapping[str, str]) -> list[str]:
+        """The factor's levels but the base's."""
+        return [level for level in self.levels[factor] if level != base[factor]]
+
+    def stratum(self, without: Sequence[str]) -> Ints:
+        """A number a combination of all that varies but these, the seed included."""
+        number = np.zeros(len(self.time), np.int64)
+        for factor, codes in self.codes.items():
+            if factor not in without:
+                number = np.unique(number * len(self.levels[factor]) + codes, return_inverse=True)[1]
+        return number
+
+    def corners(self, levels: Mapping[str, Sequence[str]]) -> list[Ints]:
+        """Per corner of the levels, in the order of their product, its cells: the i-th of each equal in all else."""
+        stratum = self.stratum(list(levels))
+        cells = []
+        for corner in product(*levels.values()):
+            wanted = [self._index(factor, level) for factor, level in zip(levels, corner, strict=True)]
+            at = [self.codes[factor] == code for factor, code in zip(levels, wanted, strict=True)]
+            cells.append(np.flatnonzero(np.logical_and.reduce(at)))
+        shared = set.intersection(*(set(stratum[own]) for own in cells))
+        kept = [own[np.isin(stratum[own], list(shared))] for own in cells]
+        return [own[np.argsort(stratum[own], kind="stable")] for own in kept]
+
+    def _index(self, factor: str, level: str) -> int:
+        return self.levels[factor].index(level) if level in self.levels[factor] else -1
+
+    def estimate(self, corners: Sequence[Ints], signs: Sequence[int], factors: Sequence[str]) -> Estimate:
+        """The signed sum of the corners' restricted means, and its percentile interval; NaN ends with one seed."""
+        if not len(corners[0]):
+            return np.nan, np.nan, np.nan
+
+        def total(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
+            means = [restricted_mean(self.time[c], self.happened[c], self.horizon, weights) for c in corners]
+            return np.asarray(signs) @ np.array(means)
+
+        difference = float(total(None)[0])
+        weights = _resampled(self.stratum([*factors, "seed"])[corners[0]])
+        if weights is None:
+            return difference, np.nan, np.nan
+        lower, upper = np.quantile(total(weights), [0.025, 0.975])
+        return difference, float(lower), float(upper)
 
 
-def _others(times: pd.DataFrame, factor: str, base: Mapping[str, str]) -> list[str]:
-    return [level for level in times[factor].unique() if level != base[factor]]
-
-
-def _matched(times: pd.DataFrame, levels: Mapping[str, Sequence[str]]) -> list[pd.DataFrame]:
-    """Per corner of the levels, in the order of their product, its cells; row i of each is equal in all else."""
-    unit = _stratum(times, [*levels, "seed"])
-    keyed = times.assign(unit=unit, key=_stratum(times, list(levels))).set_index("key")
-    corners = []
-    for corner in product(*levels.values()):
-        chosen = np.logical_and.reduce([keyed[factor] == level for factor, level in zip(levels, corner, strict=True)])
-        corners.append(keyed[chosen])
-    shared = set.intersection(*(set(cells.index) for cells in corners))
-    return [cells.loc[sorted(shared)] for cells in corners]
-
-
-def _stratum(times: pd.DataFrame, without: Sequence[str]) -> NDArray[np.int64]:
-    """A number a combination of all columns that vary but these."""
-    columns = [c for c in [*factors_of(times), "seed"] if c in times and c not in without]
-    if not columns:
-        return np.zeros(len(times), np.int64)
-    numbers: NDArray[np.int64] = times.groupby(columns, sort=False, dropna=False).ngroup().to_numpy().astype(np.int64)
-    return numbers
-
-
-def _estimate(corners: Sequence[pd.DataFrame], signs: Sequence[int], horizon: int) -> tuple[float, float, float]:
-    """The signed sum of the corners' restricted means, and its percentile interval; NaN ends with one seed."""
-    weights = _resampled(corners[0]["unit"].to_numpy())
-    once = np.ones((1, len(corners[0])))
-
-    def total(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        means = [
-            restricted_mean(corner["time"].to_numpy(), corner["event"].notna().to_numpy(bool), horizon, weights)
-            for corner in corners
-        ]
-        return np.asarray(signs) @ np.array(means)
-
-    estimate = float(total(once)[0])
-    if weights is None:
-        return estimate, np.nan, np.nan
-    lower, upper = np.quantile(total(weights), [0.025, 0.975])
-    return estimate, float(lower), float(upper)
-
-
-def _resampled(unit: NDArray[np.int64]) -> NDArray[np.float64] | None:
+def _resampled(unit: Ints) -> NDArray[np.float64] | None:
     """How often each cell is drawn in each replicate, as many of its unit as there are; None with one a unit."""
     rng = np.random.default_rng(0)
     codes, counts = np.unique(unit, return_inverse=True, return_counts=True)[1:]
-    if len(unit) == 0 or counts.max() == 1:
+    if counts.max() == 1:
         return None
     weights = np.ones((REPLICATES, len(unit)))
     for seeds in set(counts) - {1}:

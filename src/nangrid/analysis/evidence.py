@@ -71,10 +71,11 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     times = durations(onsets)
     grid = Grid(records, autopsies, losses_at_one_time(histories, common_horizon(times)))
     chosen = _chosen(grid, reference) if reference else None
-    best = chosen or grid.reference() or next(iter(grid.combinations.values()))
+    best = chosen or grid.reference or next(iter(grid.combinations.values()))
     base = dict(best.levels)
     compared = contrasts(times, base, histories)
     tested = factor_tests(times)
+    seen = rates(times)
     return Evidence(
         grid_id=directory.grid_id,
         path=directory.path,
@@ -85,11 +86,11 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         times=times,
         base=base,
         verdict=verdict(grid, chosen),
-        limits=[*limits(records, times, tested, compared), *(f"left out: {error}" for error in untrusted)],
+        limits=[*limits(records, times, seen, tested, compared), *(f"left out: {error}" for error in untrusted)],
         tests=tested,
         contrasts=compared,
         interactions=interactions(times, base),
-        rates=rates(times),
+        rates=seen,
         curves={factor: survival_curves(times, factor) for factor in factors_of(times)},
         incidence={factor: incidence(times, factor) for factor in factors_of(times)},
         hypotheses=_decided(hypotheses, records, histories),

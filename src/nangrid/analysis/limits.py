@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nangrid.analysis.effects import ANY, without_effect
-from nangrid.analysis.rates import ALPHA, POWER, detectable, rates, unseen
+from nangrid.analysis.rates import ALPHA, POWER, detectable, unseen
 from nangrid.records.cell import CellRecord
 
 _MACHINE = ("device", "cpu", "cpu_capability")
@@ -15,15 +15,19 @@ _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def limits(
-    records: Sequence[CellRecord], times: pd.DataFrame, tested: pd.DataFrame, compared: pd.DataFrame
+    records: Sequence[CellRecord],
+    times: pd.DataFrame,
+    rates: pd.DataFrame,
+    tested: pd.DataFrame,
+    compared: pd.DataFrame,
 ) -> list[str]:
-    """Sentences a reader must know before acting on the numbers."""
+    """Sentences a reader must know before acting on the numbers; the tables are those of rates and effects."""
     return [
         *_mixed(records),
         *_flagged(times),
         *_horizons(records),
         *_no_ops(compared),
-        *_seeds(times),
+        *_seeds(rates),
         *_power(tested),
     ]
 
@@ -66,9 +70,9 @@ def _no_ops(compared: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _seeds(times: pd.DataFrame) -> list[str]:
-    table = rates(times)
-    seeds = int(table.loc[table["flagged"] == 0, "seeds"].min()) if (table["flagged"] == 0).any() else 0
+def _seeds(rates: pd.DataFrame) -> list[str]:
+    whole = rates.loc[rates["flagged"] == 0, "seeds"]
+    seeds = int(whole.min()) if len(whole) else 0
     if seeds == 0:
         return []
     what = "one seed" if seeds == 1 else f"{seeds} seeds"

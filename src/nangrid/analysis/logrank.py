@@ -63,11 +63,12 @@ def logrank(time: Ints, happened: NDArray[np.bool_], level: Ints, stratum: Ints,
     as_large = values >= observed - 1e-9 * max(1.0, observed)
     p = float(as_large.mean()) if exact else (1 + int(as_large.sum())) / (1 + len(values))
     least = float((values >= values.max() - 1e-9).mean()) if exact else 1 / (1 + len(values))
-    return LogRank(_chi2(time, happened, level, stratum, compared), p, exact, len(compared), len(informative), least)
+    return LogRank(_chi2(time, happened, level, stratum, informative), p, exact, len(compared), len(informative), least)
 
 
-def _chi2(time: Ints, happened: NDArray[np.bool_], level: Ints, stratum: Ints, compared: Sequence[Ints]) -> float:
-    cells = np.concatenate(compared)
+def _chi2(time: Ints, happened: NDArray[np.bool_], level: Ints, stratum: Ints, informative: Sequence[Ints]) -> float:
+    """The strata that tell nothing add nothing to it."""
+    cells = np.concatenate(informative)
     with np.errstate(all="ignore"):
         try:
             chi2, _ = survdiff(time[cells], happened[cells].astype(int), level[cells], strata=stratum[cells])

@@ -16,7 +16,7 @@ from nangrid.reporting.explain import explain
 from nangrid.reporting.figures import Trace, autopsy_figure, effects_figure, survival_figure, traces_figure
 from nangrid.reporting.page import DrawnAutopsy, Page, Section, render
 
-_MOST_TRACES = 200
+_MOST_TRACES = 100
 
 
 def report_html(evidence: Evidence) -> str:

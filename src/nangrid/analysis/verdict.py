@@ -24,7 +24,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     cells = sum(len(combination.records) for combination in grid.combinations.values())
     unusable = sum(not combination.usable for combination in grid.combinations.values())
     lines = _what_it_cannot_tell(grid, cells, unusable)
-    best = grid.reference()
+    best = grid.reference
     if not grid.events() or best is None:
         return lines
     why = (
@@ -49,7 +49,7 @@ def _what_it_cannot_tell(grid: Grid, cells: int, unusable: int) -> list[str]:
         lines.append(f"{unusable} combinations crashed or ran out of time: they say nothing (resume=errored).")
     if not grid.events():
         lines.append("Nothing went non-finite, froze or lost a gradient within the horizon: no verdict.")
-    elif grid.reference() is None:
+    elif grid.reference is None:
         lines.append(
             "No cell trains: without one that does, no level can be told from the rest. Add levels that train."
         )

@@ -64,7 +64,7 @@ def read_table(directory: Path) -> Table:
 
     path = directory / HISTORY
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.ParquetFile(path).read()  # read_table's dataset takes twice as long
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     found = {field.name: str(field.type) for field in table.schema}

@@ -110,30 +110,31 @@ class _Mark:
 
 def _onset_map(page: Page) -> dict[str, Any]:
     """Columns are the levels of the factor with most of them, rows the combinations of the others."""
+    cells: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in page.onsets.to_dict("records")]
     if not page.factors:
-        marks = [_mark(row) for _, row in page.onsets.iterrows()]
-        return {"columns": ["all cells"], "across": "", "down": [], "rows": [((), [marks])]}
+        return {"columns": ["all cells"], "across": "", "down": [], "rows": [((), [[_mark(cell) for cell in cells]])]}
     across = max(page.factors, key=lambda factor: page.onsets[factor].nunique())
     down = [factor for factor in page.factors if factor != across]
-    columns = list(page.onsets[across].unique())
-    rows = []
-    groups = page.onsets.groupby(down, sort=False, dropna=False) if down else [((), page.onsets)]
-    for levels, cells in groups:
-        named = levels if isinstance(levels, tuple) else (levels,)
-        by_column = [[_mark(row) for _, row in cells[cells[across] == column].iterrows()] for column in columns]
-        rows.append((tuple((level, level == page.base[f]) for f, level in zip(down, named, strict=True)), by_column))
+    columns = list(dict.fromkeys(cell[across] for cell in cells))
+    grouped: dict[tuple[str, ...], dict[str, list[_Mark]]] = {}
+    for cell in cells:
+        row = grouped.setdefault(tuple(cell[factor] for factor in down), {column: [] for column in columns})
+        row[cell[across]].append(_mark(cell))
+    rows = [
+        ([(level, level == page.base[f]) for f, level in zip(down, levels, strict=True)], list(row.values()))
+        for levels, row in grouped.items()
+    ]
     return {"columns": columns, "across": across, "down": down, "rows": rows}
 
 
-def _mark(row: pd.Series[Any]) -> _Mark:
-    seed = f"seed {row['seed']}, " if "seed" in row else ""
-    if row["flagged"]:
-        return _Mark("!", "crash", f"{seed}{row['status']}: {row['error']} ({row['cell_id'][:8]})")
-    if pd.isna(row["event"]):
-        return _Mark("·", None, f"{seed}finite to step {row['time']} ({row['cell_id'][:8]})")
-    return _Mark(
-        str(row["time"]), str(row["event"]), f"{seed}{row['event']} at step {row['time']} ({row['cell_id'][:8]})"
-    )
+def _mark(cell: dict[str, Any]) -> _Mark:
+    seed = f"seed {cell['seed']}, " if "seed" in cell else ""
+    name = cell["cell_id"][:8]
+    if cell["flagged"]:
+        return _Mark("!", "crash", f"{seed}{cell['status']}: {cell['error']} ({name})")
+    if pd.isna(cell["event"]):
+        return _Mark("·", None, f"{seed}finite to step {cell['time']} ({name})")
+    return _Mark(str(cell["time"]), str(cell["event"]), f"{seed}{cell['event']} at step {cell['time']} ({name})")
 
 
 def _distinct_ledgers(records: Sequence[CellRecord]) -> pd.DataFrame:

@@ -19,11 +19,13 @@ from nangrid.records.cell import CLOCKS, CellRecord
 FINITE, NONFINITE, UNTRAINED, ERROR = "#0072B2", "#D55E00", "#E69F00", "bold #CC79A7"
 _TAIL_LINES = 10
 _NAMES_SHOWN = 3
+_MOST_ROWS = 200
 
 
 def grid_summary(table: pd.DataFrame, pivot: pd.DataFrame) -> RenderableType:
     """The onset table, a line that counts, and the pivot by level (nangrid.analysis.onsets makes both)."""
-    return Group(_onsets(table), Text(_count(table)), Text(), _levels(pivot))
+    shown = _onsets(table) if len(table) <= _MOST_ROWS else Text("one line a cell: onsets.csv")
+    return Group(shown, Text(_count(table)), Text(), _levels(pivot))
 
 
 def cell_summary(record: CellRecord, history: pd.DataFrame | None, directory: Path) -> str:
