@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nangrid.analysis.causes import (
     ENOUGH_STEPS,
     WORSE,
@@ -62,7 +64,7 @@ def _of_event(finding: Finding, cells: int) -> list[str]:
     lines += [line for cause in finding.causes for line in _of_cause(cause, finding.event)]
     if len(finding.causes) > 1:
         lines.append(f"  necessary (in every cause): {in_words(finding.necessary)}")
-    return [*lines, *_of_cures(finding), *map(_of_futile, finding.futile)]
+    return [*lines, *_of_cures(finding), *_of_futile(finding.futile)]
 
 
 def _of_cause(cause: Cause, event: Event) -> list[str]:
@@ -92,10 +94,19 @@ def _of_cures(finding: Finding) -> list[str]:
     return lines
 
 
-def _of_futile(futile: Futile) -> str:
-    ids = ", ".join(dict.fromkeys(_ids(proof) for proof in futile.proofs[:_SHOWN]))
-    more = ", ..." if len(futile.proofs) > _SHOWN else ""
-    return f"  no cure: {in_words((futile.change,))} trains in 0 of {len(futile.proofs)} ({ids}{more})"
+def _of_futile(futile: Sequence[Futile]) -> list[str]:
+    """One line a factor: its levels that were tried and cure nothing."""
+    by_factor: dict[str, list[Futile]] = {}
+    for tried in futile:
+        by_factor.setdefault(tried.change[0], []).append(tried)
+    lines = []
+    for factor, several in by_factor.items():
+        levels = ",".join(tried.change[1] for tried in several)
+        proofs = [proof for tried in several for proof in tried.proofs]
+        ids = ", ".join(dict.fromkeys(proof.records[0].cell_id[:8] for proof in proofs[:_SHOWN]))
+        more = ", ..." if len(proofs) > _SHOWN else ""
+        lines.append(f"  no cure: {factor}={levels}, trains in 0 of {len(proofs)} ({ids}{more})")
+    return lines
 
 
 def _rate(combination: Combination, event: Event) -> str:

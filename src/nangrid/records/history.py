@@ -64,7 +64,7 @@ def read_table(directory: Path) -> Table:
 
     path = directory / HISTORY
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()  # read_table's dataset takes twice as long
+        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)  # a file is small: threads cost more
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     found = {field.name: str(field.type) for field in table.schema}

@@ -121,14 +121,16 @@ def effects_figure(contrasts: pd.DataFrame, horizon: int) -> str:
 def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
     """Loss and gradient norm of every cell to its onset, which is marked; the norm on a logarithmic axis."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 3.1), layout="constrained")
-        for axes, name in zip(figure.subplots(1, 2), ("loss", "grad_norm"), strict=True):
+        figure, panels = _panels(2, height=2.6)
+        figure.set_figheight(3.1 + 0.18 * (len(events) // 2 + 1))
+        figure.subplots_adjust(top=0.92, bottom=1.05 / figure.get_figheight())
+        for axes, name in zip(panels, ("loss", "grad_norm"), strict=True):
             for trace in sorted(traces, key=lambda t: t.event is not None):
                 _trace(axes, getattr(trace, name), trace.event, list(events), len(traces))
             axes.set(xlabel="optimizer step")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y")
-        left, right = figure.axes
+        left, right = panels
         left.set(title="training loss", ylabel="loss (nats a token)")
         right.set(title="gradient norm before clipping", ylabel="norm", yscale="log")
         right.yaxis.set_major_formatter(
@@ -137,7 +139,7 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
         handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its horizon")]
         for number, event in enumerate(events):
             handles.append(matplotlib.lines.Line2D([], [], **_event_style(number), markersize=6, label=event))
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8)
         return _svg(figure, "Loss and gradient norm by step, to the onset of each cell")
 
 
@@ -228,8 +230,12 @@ def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(2, max(1, count))
     rows = math.ceil(max(1, count) / columns)
-    figure = Figure(figsize=(7.2, height * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    # margins in inches: a constrained layout draws every panel twice
+    figure = Figure(figsize=(7.2, height * rows + 0.5))
+    tall = figure.get_figheight()
+    grid = {"left": 0.08, "right": 0.98, "wspace": 0.22, "hspace": 0.9 / (height - 0.9)}
+    grid |= {"top": 1 - 0.3 / tall, "bottom": 0.55 / tall}
+    panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid).flat)
     for spare in panels[count:]:
         spare.set_axis_off()
     return figure, panels[:count]
