@@ -121,9 +121,7 @@ def effects_figure(contrasts: pd.DataFrame, horizon: int) -> str:
 def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
     """Loss and gradient norm of every cell to its onset, which is marked; the norm on a logarithmic axis."""
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(2, height=2.6)
-        figure.set_figheight(3.1 + 0.18 * (len(events) // 2 + 1))
-        figure.subplots_adjust(top=0.92, bottom=1.05 / figure.get_figheight())
+        figure, panels = _panels(2, height=2.3, below=0.75 + 0.18 * (len(events) // 2 + 1))
         for axes, name in zip(panels, ("loss", "grad_norm"), strict=True):
             for trace in sorted(traces, key=lambda t: t.event is not None):
                 _trace(axes, getattr(trace, name), trace.event, list(events), len(traces))
@@ -227,14 +225,18 @@ def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
     axes.text(*place, text, fontsize=8, ha="center", va="center", in_layout=False)
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float, below: float = 0.55) -> tuple[Figure, list[Axes]]:
+    """Two panels a row, each so high; `below` is the room under the last row. All in inches."""
     columns = min(2, max(1, count))
     rows = math.ceil(max(1, count) / columns)
-    # margins in inches: a constrained layout draws every panel twice
-    figure = Figure(figsize=(7.2, height * rows + 0.5))
+    above, between = 0.35, 0.85
+    inside = rows * height - (rows - 1) * 0.1
+    figure = Figure(figsize=(7.2, inside + above + below))
     tall = figure.get_figheight()
-    grid = {"left": 0.08, "right": 0.98, "wspace": 0.22, "hspace": 0.9 / (height - 0.9)}
-    grid |= {"top": 1 - 0.3 / tall, "bottom": 0.55 / tall}
+    axes_height = (inside - (rows - 1) * between) / rows
+    # margins by hand: a constrained layout draws every panel twice
+    grid = {"left": 0.08, "right": 0.98, "wspace": 0.22, "hspace": between / axes_height}
+    grid |= {"top": 1 - above / tall, "bottom": below / tall}
     panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid).flat)
     for spare in panels[count:]:
         spare.set_axis_off()
