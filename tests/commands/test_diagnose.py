@@ -43,6 +43,18 @@ def test_the_cause_and_the_cures_of_zero_rows_in_halves(tmp_path: Path, capsys: 
     assert all((tmp_path / "cells" / c / "result.json").stat().st_mtime_ns == t for c, t in written.items())
 
 
+def test_a_late_onset_is_replayed_with_one_change_undone_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nangrid.grid.diagnose.LATE", 0)
+    sides = ["--failing", "init=zero", "dtype=fp16", "seed=1", "--reference", "init=mean", "dtype=fp32", "seed=1"]
+    assert main([*COMMON, f"out={tmp_path}", "--seeds", "1", *sides]) == 0
+    said = capsys.readouterr().out
+    assert "  init=zero undone: the step survives" in said
+    assert "  dtype=fp16 undone: the step fails too" in said, "in float32 the norm of the gradients is inf as well"
+    assert "enough: init=zero dtype=fp16" in said
+
+
 @pytest.mark.parametrize(
     ("failing", "reference", "sentence"),
     [

@@ -1,7 +1,7 @@
 """The search between two end points, over seeds: the cells are planned for real, what they do is a truth table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 
 from nangrid.commands.diagnose import _question
 from nangrid.grid.diagnose import Diagnosis, diagnose, rank
-from nangrid.grid.laboratory import Question
+from nangrid.grid.laboratory import Answered, Question
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.schedule import Isolated
 from nangrid.grid.settle import GridOutcome
@@ -171,16 +171,18 @@ def test_a_dtype_is_drilled_down_to_its_fields(ask: Ask) -> None:
     assert named == [("dtype.storage=fp16",)] and drilled.cells < 8
 
 
-def test_the_autopsy_says_what_to_try_first(ask: Ask, tmp_path: Path) -> None:
+def test_the_autopsy_says_what_to_try_first(make_record: MakeRecord, tmp_path: Path) -> None:
     question = _question([f"out={tmp_path}"], FAILING, REFERENCE, 1, 1)
     said: list[str] = []
     told = autopsy("fp16-activation-overflow", suggestions=["dtype=bf16", "dtype=fp32"], untrained=True)
-    assert rank(question, told, said.append) == [4.0, 1.0, 0.25]
+    plan = question.plan(question.levels(question.everything), 8, 0)
+    failing = Answered(plan, make_record({"loss": 0}), None, told, [])
+    assert rank(question, failing, said.append) == [4.0, 1.0, 0.25]
     assert said == [
         "first suspect, by the autopsy: dtype=fp16",
         "last suspect, for the untrained weights fail on this batch too: optim=adamw_torch",
     ]
-    assert rank(question, None, said.append) == [1.0, 1.0, 1.0]
+    assert rank(question, replace(failing, autopsy=None), said.append) == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

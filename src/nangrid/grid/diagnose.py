@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nangrid.analysis.causes import ENOUGH_STEPS, Event
+from nangrid.grid.counterfactual import survives
 from nangrid.grid.drill import Drilled, drill_down
 from nangrid.grid.laboratory import Answered, Laboratory, Question
 from nangrid.records.autopsy import Autopsy
@@ -21,6 +22,10 @@ SUGGESTED = 4.0
 """How much likelier than another a change is taken to matter that the autopsy suggests to undo."""
 EXCLUDED = 0.25
 """The same for what can only act through earlier updates, where the untrained weights fail on the batch too."""
+SURVIVED, FAILED_TOO = 4.0, 0.5
+"""The same for a change without which the failing step survives its replay, or fails as well."""
+LATE = 4
+"""The onset from which a replay (a cell's start and about 2 steps) costs less than a cell of ENOUGH_STEPS times it."""
 
 Say = Callable[[str], None]
 
@@ -74,7 +79,7 @@ def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     short = ENOUGH_STEPS * (onset + 1)
     total = 2 ** len(question.changes)
     say(f"{event} at step {onset}: {total} combinations lie between the two, each is asked for {short} steps")
-    weights = rank(question, failing.autopsy, say)
+    weights = rank(question, failing, say)
     quick = _Search(question, Laboratory(question, short, say), question.seeds[:1], event, weights, say)
     full = _Search(question, Laboratory(question, max(short, horizon), say), question.seeds, event, weights, say)
     found = quick.run()
@@ -103,26 +108,41 @@ def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     )
 
 
-def rank(question: Question, autopsy: Autopsy | None, say: Say) -> list[float]:
-    """How likely each change is to matter, from the failing cell's autopsy, which costs nothing."""
-    weights = [1.0] * len(question.changes)
-    if autopsy is None:
+def rank(question: Question, failing: Answered, say: Say) -> list[float]:
+    """How likely each change is to matter, from what the failing cell left behind.
+
+    Its autopsy costs nothing. Where the onset is late, and cells so that much longer, its failing step is also
+    replayed with each change undone.
+    """
+    weights = [_by_autopsy(question, number, failing.autopsy) for number in range(len(question.changes))]
+    _tell(question, weights, SUGGESTED, "first suspect, by the autopsy", say)
+    _tell(question, weights, EXCLUDED, "last suspect, for the untrained weights fail on this batch too", say)
+    if failing.record.onset is None or failing.record.onset.step < LATE:
         return weights
-    suggested = {suggestion.partition("=")[0].split(".")[0] for suggestion in autopsy.suggestions}
-    too_late = autopsy.untrained is True and autopsy.phase in ("forward", "backward")
-    for number, (failing, kept) in enumerate(question.changes):
-        group = (failing or kept)[0].partition("=")[0].split(".")[0]
-        if group in suggested:
-            weights[number] = SUGGESTED
-        elif too_late and group == "optim":
-            weights[number] = EXCLUDED
-    first = [_typed(question, frozenset({i})) for i, weight in enumerate(weights) if weight == SUGGESTED]
-    last = [_typed(question, frozenset({i})) for i, weight in enumerate(weights) if weight == EXCLUDED]
-    if first:
-        say(f"first suspect, by the autopsy: {', '.join(first)}")
-    if last:
-        say(f"last suspect, for the untrained weights fail on this batch too: {', '.join(last)}")
+    say(f"replaying step {failing.record.onset.step} with one change undone at a time")
+    seed, everything = question.seeds[0], question.everything
+    others = [question.plan(question.levels(everything - {i}), 1, seed).config for i in sorted(everything)]
+    for number, survived in enumerate(survives(failing.plan, failing.record, others)):
+        if survived is not None:
+            say(f"  {_typed(question, frozenset({number}))} undone: the step {'survives' if survived else 'fails too'}")
+            weights[number] *= SURVIVED if survived else FAILED_TOO
     return weights
+
+
+def _by_autopsy(question: Question, number: int, autopsy: Autopsy | None) -> float:
+    failing, kept = question.changes[number]
+    group = (failing or kept)[0].partition("=")[0].split(".")[0]
+    if autopsy is None:
+        return 1.0
+    if group in {suggestion.partition("=")[0].split(".")[0] for suggestion in autopsy.suggestions}:
+        return SUGGESTED
+    too_late = autopsy.untrained is True and autopsy.phase in ("forward", "backward")
+    return EXCLUDED if too_late and group == "optim" else 1.0
+
+
+def _tell(question: Question, weights: Sequence[float], weight: float, what: str, say: Say) -> None:
+    if named := [_typed(question, frozenset({i})) for i, own in enumerate(weights) if own == weight]:
+        say(f"{what}: {', '.join(named)}")
 
 
 _Answers = tuple[Found, Found, NotMonotoneError | None]

@@ -92,9 +92,9 @@ def warm_up() -> None:
     os.environ.update(ENVIRONMENT)
     # A stopped cell leaves tqdm's semaphore behind: Python's resource tracker would warn of it at the end.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-    context = _context()
-    if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload(list(PRELOAD))
+    made_by = context()
+    if isinstance(made_by, ForkServerContext):
+        made_by.set_forkserver_preload(list(PRELOAD))
         forkserver.ensure_running()
 
 
@@ -102,9 +102,9 @@ def start(plan: CellPlan, grid_id: str) -> CellProcess:
     """Start the cell's process; ConnectionError if the fork server keeps dying."""
     for _ in range(STARTS):
         warm_up()
-        context = _context()
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=child.main, args=(plan, grid_id, child.CELL_MODULE, sender), name=plan.cell_id)
+        made_by = context()
+        receiver, sender = made_by.Pipe(duplex=False)
+        process = made_by.Process(target=child.main, args=(plan, grid_id, child.CELL_MODULE, sender), name=plan.cell_id)
         try:
             process.start()
         except (EOFError, ConnectionError):  # the server was killed meanwhile: another one is started
@@ -127,7 +127,8 @@ def stop(cells: list[CellProcess]) -> None:
 
 
 @functools.cache
-def _context() -> ForkServerContext | SpawnContext:
+def context() -> ForkServerContext | SpawnContext:
+    """What makes processes here."""
     # A forked child cannot use CUDA once the server has touched it, and importing bitsandbytes touches it.
     if may_have_cuda():
         return multiprocessing.get_context("spawn")
