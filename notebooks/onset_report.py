@@ -19,6 +19,7 @@
 # %% tags=["parameters"]
 GRID = "outputs/default"
 HYPOTHESES = "conf/hypotheses"
+REFERENCE: list[str] = []
 
 # %%
 from pathlib import Path
@@ -33,7 +34,7 @@ from nangrid.records.grid import GridDirectory
 from nangrid.reporting.figures import effects_figure, survival_figure, traces_figure
 
 pd.set_option("display.max_rows", 200)
-evidence = gather(GridDirectory.at(GRID), Path(HYPOTHESES))
+evidence = gather(GridDirectory.at(GRID), Path(HYPOTHESES), REFERENCE)
 horizon = common_horizon(evidence.times)
 
 # %% [markdown]

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from statsmodels.duration.survfunc import survdiff
 
 MOST_EXACT = 20_000
-RANDOM = 9_999
+RANDOM = 4_999
+_AT_ONCE = 2_000_000
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,12 +86,15 @@ def _groups(stratum: Ints) -> list[Ints]:
 
 def _scores(time: Ints, happened: NDArray[np.bool_], stratum: Ints) -> Floats:
     """Observed minus expected (Nelson-Aalen) of each cell, within its stratum."""
-    scores = happened.astype(float)
-    for cells in _groups(stratum):
-        own, met = time[cells], happened[cells]
-        for moment in np.unique(own[met]):
-            at_risk = own >= moment
-            scores[cells[at_risk]] -= (met & (own == moment)).sum() / at_risk.sum()
+    order = np.lexsort((time, stratum))
+    own, when, met = stratum[order], time[order], happened[order].astype(float)
+    begins = np.append(True, (np.diff(own) != 0) | (np.diff(when) != 0))  # a stratum's cells of one time
+    first = np.flatnonzero(begins)
+    at_risk = np.searchsorted(own, own[first], side="right") - first
+    hazard = np.cumsum(np.add.reduceat(met, first) / at_risk)
+    before = np.append(0.0, hazard)[np.searchsorted(first, np.searchsorted(own, own[first]))]
+    scores = np.empty(len(time))
+    scores[order] = met - (hazard - before)[np.cumsum(begins) - 1]
     return scores
 
 
@@ -110,9 +114,12 @@ def _all_sums(strata: Sequence[Ints], scores: Floats, level: Ints, levels: int) 
 
 def _random_sums(strata: Sequence[Ints], scores: Floats, level: Ints, levels: int, rng: np.random.Generator) -> Floats:
     total = np.zeros((RANDOM, levels))
-    for cells in strata:
-        arrangements = rng.permuted(np.tile(scores[cells], (RANDOM, 1)), axis=1)
-        total += _by_level(arrangements, level[cells], levels)
+    for size in sorted({len(cells) for cells in strata}):
+        alike = np.array([cells for cells in strata if len(cells) == size])
+        at_level = np.eye(levels)[level[alike]]
+        for few in np.array_split(np.arange(RANDOM), math.ceil(RANDOM * alike.size / _AT_ONCE)):
+            arrangements = rng.permuted(np.tile(scores[alike], (len(few), 1, 1)), axis=2)
+            total[few] += np.einsum("bsc,scl->bl", arrangements, at_level)
     return total
 
 

@@ -15,7 +15,7 @@ from nangrid.cell.config import CONF_DIR
 from nangrid.commands.exits import exit_code
 from nangrid.records.atomic import write_bytes
 from nangrid.records.grid import GridDirectory
-from nangrid.reporting.notebook import execute
+from nangrid.reporting.notebook import begin
 from nangrid.reporting.terminal import grid_summary
 
 HYPOTHESES = CONF_DIR / "hypotheses"
@@ -45,13 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(path: str, reference: Sequence[str], hypotheses: Path, notebook: bool) -> None:
     directory = GridDirectory.at(path)
-    evidence = gather(directory, hypotheses, reference)
-    write_onsets(directory, evidence.onsets)
-    write_bytes(directory.path / PAGE, report_html(evidence).encode())
-    _tell(evidence)
-    if notebook:
-        parameters = {"GRID": str(directory.path), "HYPOTHESES": str(hypotheses.absolute())}
-        print(f"notebook: {execute(NOTEBOOK, directory.path, parameters)}")
+    parameters = {"GRID": str(directory.path), "HYPOTHESES": str(hypotheses.absolute()), "REFERENCE": list(reference)}
+    beside = begin(NOTEBOOK, directory.path, parameters) if notebook else None
+    try:
+        evidence = gather(directory, hypotheses, reference)
+        write_onsets(directory, evidence.onsets)
+        write_bytes(directory.path / PAGE, report_html(evidence).encode())
+        _tell(evidence)
+    except BaseException:
+        if beside:
+            beside.kill()
+            beside.communicate()
+        raise
+    if beside:
+        _, errors = beside.communicate()
+        done = beside.returncode == 0
+        print(f"notebook: {directory.path / NOTEBOOK.stem}.html" if done else f"the notebook failed:\n{errors}")
 
 
 def _tell(evidence: Evidence) -> None:

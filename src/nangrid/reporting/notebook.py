@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from nangrid.records.atomic import write_bytes
 
 
-def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> Path:
+def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> None:
     """Run a percent script with these parameters; write `<stem>.ipynb` and `<stem>.html` into `destination`.
 
-    Returns the HTML. Raises papermill's PapermillExecutionError, which shows the cell that failed; nothing is written
-    then.
+    Raises papermill's PapermillExecutionError, which shows the cell that failed; nothing is written then.
     """
     import jupytext
     import nbformat
@@ -30,9 +32,18 @@ def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> Path
         extra_arguments=["--log-level=40"],
     )
     write_bytes(destination / f"{script.stem}.ipynb", nbformat.writes(notebook).encode())
-    html, _ = HTMLExporter(
-        exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
-    ).from_notebook_node(notebook)
-    page = destination / f"{script.stem}.html"
-    write_bytes(page, html.encode())
-    return page
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
+    html, _ = exporter.from_notebook_node(notebook)
+    write_bytes(destination / f"{script.stem}.html", html.encode())
+
+
+def begin(script: Path, destination: Path, parameters: dict[str, Any]) -> subprocess.Popen[str]:
+    """The same in a process of its own, beside whatever else there is to do."""
+    arguments = [str(script), str(destination), json.dumps(parameters)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "nangrid.reporting.notebook", *arguments], stderr=subprocess.PIPE, text=True
+    )
+
+
+if __name__ == "__main__":
+    execute(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
