@@ -11,6 +11,7 @@ COMMANDS = {
     "diagnose": "search causes and cures between a failing and a training cell",
     "replay": "run a cell's failing step again, as it was or under other levels",
     "report": "say which levels brought each event about, and what cures it",
+    "check": "look a run over before its first step",
     "status": "say how far a grid is, from its directory alone",
 }
 """Each a module of this package with a `main` that takes the arguments and returns the exit code."""

@@ -5,6 +5,7 @@ from nangrid.watch.clocks import Clocks, Reading
 from nangrid.watch.inspector import Failed, Inspector, still_searching
 from nangrid.watch.late import inspector_for
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
+from nangrid.watch.preflight import Finding, Settings, preflight, settings_of
 from nangrid.watch.replay import Replay, Step, replay
 from nangrid.watch.snapshot import MicroBatch, Snapshot, random_states, trainables
 from nangrid.watch.watch import NonFiniteError, Watch
@@ -13,23 +14,27 @@ __all__ = [
     "Background",
     "Clocks",
     "Failed",
+    "Finding",
     "Inspector",
     "Ledger",
     "MicroBatch",
     "NonFiniteError",
     "Reading",
     "Replay",
+    "Settings",
     "Snapshot",
     "Step",
     "Watch",
     "examine",
     "inspector_for",
     "observe_residual",
+    "preflight",
     "random_states",
     "read_arithmetic",
     "read_model",
     "read_optimizer",
     "replay",
+    "settings_of",
     "still_searching",
     "trainables",
 ]

@@ -1,0 +1,59 @@
+"""`check`: what is wrong with a run before its first step? The cell is built and looked over; nothing is trained."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nangrid.commands.compose import composed
+from nangrid.commands.exits import exit_code
+from nangrid.grid.isolation import ENVIRONMENT
+from nangrid.grid.plan import plan_cell
+
+EPILOG = """\
+python -m src.check                                                    the run of huggingface/peft issue 1715
+python -m src.check dtype=fp16 data=jsonl data.path=chat.jsonl         your own data
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 it was looked over, whatever was found; 2 for what cannot be built."""
+    parser = ArgumentParser(
+        prog="check",
+        description=__doc__,
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels, as src.run takes them")
+    asked = parser.parse_args(arguments)
+    os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
+    return exit_code(lambda: _check(asked.overrides))
+
+
+def _check(overrides: Sequence[str]) -> None:
+    plan = plan_cell(composed(overrides), list(overrides))
+    from transformers.utils.logging import disable_progress_bar
+
+    from nangrid.cell.build import build_cell
+    from nangrid.cell.preflight import look_over
+
+    disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with tempfile.TemporaryDirectory() as scratch:  # transformers' Trainer makes its directory at once
+            cell = build_cell(plan.config, Path(scratch))
+        began = time.perf_counter()
+        findings = look_over(cell, plan.config, trial=True)
+    for line in cell.ledger.warnings:
+        print(f"warning: not as asked: {line}")
+    for finding in findings:
+        print(finding)
+    counted = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("error", "warning", "note"))
+    print(f"{counted}; nothing was trained ({time.perf_counter() - began:.1f} s)", file=sys.stderr)
