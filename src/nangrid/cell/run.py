@@ -15,6 +15,7 @@ from nangrid.cell.data import CellData
 from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
 from nangrid.cell.model import DTYPES, device
+from nangrid.cell.preflight import look_over
 from nangrid.integrations import unwrapped, watch_trainer
 from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import CellRecord, Seconds, Trains, write_record
@@ -60,6 +61,7 @@ def _train(
     """Build and train; the outcome's part of the record, and the rows of the history."""
     began = time.perf_counter()
     cell = build_cell(config, directory)
+    cell.ledger.preflight = [str(finding) for finding in look_over(cell, config, trial=False)]
     rows: list[dict[str, Any]] = []
 
     def keep(reading: Reading) -> None:

@@ -141,7 +141,7 @@ def _distinct_ledgers(records: Sequence[CellRecord]) -> pd.DataFrame:
     """What was really computed in, a row for each that differs, and how many cells had it."""
     rows = [
         {"dtype asked": record.factors.get("dtype", "")}
-        | {key: _plain(value) for key, value in record.ledger.items() if key not in ("changed", "layers")}
+        | {key: _plain(value) for key, value in record.ledger.items() if key not in ("changed", "layers", "preflight")}
         for record in records
     ]
     if not rows:

@@ -31,6 +31,7 @@ def grid_summary(table: pd.DataFrame, pivot: pd.DataFrame) -> RenderableType:
 def cell_summary(record: CellRecord, history: pd.DataFrame | None, directory: Path) -> str:
     """The plain lines that end a single run, warnings first; `history` is None where none was written."""
     lines = [f"WARNING: {warning}" for warning in record.ledger.get("warnings", [])]
+    lines += [f"preflight: {finding}" for finding in record.ledger.get("preflight", [])]
     lines += [*_what_happened(record, history), *_what_did_not_train(record)]
     return "\n".join([*lines, f"records: {directory}"])
 

@@ -53,6 +53,8 @@ class Ledger:
     changed: dict[str, int] = field(default_factory=dict)
     """How many tensors a factor really changed (`upcast`, `init`)."""
     warnings: list[str] = field(default_factory=list)
+    preflight: list[str] = field(default_factory=list)
+    """What was wrong before the first step, a line a finding."""
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dict for the record."""
