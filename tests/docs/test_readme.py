@@ -12,12 +12,15 @@ import transformers
 from torch import Tensor, nn
 
 from nangrid import NonFiniteError
+from nangrid.commands.check import main as check
+from nangrid.commands.compose import composed
 from nangrid.commands.diagnose import main as diagnose
 from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
 from nangrid.grid.laboratory import Question
+from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.records.grid import GridDirectory
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -42,6 +45,12 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
         monkeypatch.setattr("nangrid.commands.diagnose._tell", lambda question, _: asked.append(question))
         assert diagnose(arguments) == 0
         assert asked[0].plan(asked[0].levels(asked[0].everything), 4, 0).cell_id
+    elif name == "check":
+        planned: list[CellPlan] = []
+        monkeypatch.setattr(
+            "nangrid.commands.check._check", lambda given: planned.append(plan_cell(composed(given), given))
+        )
+        assert check(arguments) == 0 and planned[0].cell_id
     elif name == "report":
         GridDirectory.open(tmp_path)
         assert report([str(tmp_path), *arguments[1:]]) == 2  # read, and no cell in it
