@@ -32,8 +32,8 @@ BAD = {
     "horizon=[1": "horizon=[1 cannot be read: type key=value, with quotes around a value of odd characters.",
     "horizon": "horizon cannot be read: type key=value, with quotes around a value of odd characters.",
     "seed=0,1": "seed=0,1 asks for several cells: add -m, as in python -m src.run -m seed=0,1.",
-    "+experiment=smok": "+experiment=smok is not a level: choose one of covering, default, full, one_factor, peft1715, smoke (did you mean "
-    "+experiment=smoke?).",
+    "+experiment=smok": "+experiment=smok is not a level: choose one of covering, default, full, one_factor, peft1715, "
+    "smoke (did you mean +experiment=smoke?).",
     "experiment=smoke": "experiment is not a group of every cell: type +experiment=... with a plus.",
     "+horizon=3": "+horizon=... adds a key that exists already: type horizon=... without the plus.",
     "~optim.betas": "~optim.betas deletes a key that does not exist: leave it out.",

@@ -89,7 +89,7 @@ def _of_cures(finding: Finding) -> list[str]:
     for changes, cures in sorted(by_changes.items(), key=lambda item: (len(item[0]), -len(item[1])))[:_SHOWN]:
         until = min(cure.until for cure in cures)
         short = "" if all(c.enough for c in cures) else f", too few to be sure: {ENOUGH_STEPS}x the onset is wanted"
-        ids = ", ".join(dict.fromkeys(_ids(cure.proof) for cure in cures))
+        ids = _few([record.cell_id for cure in cures for record in cure.proof.records])
         lines.append(f"  cure: {in_words(changes)}, for {len(cures)} of {failing} ({ids}, finite to {until}{short})")
     return lines
 
@@ -103,10 +103,14 @@ def _of_futile(futile: Sequence[Futile]) -> list[str]:
     for factor, several in by_factor.items():
         levels = ",".join(tried.change[1] for tried in several)
         proofs = [proof for tried in several for proof in tried.proofs]
-        ids = ", ".join(dict.fromkeys(proof.records[0].cell_id[:8] for proof in proofs[:_SHOWN]))
-        more = ", ..." if len(proofs) > _SHOWN else ""
-        lines.append(f"  no cure: {factor}={levels}, trains in 0 of {len(proofs)} ({ids}{more})")
+        ids = _few([proof.records[0].cell_id for proof in proofs])
+        lines.append(f"  no cure: {factor}={levels}, trains in 0 of {len(proofs)} ({ids})")
     return lines
+
+
+def _few(cells: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(cell_id[:8] for cell_id in cells))
+    return ", ".join(unique[:_SHOWN]) + (f" and {len(unique) - _SHOWN} more" if len(unique) > _SHOWN else "")
 
 
 def _rate(combination: Combination, event: Event) -> str:
