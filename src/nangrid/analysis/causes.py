@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import combinations
 from statistics import median
 
-from nangrid.analysis.onsets import varying_factors
+from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 
@@ -136,7 +136,7 @@ class Grid:
         table = varying_factors([record.factors for record in records])
         self.factors = [str(column) for column in table.columns if column != "seed"]
         grouped: dict[Levels, list[CellRecord]] = {}
-        for record, row in zip(records, table[self.factors].astype(str).to_dict("records"), strict=True):
+        for record, row in zip(records, table[self.factors].map(level_name).to_dict("records"), strict=True):
             grouped.setdefault(tuple((factor, row[factor]) for factor in self.factors), []).append(record)
         self.combinations = {
             levels: Combination(

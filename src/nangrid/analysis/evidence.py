@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -105,10 +106,16 @@ def rerun_command(record: CellRecord) -> str:
 
 
 def _in_order(records: Sequence[CellRecord]) -> list[CellRecord]:
-    """By the levels of what varies: numbers by size, names by letter."""
+    """By the levels of what varies: null, numbers by size, names by letter."""
     table = varying_factors([record.factors for record in records])
-    keys = [[(isinstance(level, str), level) for level in row] for row in table.itertuples(index=False)]
+    keys = [[_rank(level) for level in row] for row in table.itertuples(index=False)]
     return [records[row] for row in sorted(range(len(records)), key=lambda row: keys[row])]
+
+
+def _rank(level: Any) -> tuple[int, float, str]:
+    if pd.isna(level):
+        return 0, 0.0, ""
+    return (2, 0.0, level) if isinstance(level, str) else (1, float(level), "")
 
 
 def _decided(directory: Path | None, records: Sequence[CellRecord], histories: Mapping[str, History]) -> pd.DataFrame:

@@ -62,7 +62,7 @@ def onset_pivot(table: pd.DataFrame) -> pd.DataFrame:
         for level, cells in table.groupby(factor, sort=False, dropna=False):
             failing = cells[cells["status"] == "nonfinite"]
             median = failing["onset_step"].median()
-            rows.append((factor, _level_name(level), len(cells), len(failing), median))
+            rows.append((factor, level_name(level), len(cells), len(failing), median))
     pivot = pd.DataFrame(rows, columns=["factor", "level", "cells", "nonfinite", "median_onset"])
     return pivot.astype({"factor": "string", "level": "string", "median_onset": "Float64"})
 
@@ -118,5 +118,6 @@ def _scalar(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _level_name(level: Any) -> str:
+def level_name(level: Any) -> str:
+    """As it is typed; `null` where a cell has no such key, or none set."""
     return "null" if pd.isna(level) else str(level)

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from statsmodels.duration.survfunc import CumIncidenceRight, SurvfuncRight
 
-from nangrid.analysis.onsets import factor_columns
+from nangrid.analysis.onsets import factor_columns, level_name
 
 CONFIDENCE = 0.95
 
@@ -26,7 +26,7 @@ def durations(table: pd.DataFrame) -> pd.DataFrame:
     What is censored before its horizon (a crash, a timeout) stays in as censored. A frozen cell has met its event
     at the step from which it is frozen. Levels become text, as they are typed.
     """
-    levels = {factor: table[factor].map(str) for factor in factor_columns(table) if factor != "seed"}
+    levels = {factor: table[factor].map(level_name) for factor in factor_columns(table) if factor != "seed"}
     unexplained = "unexplained " + table["onset_clock"]
     event = table["mechanism"].fillna(unexplained).where(table["status"] == "nonfinite")
     frozen = event.isna() & table["frozen_from"].notna()
