@@ -20,6 +20,7 @@ KEYS = [
     "resume",
     "dry_run",
     "threads",
+    "headroom",
     "model.name",
     "model.source",
     "model.id",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from nangrid.analysis.survival import common_horizon, durations, factors_of, inc
 from nangrid.analysis.verdict import verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
-from nangrid.records.errors import InputError
+from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import GridDirectory
+from nangrid.records.headroom import read_headroom
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Evidence:
     """Kaplan-Meier by factor."""
     incidence: Mapping[str, pd.DataFrame]
     """By factor."""
+    headroom: tuple[str, pd.DataFrame] | None
+    """What the reference, or else a finite cell, saw of its magnitudes, after its cell_id; None if none looked."""
     hypotheses: pd.DataFrame
     """One row a prediction: name, claim, verdict (of the claim), prediction, rule, outcome, says, cells."""
 
@@ -94,6 +98,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         rates=seen,
         curves={factor: survival_curves(times, factor) for factor in factors_of(times)},
         incidence={factor: incidence(times, factor) for factor in factors_of(times)},
+        headroom=_headroom(directory, [*best.records, *(r for r in records if r.status == "finite")]),
         hypotheses=_decided(hypotheses, records, histories),
     )
 
@@ -116,6 +121,14 @@ def _rank(level: Any) -> tuple[int, float, str]:
     if pd.isna(level):
         return 0, 0.0, ""
     return (2, 0.0, level) if isinstance(level, str) else (1, float(level), "")
+
+
+def _headroom(directory: GridDirectory, records: Sequence[CellRecord]) -> tuple[str, pd.DataFrame] | None:
+    for record in records:
+        with contextlib.suppress(RecordError):
+            if (frame := read_headroom(directory.cell(record.cell_id))) is not None and len(frame):
+                return record.cell_id, frame
+    return None
 
 
 def _decided(directory: Path | None, records: Sequence[CellRecord], histories: Mapping[str, History]) -> pd.DataFrame:

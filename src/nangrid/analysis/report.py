@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from nangrid.analysis.effects import ANY
 from nangrid.analysis.evidence import Evidence, rerun_command
+from nangrid.analysis.headroom import LIMITS, first_overflow, forecast, room
 from nangrid.analysis.histories import column
 from nangrid.analysis.survival import common_horizon
 from nangrid.records.cell import CellRecord
 from nangrid.reporting.explain import explain
-from nangrid.reporting.figures import Trace, autopsy_figure, effects_figure, survival_figure, traces_figure
+from nangrid.reporting.figures import (
+    Trace,
+    autopsy_figure,
+    effects_figure,
+    headroom_figure,
+    survival_figure,
+    traces_figure,
+)
 from nangrid.reporting.page import DrawnAutopsy, Page, Section, render
 
 _MOST_TRACES = 100
+_SHOWN = 12
 
 
 def report_html(evidence: Evidence) -> str:
@@ -31,6 +41,8 @@ def page_of(evidence: Evidence) -> Page:
     sections = [_effects(evidence), _survival(evidence)] if factors else []
     if evidence.histories:
         sections.append(_traces(evidence, events))
+    if evidence.headroom:
+        sections.append(_headroom(*evidence.headroom))
     return Page(
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence.records),
@@ -125,6 +137,30 @@ def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
     shown = "" if len(traces) == len(evidence.histories) else f" ({len(traces)} of {len(evidence.histories)} cells)"
     lead = [f"Every cell to its onset, the last finite value of a failing one marked{shown}."]
     return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
+
+
+def _headroom(cell_id: str, frame: pd.DataFrame) -> Section:
+    table = room(frame)
+    first = first_overflow(frame)
+    lead = [
+        f"What cell {cell_id[:8]} saw of its own activations and gradients, on its first step and every few after it. "
+        "fp16, bf16 and fp32 are the bits that are left before the format ends (log2 of limit / largest): below 0 it "
+        "would overflow.",
+        f"In fp16 the first to overflow would be {_in_words(first)}."
+        if first is not None
+        else "Nothing that it saw would overflow in fp16.",
+    ]
+    growing = forecast(frame)
+    if len(growing):
+        lead.append("The second table has what grows towards fp16's end, by a straight line through log2 of its size.")
+    tables = [table.head(_SHOWN), *([growing.head(_SHOWN)] if len(growing) else [])]
+    return Section("Headroom", lead, [headroom_figure(table, LIMITS)], tables)
+
+
+def _in_words(row: pd.Series[Any]) -> str:
+    """Which module, how large, and at which token."""
+    token = f" at {row['text']!r}, position {row['position']}" if row["position"] >= 0 else ""
+    return f"the {row['kind']} of {row['module']} in step {row['step']} ({row['absmax']:.3g}{token})"
 
 
 def _drawn(evidence: Evidence, events: Sequence[str]) -> list[DrawnAutopsy]:

@@ -272,6 +272,8 @@ class Config:
     """List the cells and stop."""
     threads: int = 1
     """CPU threads a cell."""
+    headroom: int = 10
+    """Steps between two looks at how large activations and gradients are; 0: never."""
     model: ModelConfig = MISSING
     quant: QuantConfig = MISSING
     dtype: DtypeConfig = MISSING
@@ -288,6 +290,7 @@ class Config:
         """Check the top-level keys and what no group can see alone."""
         _at_least("horizon", self.horizon, 1)
         _at_least("threads", self.threads, 1)
+        _at_least("headroom", self.headroom, 0)
         _at_least("seed", self.seed, 0)
         _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
         if self.data.name == "glossary" and self.vocab.name == "none":

@@ -16,12 +16,13 @@ from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
 from nangrid.cell.model import DTYPES, device
 from nangrid.cell.preflight import look_over
-from nangrid.integrations import unwrapped, watch_trainer
+from nangrid.integrations import Looking, unwrapped, watch_trainer
 from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import CellRecord, Seconds, Trains, write_record
+from nangrid.records.headroom import write_headroom
 from nangrid.records.history import write_history
 from nangrid.tracking import Run, open_run
-from nangrid.watch import Background, Clocks, Inspector, Reading, read_optimizer
+from nangrid.watch import Background, Clocks, Headroom, Inspector, Reading, read_optimizer
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.snapshot import FACTS
 
@@ -70,14 +71,22 @@ def _train(
         if on_step:
             on_step(reading.step, reading.loss)
 
+    looking = Looking(Headroom(cell.model, config.headroom))
+    cell.trainer.add_callback(looking)
     watch = watch_trainer(cell.trainer, directory, background=background(config, cell.data), on_step=keep)
     cell.trainer.train()
+    _keep_headroom(directory, looking.headroom, cell.data)
     read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
     outcome = _outcome(config, cell, watch.inspector)
     replaying = watch.inspector.replay_seconds
     training = time.perf_counter() - watch.started_at - replaying
     outcome["seconds"] = Seconds(watch.started_at - began, training, replaying)
     return outcome, rows
+
+
+def _keep_headroom(directory: Path, headroom: Headroom, data: CellData) -> None:
+    if headroom.seen:
+        write_headroom(directory, [vars(e) | {"text": data.texts.get(e.token, "")} for e in headroom.seen])
 
 
 def background(config: Config, data: CellData) -> Background:

@@ -1,5 +1,6 @@
 """The watch on other people's training loops."""
 
+from nangrid.integrations.headroom import Looking
 from nangrid.integrations.trainer import TrainerStep, TrainerWatch, unwrapped, watch_trainer
 
-__all__ = ["TrainerStep", "TrainerWatch", "unwrapped", "watch_trainer"]
+__all__ = ["Looking", "TrainerStep", "TrainerWatch", "unwrapped", "watch_trainer"]

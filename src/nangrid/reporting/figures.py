@@ -131,9 +131,7 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
         left, right = panels
         left.set(title="training loss", ylabel="loss (nats a token)")
         right.set(title="gradient norm before clipping", ylabel="norm", yscale="log")
-        right.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
-        )
+        right.yaxis.set_major_formatter(FuncFormatter(_power))
         handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its horizon")]
         for number, event in enumerate(events):
             handles.append(matplotlib.lines.Line2D([], [], **_event_style(number), markersize=6, label=event))
@@ -177,6 +175,29 @@ def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
             above = figure.subplots()
         _model_strip(above, autopsy, layers)
         return _svg(figure, f"Origin in {autopsy.module or autopsy.phase}: its place in the model")
+
+
+def headroom_figure(room: pd.DataFrame, limits: Mapping[str, float]) -> str:
+    """The largest activation and gradient of each module, in the order of the forward pass, against the limits."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes, spare) = _panels(2, height=2.6)
+        for panel, kind, colour, marker in zip(
+            (axes, spare), ("activation", "gradient"), (FINITE, COLOURS[1]), ("o", "D"), strict=True
+        ):
+            own = room[(room["kind"] == kind) & np.isfinite(room["absmax"])]
+            panel.plot(own["order"], own["absmax"], marker, color=colour, markersize=3, alpha=0.7)
+            panel.set(title=f"largest {kind}", xlabel="module, in forward order", yscale="log")
+            top = max([limits["fp16"] * 8, *own["absmax"]])
+            panel.set_ylim(top=top * 4)
+            panel.axhline(limits["fp16"], color=COLOURS[0], linewidth=1.2, linestyle="--")
+            _note(panel, f"fp16 ends at {limits['fp16']:.0f}", (float(room["order"].max()) / 2, limits["fp16"] * 2.4))
+            panel.yaxis.set_major_formatter(FuncFormatter(_power))
+        axes.set_ylabel("magnitude")
+        return _svg(figure, "Largest activation and gradient of every module against the largest float16")
+
+
+def _power(value: float, _: int) -> str:
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:

@@ -2,6 +2,7 @@
 
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading
+from nangrid.watch.headroom import Headroom
 from nangrid.watch.inspector import Failed, Inspector, still_searching
 from nangrid.watch.late import inspector_for
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
@@ -15,6 +16,7 @@ __all__ = [
     "Clocks",
     "Failed",
     "Finding",
+    "Headroom",
     "Inspector",
     "Ledger",
     "MicroBatch",

@@ -39,11 +39,16 @@ class Place:
     """The autograd node of a backward operation."""
 
 
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The dotted name of every module, as the model has it without adapters; empty for the model itself."""
+    return {module: name.removeprefix(_PEFT_PREFIX) for name, module in model.named_modules()}
+
+
 class Places(threading.local):
     """The module calls under way, per thread."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = {module: name.removeprefix(_PEFT_PREFIX) for name, module in model.named_modules()}
+        self.names = module_names(model)
         self.stack: list[str] = []
 
     def here(self) -> Place:
