@@ -8,6 +8,7 @@ import pytest
 from nangrid.commands.run import main
 from nangrid.records.cell import CellRecord, Onset
 from nangrid.records.grid import GridDirectory
+from nangrid.records.headroom import read_headroom
 from nangrid.records.history import read_history
 
 Factors = tuple[str, ...]
@@ -44,12 +45,20 @@ def test_what_must_not_change_a_bit_changes_none(tmp_path: Path) -> None:
     levels = Grid(tmp_path / "levels", *common, "checkpointing=on,off,reentrant")
     evaluated = Grid(tmp_path / "evaluated", *common, "data.eval_every=1")
     shorter = Grid(tmp_path / "shorter", *common, "horizon=2")
+    blind = Grid(tmp_path / "blind", *common, "headroom=0")
+    looking = Grid(tmp_path / "looking", *common, "headroom=1")
     on = levels.history(levels.cell(checkpointing="on"))
     assert on["loss"].nunique() == 4
     for level in ("off", "reentrant"):
         other = levels.cell(checkpointing=level)
         assert other.trains.without_gradient == []
         pd.testing.assert_frame_equal(levels.history(other), on, check_exact=True)
+
+    for other_grid in (blind, looking):
+        pd.testing.assert_frame_equal(other_grid.history(other_grid.records[0]), on, check_exact=True)
+    seen = read_headroom(looking.directory.cell(looking.records[0].cell_id))
+    assert seen is not None and set(seen["step"]) == {0, 1, 2, 3}
+    assert read_headroom(blind.directory.cell(blind.records[0].cell_id)) is None
 
     with_eval = evaluated.history(evaluated.records[0])
     assert with_eval["eval_loss"].notna().all()

@@ -125,7 +125,8 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
         for axes, name in zip(panels, ("loss", "grad_norm"), strict=True):
             for trace in sorted(traces, key=lambda t: t.event is not None):
                 _trace(axes, getattr(trace, name), trace.event, list(events), len(traces))
-            axes.set(xlabel="optimizer step")
+            longest = max((len(trace.loss) for trace in traces), default=1)
+            axes.set(xlabel="optimizer step", xlim=(-0.5, max(1, longest) - 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y")
         left, right = panels
@@ -143,7 +144,7 @@ def _trace(axes: Axes, values: Sequence[float], event: str | None, events: list[
     finite = [value if math.isfinite(value) else math.nan for value in values]
     alpha = max(0.15, min(0.9, 12 / many))
     if event is None:
-        axes.plot(finite, color=FINITE, alpha=alpha, linewidth=1)
+        axes.plot(finite, "." if len(finite) == 1 else "-", color=FINITE, alpha=alpha, linewidth=1)
         return
     style = _event_style(events.index(event))
     seen = [step for step, value in enumerate(finite) if not math.isnan(value)]
