@@ -25,7 +25,7 @@ REFERENCE: list[str] = []
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import SVG, Markdown, display
+from IPython.display import SVG, display
 
 from nangrid.analysis.evidence import gather
 from nangrid.analysis.report import events_of, traces_of
@@ -101,4 +101,4 @@ evidence.hypotheses.drop(columns=["cells", "rule"])
 # ## What it cannot tell
 
 # %%
-Markdown("\n".join(f"- {line}" for line in evidence.limits))
+print("\n".join(f"- {line}" for line in evidence.limits))

@@ -49,9 +49,15 @@ def test_a_finite_cell_that_does_not_learn_is_no_cure(cell: Callable[..., CellRe
     assert answer("cures", [cell("fp16 zero 0", onset=0), frozen], change=CHANGE).verdict == "refuted"
 
 
-def test_a_cure_that_was_not_watched_for_long_enough_is_none(cell: Callable[..., CellRecord]) -> None:
+def test_a_cure_that_was_not_watched_for_long_enough_decides_nothing(cell: Callable[..., CellRecord]) -> None:
     pair = [cell("fp16 zero 0", onset=5), cell("fp16 mean 0")]
-    assert answer("cures", pair, change=CHANGE).verdict == "refuted", "16 steps are under 4 x 5"
+    assert answer("cures", pair, change=CHANGE).verdict == "not testable here", "16 steps are under 4 x 5"
+
+
+def test_a_few_steps_refute_no_prediction_of_a_failure(cell: Callable[..., CellRecord]) -> None:
+    short = cell("bf16 zero 0", steps_done=3, horizon=3)
+    assert answer("fails", [short]).verdict == "not testable here"
+    assert answer("fails", [short, cell("bf16 zero 1")]).verdict == "refuted"
 
 
 def test_without_a_failing_cell_there_is_nothing_to_cure(cell: Callable[..., CellRecord]) -> None:

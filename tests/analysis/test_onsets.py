@@ -42,7 +42,16 @@ def test_a_field_that_varies_on_its_own_is_a_factor(make_record: MakeRecord) -> 
 def test_the_field_that_a_starred_level_overrides_is_a_factor(make_record: MakeRecord) -> None:
     changes: list[dict[str, Any]] = [{}, {"dtype": "bf16*", "dtype.storage": "fp32"}]
     table = onset_table([make_record(factors=factors(**change)) for change in changes])
-    assert factor_columns(table) == ["dtype", "dtype.storage"]
+    assert factor_columns(table) == ["dtype.storage"], "one change is one factor: the level itself is bf16 in both"
+
+
+def test_a_starred_level_is_told_without_its_star_beside_its_field(make_record: MakeRecord) -> None:
+    levels = [("bf16", "bf16"), ("bf16*", "fp16"), ("fp16*", "bf16"), ("fp16", "fp16")]
+    records = [make_record(factors=factors(dtype=level, **{"dtype.storage": field})) for level, field in levels]
+    table = onset_table(records)
+    assert sorted(zip(table["dtype"], table["dtype.storage"], strict=True)) == [
+        ("bf16", "bf16"), ("bf16", "fp16"), ("fp16", "bf16"), ("fp16", "fp16")
+    ]  # fmt: skip
 
 
 def test_integer_factors_with_null_stay_integers_and_lists_become_text(make_record: MakeRecord) -> None:

@@ -79,6 +79,37 @@ def test_it_leaves_no_trace(tmp_path: Path) -> None:
     assert torch.equal(state, torch.random.get_rng_state()) and not model.training
 
 
+def test_modules_that_were_put_to_rest_stay_so() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = llama()
+            self.norm = nn.BatchNorm1d(VOCABULARY)
+
+        def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> Any:
+            logits = self.norm(self.inner(input_ids=input_ids).logits.flatten(0, 1))
+            loss = nn.functional.cross_entropy(logits, labels.flatten())
+            return type("Output", (), {"loss": loss})()
+
+    model = Normed().train()
+    model.inner.eval()
+    mean = model.norm.running_mean.clone()
+    assert preflight(model, texts(), Settings()) == []
+    assert not model.inner.training and model.norm.training and torch.equal(mean, model.norm.running_mean)
+
+
+def test_a_model_that_takes_something_else_is_no_trouble() -> None:
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, **inputs: Any) -> Any:
+            raise ValueError("You have to specify decoder_input_ids")
+
+    assert nangrid.check(Translator(), texts()) == []
+
+
 def test_rows_of_zeros_count_where_the_data_uses_them() -> None:
     model = llama()
     model.get_input_embeddings().weight.data[90:] = 0

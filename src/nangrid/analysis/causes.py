@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from statistics import median
+from typing import Any
 
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
@@ -23,9 +24,14 @@ Levels = tuple[tuple[str, str], ...]
 """(factor, level) pairs, in the grid's order of factors."""
 
 WORSE = 1.05
-"""A final loss this many times the reference's counts as no worse: batches differ in what they hold."""
+"""A loss this many times the best one's counts as no worse: batches differ in what they hold."""
 ENOUGH_STEPS = 4
 """A cure is finite to this many times the failing onset."""
+
+LAST = 4
+"""Steps whose losses are averaged: one batch is harder than another."""
+_WHAT_IS_LEARNED = ("data", "vocab", "model")
+"""Groups of factors with which the losses themselves change."""
 
 FROZEN = "infinite-norm-freeze"
 UNTRAINED = "no-gradient"
@@ -52,28 +58,43 @@ class Combination:
     records: tuple[CellRecord, ...]
     events: tuple[Event | None, ...]
     """One a record; None: nothing happened to it."""
-    loss: float
-    """The median over seeds, after as many steps for every combination; infinite if one did not get there."""
 
     @cached_property
+    def by_seed(self) -> dict[Any, tuple[CellRecord, Event | None]]:
+        """Those that ran to an end that says something: crashes and timeouts do not."""
+        pairs = zip(self.records, self.events, strict=True)
+        return {record.factors.get("seed"): (record, event) for record, event in pairs if record.error is None}
+
+    @property
     def usable(self) -> bool:
-        """Whether any cell ran to an end that says something: crashes and timeouts do not."""
-        return any(record.error is None for record in self.records)
+        """Whether any cell says something."""
+        return bool(self.by_seed)
 
-    def shows(self, event: Event) -> bool:
-        """Whether any seed met the event."""
-        return event in self.events
+    def met(self, event: Event) -> dict[Any, int]:
+        """The seeds that met the event, and at which step."""
+        return {seed: onset_step(record) for seed, (record, own) in self.by_seed.items() if own == event}
 
-    def avoids(self, event: Event) -> bool:
-        """Whether no seed met the event, and one could have: it met no other one."""
-        return not self.shows(event) and any(
-            e is None for e, r in zip(self.events, self.records, strict=True) if r.error is None
-        )
+    def avoids(self, event: Event, proof: Combination) -> bool:
+        """Whether it stays clear of the event where `proof` met it: with such a seed, and for longer.
+
+        A seed that met another event says nothing of this one.
+        """
+        clear = [
+            seed
+            for seed, step in proof.met(event).items()
+            if seed in self.by_seed and self.by_seed[seed][1] is None and self.by_seed[seed][0].steps_done > step
+        ]
+        return bool(clear) and not self.met(event)
 
     @cached_property
     def trains(self) -> bool:
         """Whether every seed trained."""
-        return self.usable and all(r.trained for r in self.records if r.error is None)
+        return self.usable and all(record.trained for record, _ in self.by_seed.values())
+
+    def trains_instead(self, failing: Combination) -> bool:
+        """Whether it trains, with a seed among them with which `failing` does not."""
+        failed = {seed for seed, (record, _) in failing.by_seed.items() if not record.trained}
+        return self.trains and bool(failed & self.by_seed.keys())
 
 
 @dataclass(frozen=True)
@@ -130,20 +151,20 @@ class Grid:
         self,
         records: Sequence[CellRecord],
         autopsies: Mapping[str, Autopsy],
-        losses: Mapping[str, float] | None = None,
+        losses: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """`losses` are by cell_id, after as many steps for every cell; left out, the last losses serve."""
+        """`losses` are by cell_id, one a step; left out, the last losses serve."""
         table = varying_factors([record.factors for record in records])
         self.factors = [str(column) for column in table.columns if column != "seed"]
         grouped: dict[Levels, list[CellRecord]] = {}
         for record, row in zip(records, table[self.factors].map(level_name).to_dict("records"), strict=True):
             grouped.setdefault(tuple((factor, row[factor]) for factor in self.factors), []).append(record)
         self.combinations = {
-            levels: Combination(
-                levels, tuple(rows), tuple(event_of(r, autopsies.get(r.cell_id)) for r in rows), _median(rows, losses)
-            )
+            levels: Combination(levels, tuple(rows), tuple(event_of(r, autopsies.get(r.cell_id)) for r in rows))
             for levels, rows in grouped.items()
         }
+        series = losses or {r.cell_id: [_loss(r)] * r.steps_done for r in records}
+        self.relative_loss = relative_losses(self.combinations.values(), series)
 
     def events(self) -> list[Event]:
         """Every event that some cell met, ordered by how many did."""
@@ -156,10 +177,11 @@ class Grid:
 
         Losses that close differ between processors; a neighbour differs in one factor.
         """
-        training = [combination for combination in self.combinations.values() if combination.trains]
-        lowest = min((combination.loss for combination in training), default=0.0)
-        good = [combination for combination in training if no_worse(combination.loss, lowest)]
-        return max(good, key=lambda c: (self._training_neighbours(c), -c.loss), default=None)
+        good = [c for c in self.combinations.values() if c.trains and self._no_worse(c)]
+        return max(good, key=lambda c: (self._training_neighbours(c), -self.relative_loss[c.levels]), default=None)
+
+    def _no_worse(self, combination: Combination) -> bool:
+        return self.relative_loss.get(combination.levels, math.inf) <= WORSE
 
     def _training_neighbours(self, combination: Combination) -> int:
         others = [other.levels for other in self.combinations.values() if other.trains]
@@ -170,11 +192,11 @@ class Grid:
         return [self._finding(event, reference) for event in self.events()]
 
     def _finding(self, event: Event, reference: Combination) -> Finding:
-        failing = tuple(c for c in self.combinations.values() if c.shows(event))
+        failing = tuple(c for c in self.combinations.values() if c.met(event))
         causes = tuple(self._causes(event, failing, reference))
         shared = set.intersection(*(set(cause.levels) for cause in causes)) if causes else set()
         necessary = tuple(pair for pair in causes[0].levels if pair in shared) if causes else ()
-        cures = {combination.levels: tuple(self._cures(combination, reference)) for combination in failing}
+        cures = {combination.levels: tuple(self._cures(combination, event)) for combination in failing}
         return Finding(event, failing, causes, necessary, cures, tuple(self._futile(failing)))
 
     def _causes(self, event: Event, failing: Iterable[Combination], reference: Combination) -> Iterable[Cause]:
@@ -187,23 +209,23 @@ class Grid:
         for levels, combination in enough:
             subsets = [subset for size in range(len(levels)) for subset in combinations(levels, size)]
             seen = {subset: self._with(reference, subset) for subset in subsets}
-            undecided = tuple(s for s, c in seen.items() if c is None or not (c.avoids(event) or c.shows(event)))
-            without = tuple(c for s, c in seen.items() if len(s) == len(levels) - 1 and c and c.avoids(event))
+            clear = {subset for subset, c in seen.items() if c and c.avoids(event, combination)}
+            undecided = tuple(subset for subset in subsets if subset not in clear)
+            without = tuple(c for subset, c in seen.items() if c and subset in clear and len(subset) == len(levels) - 1)
             yield Cause(levels, combination, without, undecided)
 
-    def _cures(self, failing: Combination, reference: Combination) -> Iterable[Cure]:
+    def _cures(self, failing: Combination, event: Event) -> Iterable[Cure]:
         """Changes to combinations of the grid that train, minimal among those seen."""
-        onset = max(r.onset.step for r in failing.records if r.onset) if any(r.onset for r in failing.records) else 0
+        onset = max(failing.met(event).values())
         known: list[Levels] = []
-        for combination in sorted(
-            self.combinations.values(), key=lambda c: (len(differing(c.levels, failing.levels)), c.loss)
-        ):
+        others = self.combinations.values()
+        for combination in sorted(others, key=lambda c: len(differing(c.levels, failing.levels))):
             changes = differing(combination.levels, failing.levels)
-            trains = combination.trains and no_worse(combination.loss, reference.loss)
+            trains = combination.trains_instead(failing) and self._no_worse(combination)
             if not changes or not trains or any(set(cure) <= set(changes) for cure in known):
                 continue
             known.append(changes)
-            until = min(record.steps_done for record in combination.records)
+            until = min(record.steps_done for record, _ in combination.by_seed.values())
             yield Cure(changes, combination, until, until >= ENOUGH_STEPS * max(1, onset))
 
     def _futile(self, failing: Iterable[Combination]) -> Iterable[Futile]:
@@ -211,7 +233,7 @@ class Grid:
         for combination in failing:
             for other in self.combinations.values():
                 changes = differing(other.levels, combination.levels)
-                if len(changes) == 1 and other.usable:
+                if len(changes) == 1 and other.by_seed.keys() & failing_seeds(combination):
                     tried.setdefault(changes[0], []).append(other)
         for change, others in sorted(tried.items()):
             if not any(other.trains for other in others):
@@ -223,11 +245,11 @@ class Grid:
 
 
 def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
-    """What happened to a cell; an onset without an autopsy is known by its clock alone."""
+    """What happened to a cell; an onset that its replay did not explain is known by its clock alone."""
     if record.error is not None:
         return None
     if record.onset is not None:
-        if autopsy is None:
+        if autopsy is None or autopsy.phase == "unknown":
             return Event(f"unexplained {record.onset.clock}", "", "")
         return Event(autopsy.mechanism, autopsy.phase, autopsy.kind)
     if record.trains.frozen_from is not None:
@@ -235,14 +257,57 @@ def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
     return Event(UNTRAINED, "", "") if record.trains.without_gradient else None
 
 
-def _median(records: Sequence[CellRecord], losses: Mapping[str, float] | None) -> float:
-    found = [r.trains.loss_last if losses is None else losses.get(r.cell_id) for r in records]
-    return median(math.inf if loss is None or math.isnan(loss) else loss for loss in found)
+def onset_step(record: CellRecord) -> int:
+    """The step at which its event began; a trainable without a gradient never had one."""
+    if record.onset is not None:
+        return record.onset.step
+    return record.trains.frozen_from or 0
 
 
-def no_worse(loss: float, reference: float) -> bool:
-    """Whether a final loss is as good as the reference's, as far as one batch tells."""
-    return loss <= WORSE * reference
+def failing_seeds(combination: Combination) -> set[Any]:
+    """The seeds with which it does not train."""
+    return {seed for seed, (record, _) in combination.by_seed.items() if not record.trained}
+
+
+def relative_losses(combinations: Iterable[Combination], losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
+    """How far the loss of each training combination lies above the best one's: 1.0 is the best.
+
+    Losses compare after as many steps of the same batches: so by seed, among combinations of the same data, vocabulary
+    and model, at the step that half of them reached (or the cell's own last), LAST steps averaged. The median over
+    seeds; a cell of fewer than LAST steps has none.
+    """
+    groups: dict[Levels, list[Combination]] = {}
+    for combination in combinations:
+        if combination.trains:
+            same = tuple(pair for pair in combination.levels if pair[0].split(".")[0] in _WHAT_IS_LEARNED)
+            groups.setdefault(same, []).append(combination)
+    found: dict[Levels, float] = {}
+    for group in groups.values():
+        series = {
+            (c.levels, seed): losses[record.cell_id]
+            for c in group
+            for seed, (record, _) in c.by_seed.items()
+            if len(losses.get(record.cell_id, ())) >= LAST
+        }
+        usual = sorted(map(len, series.values()))[len(series) // 2] if series else 0
+        ratios: dict[Levels, list[float]] = {}
+        for (levels, seed), own in series.items():
+            steps = min(len(own), usual)
+            rivals = [other for (_, its), other in series.items() if its == seed and len(other) >= steps]
+            best = min(_mean(other, steps) for other in rivals)
+            ratios.setdefault(levels, []).append(_mean(own, steps) / best if 0 < best < math.inf else math.inf)
+        found |= {levels: median(own) for levels, own in ratios.items()}
+    return found
+
+
+def _mean(losses: Sequence[float], steps: int) -> float:
+    """Of the last LAST of the first `steps`; infinite if one is not a number."""
+    value = sum(losses[steps - LAST : steps]) / LAST
+    return math.inf if math.isnan(value) else value
+
+
+def _loss(record: CellRecord) -> float:
+    return math.nan if record.trains.loss_last is None else record.trains.loss_last
 
 
 def differing(levels: Levels, other: Levels) -> Levels:

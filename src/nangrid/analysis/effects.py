@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
-from nangrid.analysis.histories import History, same_bits
+from nangrid.analysis.histories import History, past_an_update, same_bits
 from nangrid.analysis.logrank import logrank
 from nangrid.analysis.survival import common_horizon, factors_of, restricted_mean
 
@@ -53,7 +53,8 @@ def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[s
     """Each level against its factor's level in `base`, over matched cells.
 
     factor, level, base, pairs, met, met_base (cells with any event), difference (restricted mean steps survived),
-    lower, upper (null with one seed), same_bits (pairs whose histories are equal to the last bit), compared.
+    lower, upper (null with one seed), same_bits (pairs whose histories are equal to the last bit), compared (pairs
+    with histories), updated (of them those that got past their first update).
     """
     rows = []
     matching = _Matching(times)
@@ -63,17 +64,18 @@ def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[s
             ids = [(matching.ids[a], matching.ids[b]) for a, b in zip(own, other, strict=True)]
             known = [(a, b) for a, b in ids if a in histories and b in histories]
             same = sum(same_bits(histories[a], histories[b]) for a, b in known)
+            updated = sum(past_an_update(histories[a]) and past_an_update(histories[b]) for a, b in known)
             met = [int(matching.happened[cells].sum()) for cells in corners]
             estimate = matching.estimate(corners, [1, -1], [factor])
-            rows.append((factor, level, base[factor], len(own), *met, *estimate, same, len(known)))
+            rows.append((factor, level, base[factor], len(own), *met, *estimate, same, len(known), updated))
     names = ["factor", "level", "base", "pairs", "met", "met_base", "difference", "lower", "upper"]
-    return pd.DataFrame(rows, columns=[*names, "same_bits", "compared"])
+    return pd.DataFrame(rows, columns=[*names, "same_bits", "compared", "updated"])
 
 
 def without_effect(contrast: pd.DataFrame) -> list[str]:
-    """Factors that change no bit: every matched pair of cells has the same history."""
-    by_factor = contrast.groupby("factor", sort=False)[["same_bits", "compared"]].sum()
-    return [str(factor) for factor, same, compared in by_factor.itertuples() if compared and same == compared]
+    """Factors that change no bit: matched pairs all have equal histories, and one got past its first update."""
+    by_factor = contrast.groupby("factor", sort=False)[["same_bits", "compared", "updated"]].sum()
+    return [str(factor) for factor, same, compared, updated in by_factor.itertuples() if updated and same == compared]
 
 
 def interactions(times: pd.DataFrame, base: Mapping[str, str]) -> pd.DataFrame:

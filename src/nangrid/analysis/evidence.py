@@ -13,12 +13,12 @@ import pandas as pd
 
 from nangrid.analysis.causes import Combination, Grid
 from nangrid.analysis.effects import contrasts, factor_tests, interactions
-from nangrid.analysis.histories import History, losses_at_one_time, read_histories
+from nangrid.analysis.histories import History, column, read_histories
 from nangrid.analysis.hypotheses import RULES, Decided, decide, read_hypotheses
 from nangrid.analysis.limits import limits
 from nangrid.analysis.onsets import onset_table, varying_factors
 from nangrid.analysis.rates import rates
-from nangrid.analysis.survival import common_horizon, durations, factors_of, incidence, survival_curves
+from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
 from nangrid.analysis.verdict import verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
@@ -69,12 +69,12 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     records, untrusted = directory.records()
     if not records:
         raise InputError(f"{directory.path} holds no finished cell: run its grid first.")
-    records = _in_order(records)
+    records, doubles = _without_doubles(_in_order(records))
     autopsies = directory.autopsies(records)
     histories = read_histories(directory, records)
     onsets = onset_table(records, autopsies)
     times = durations(onsets)
-    grid = Grid(records, autopsies, losses_at_one_time(histories, common_horizon(times)))
+    grid = Grid(records, autopsies, {i: column(history, "loss").tolist() for i, history in histories.items()})
     chosen = _chosen(grid, reference) if reference else None
     best = chosen or grid.reference or next(iter(grid.combinations.values()))
     base = dict(best.levels)
@@ -91,7 +91,11 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         times=times,
         base=base,
         verdict=verdict(grid, chosen),
-        limits=[*limits(records, times, seen, tested, compared), *(f"left out: {error}" for error in untrusted)],
+        limits=[
+            *limits(records, times, seen, tested, compared),
+            *doubles,
+            *(f"left out: {error}" for error in untrusted),
+        ],
         tests=tested,
         contrasts=compared,
         interactions=interactions(times, base),
@@ -115,6 +119,20 @@ def _in_order(records: Sequence[CellRecord]) -> list[CellRecord]:
     table = varying_factors([record.factors for record in records])
     keys = [[_rank(level) for level in row] for row in table.itertuples(index=False)]
     return [records[row] for row in sorted(range(len(records)), key=lambda row: keys[row])]
+
+
+def _without_doubles(records: Sequence[CellRecord]) -> tuple[list[CellRecord], list[str]]:
+    """One cell of each levels and seed; a file of data that was edited between two runs makes others."""
+    kept: dict[str, CellRecord] = {}
+    said = []
+    for record in records:
+        first = kept.setdefault(str(sorted(record.factors.items())), record)
+        if first is not record:
+            said.append(
+                f"left out: {record.cell_id} has the levels and the seed of {first.cell_id}: "
+                "was the file of its data edited between the two?"
+            )
+    return list(kept.values()), said
 
 
 def _rank(level: Any) -> tuple[int, float, str]:
@@ -145,7 +163,7 @@ def _told(decided: Decided) -> tuple[str, str, str, str, list[str]]:
 
 def _chosen(grid: Grid, levels: Sequence[str]) -> Combination:
     """The combination of the grid that has these levels."""
-    named = dict(level.partition("=")[::2] for level in levels)
+    named = {factor: _spelled(level) for factor, _, level in (typed.partition("=") for typed in levels)}
     if unknown := sorted(named.keys() - set(grid.factors)):
         raise InputError(f"{unknown[0]} does not vary in this grid: its factors are {', '.join(grid.factors)}.")
     matching = [c for c in grid.combinations.values() if named.items() <= dict(c.levels).items()]
@@ -156,3 +174,13 @@ def _chosen(grid: Grid, levels: Sequence[str]) -> Combination:
     if not matching[0].trains:
         raise InputError(f"--reference {' '.join(levels)} does not train: name a combination that does.")
     return matching[0]
+
+
+def _spelled(level: str) -> str:
+    """As records spell it: 2e-4 is 0.0002, true is True."""
+    if level.lower() in ("true", "false"):
+        return level.capitalize()
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return str(kind(level))
+    return level

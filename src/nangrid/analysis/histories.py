@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ from nangrid.records.history import COLUMNS, read_table
 
 History = NDArray[np.float64]
 """One row a step, one column of COLUMNS; null is NaN of its own bits."""
-
-LAST = 4
-"""Steps whose losses are averaged."""
 
 _NULL = np.array([0x7FF8_0000_0000_0001]).view(np.float64)[0]
 """A NaN that no arithmetic makes: a value that was not taken."""
@@ -48,18 +45,16 @@ def column(history: History, name: str) -> NDArray[np.float64]:
 
 
 def same_bits(history: History, other: History) -> bool:
-    """Whether all that was recorded is equal to the last bit; how long the steps took is not looked at."""
-    numbers = [number for number, name in enumerate(COLUMNS) if name != "seconds"]
-    return np.array_equal(history[:, numbers].view(np.int64), other[:, numbers].view(np.int64))
+    """Whether all that was recorded of the steps that both have is equal to the last bit.
 
-
-def losses_at_one_time(histories: Mapping[str, History], steps: int) -> dict[str, float]:
-    """Each cell's loss after so many steps, the mean of the last LAST of them: NaN if it did not get there.
-
-    Cells of one seed see the same batches, so that losses at the same steps compare; at other steps they do not.
+    How long the steps took is not looked at.
     """
-    reached = {cell_id: history for cell_id, history in histories.items() if len(history) >= steps}
-    return {
-        cell_id: float(column(history, "loss")[max(0, steps - LAST) : steps].mean())
-        for cell_id, history in reached.items()
-    }
+    numbers = [number for number, name in enumerate(COLUMNS) if name != "seconds"]
+    steps = min(len(history), len(other))
+    own, its = (np.ascontiguousarray(rows[:steps, numbers]).view(np.int64) for rows in (history, other))
+    return np.array_equal(own, its)
+
+
+def past_an_update(history: History) -> bool:
+    """Whether its second step was computed with parameters that are numbers, so that it shows what the first did."""
+    return len(history) > 1 and bool(np.isfinite(column(history, "loss")[1]))

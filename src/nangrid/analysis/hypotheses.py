@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nangrid.analysis.causes import ENOUGH_STEPS
+from nangrid.analysis.causes import ENOUGH_STEPS, onset_step
 from nangrid.analysis.histories import History, column, same_bits
 from nangrid.records.cell import CellRecord
 from nangrid.records.codec import decode
@@ -23,10 +23,15 @@ from nangrid.records.errors import InputError
 
 SUPPORTED, REFUTED, NOT_TESTABLE, IN_PART = "supported", "refuted", "not testable here", "in part"
 
+_LONG = 16
+"""Steps without an event that count against a prediction of one."""
+
 RULES = {
-    "fails": "supported if a cell goes non-finite or freezes, refuted if none does, not testable without cells",
-    "cures": f"of pairs whose first cell fails: supported if the second always trains (finite to {ENOUGH_STEPS} times "
-    "the onset, not frozen, all trainables reached), refuted if not, not testable without such a pair",
+    "fails": "supported if a cell goes non-finite or freezes; refuted if none does, of cells of at least "
+    f"{_LONG} steps; not testable without such cells",
+    "cures": "of pairs whose first cell fails, and whose second does or was watched to "
+    f"{ENOUGH_STEPS} times the onset: supported if the second always trains (finite, not frozen, all trainables "
+    "reached), refuted if not, not testable without such a pair",
     "differs": "of pairs: supported if one differs in any bit, refuted if none does, not testable without pairs",
     "warned": "of cells that fail after their first step: supported if each had a gradient norm above the threshold "
     "before its onset, refuted if not, not testable without such a cell",
@@ -129,18 +134,18 @@ _Outcome = tuple[str, str, list[str]]
 
 def _fails(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
     failing = [c for c in cells if _failed(c)]
-    if not cells:
+    telling = failing or [c for c in cells if c.steps_done >= _LONG]
+    if not telling:
         return NOT_TESTABLE, "no such cell", []
     says = f"{len(failing)} of {len(cells)} cells fail"
-    deciding = failing or cells
-    return (SUPPORTED if failing else REFUTED), says, [c.cell_id for c in deciding]
+    return (SUPPORTED if failing else REFUTED), says, [c.cell_id for c in telling]
 
 
 def _cures(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
-    pairs = [(a, b) for a, b in _pairs(prediction, cells) if _failed(a)]
+    pairs = [(a, b) for a, b in _pairs(prediction, cells) if _failed(a) and (not b.trained or _long_enough(a, b))]
     if not pairs:
         return NOT_TESTABLE, "no failing cell with its counterpart", []
-    against = [(a, b) for a, b in pairs if not _cured(a, b)]
+    against = [(a, b) for a, b in pairs if not b.trained]
     ((factor, (_, other)),) = prediction.change.items()
     says = f"{len(pairs) - len(against)} of {len(pairs)} failing cells train once {factor} is {_typed(other)}"
     ids = [c.cell_id for pair in (against or pairs) for c in pair]
@@ -204,9 +209,8 @@ def _failed(record: CellRecord) -> bool:
     return record.onset is not None or record.trains.frozen_from is not None
 
 
-def _cured(failing: CellRecord, other: CellRecord) -> bool:
-    onset = failing.onset.step if failing.onset else 0
-    return other.trained and other.steps_done >= ENOUGH_STEPS * max(1, onset)
+def _long_enough(failing: CellRecord, other: CellRecord) -> bool:
+    return other.steps_done >= ENOUGH_STEPS * max(1, onset_step(failing))
 
 
 def _above(prediction: Prediction, history: History) -> bool:

@@ -28,7 +28,7 @@ def limits(
         *_horizons(records),
         *_no_ops(compared),
         *_seeds(rates),
-        *_power(tested),
+        *_power(tested, compared),
     ]
 
 
@@ -82,19 +82,21 @@ def _seeds(rates: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _power(tested: pd.DataFrame) -> list[str]:
+def _power(tested: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
+    """Of two levels; where a factor has more, of the two that the fewest matched pairs compare."""
     lines = []
     family = tested[tested["event"] == ANY]
-    for factor, sets in zip(family["factor"], family["compared"].astype(int), strict=True):
-        share = detectable(sets, len(family))
-        if share is None:
+    for factor, least_p in zip(family["factor"], family["least_p"], strict=True):
+        pairs = int(compared.loc[compared["factor"] == factor, "pairs"].min())
+        share = detectable(pairs, len(family))
+        if share is not None:
             lines.append(
-                f"{factor}: {sets} matched sets of cells are too few for p < {ALPHA} (Holm over {len(family)} factors)"
-                ", whatever they show: read the cells, not the p."
+                f"{factor}: with {pairs} matched pairs of cells, a level that turns {share:.0%} of them is found with "
+                f"a power of {POWER:.0%} (p < {ALPHA}, Holm over {len(family)} factors)."
             )
-        else:
+        elif least_p * len(family) > ALPHA:
             lines.append(
-                f"{factor}: with {sets} matched sets of cells, a level that turns {share:.0%} of them is found with a "
-                f"power of {POWER:.0%} (p < {ALPHA}, Holm over {len(family)} factors)."
+                f"{factor}: {pairs} matched pairs of cells are too few for p < {ALPHA} (Holm over {len(family)} "
+                "factors): read the cells, not the p."
             )
     return lines

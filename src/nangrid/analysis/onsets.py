@@ -98,12 +98,20 @@ def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a cell: only the columns that vary and do not follow from their group's level; lists as JSON text."""
     keys = dict.fromkeys(key for cell in factors for key in cell)
     columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
+    fields = {key.split(".")[0] for key, values in columns.items() if "." in key and not _follows_group(key, columns)}
+    for group in fields & columns.keys():
+        # the field is a factor of its own then, and the group's level is told without it: bf16, not bf16*
+        columns[group] = [level.rstrip("*") if isinstance(level, str) else level for level in columns[group]]
     varying = {
         key: pd.Series(values, dtype="object").convert_dtypes()
         for key, values in columns.items()
-        if len(set(values)) > 1 and not _follows(values, columns.get(key.split(".")[0], []), is_field="." in key)
+        if len(set(values)) > 1 and not _follows_group(key, columns)
     }
     return pd.DataFrame(varying, index=range(len(factors)))
+
+
+def _follows_group(key: str, columns: dict[str, list[Any]]) -> bool:
+    return _follows(columns[key], columns.get(key.split(".")[0], []), is_field="." in key)
 
 
 def _follows(values: list[Any], levels: list[Any], *, is_field: bool) -> bool:

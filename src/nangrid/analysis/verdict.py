@@ -53,7 +53,8 @@ def _what_it_cannot_tell(grid: Grid, cells: int, unusable: int) -> list[str]:
         lines.append("Nothing went non-finite, froze or lost a gradient within the horizon: no verdict.")
     elif grid.reference is None:
         lines.append(
-            "No cell trains: without one that does, no level can be told from the rest. Add levels that train."
+            "No combination trains with every seed: without one, no level can be told from the rest. "
+            "Add levels that train."
         )
     return lines
 
@@ -72,7 +73,9 @@ def _of_cause(cause: Cause, event: Event) -> list[str]:
         return ["  no cause: the reference itself meets it in some seed"]
     lines = [f"  enough: {in_words(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
     if cause.without:
-        lines.append("    without one of them it does not come about: " + "; ".join(map(_named, cause.without)))
+        lines.append(
+            "    without one of them it does not come about: " + "; ".join(_named(c, event) for c in cause.without)
+        )
     for levels in cause.open[:_SHOWN]:
         lines.append(f"    not decided: whether {in_words(levels)} alone would be enough")
     return lines
@@ -103,8 +106,8 @@ def _of_futile(futile: Sequence[Futile]) -> list[str]:
     for factor, several in by_factor.items():
         levels = ",".join(tried.change[1] for tried in several)
         proofs = [proof for tried in several for proof in tried.proofs]
-        ids = _few([proof.records[0].cell_id for proof in proofs])
-        lines.append(f"  no cure: {factor}={levels}, trains in 0 of {len(proofs)} ({ids})")
+        ids = _few([r.cell_id for proof in proofs for r in proof.records if not r.trained and r.error is None])
+        lines.append(f"  no cure: {factor}={levels}, trains in 0 of {len(proofs)} combinations ({ids})")
     return lines
 
 
@@ -114,12 +117,13 @@ def _few(cells: Sequence[str]) -> str:
 
 
 def _rate(combination: Combination, event: Event) -> str:
-    total = len(combination.records)
-    return f"{combination.events.count(event)} of {total} seeds" if total > 1 else "one seed"
+    total = len(combination.by_seed)
+    return f"{len(combination.met(event))} of {total} seeds" if total > 1 else "one seed"
 
 
-def _named(combination: Combination) -> str:
-    return f"{in_words(combination.levels)} ({_ids(combination)})"
+def _named(combination: Combination, event: Event) -> str:
+    several = f"{_rate(combination, event)}, " if len(combination.by_seed) > 1 else ""
+    return f"{in_words(combination.levels)} ({several}{_ids(combination)})"
 
 
 def _ids(combination: Combination) -> str:

@@ -58,6 +58,8 @@ def _question(common: list[str], failing: list[str], reference: list[str], n_job
         raise InputError("--failing and --reference are the same cell: name what differs.")
     if len(keys) > MOST_CHANGES:
         raise InputError(f"{len(keys)} keys differ, at most {MOST_CHANGES} can be searched: fix some for all cells.")
+    if twice := [key for key in keys if any(key_of(override) == key for override in common)]:
+        raise InputError(f"{twice[0]} is given for all cells and for one side: give it to both sides, or to all cells.")
     shared = [override for key, override in sides[0].items() if key not in keys]
     changes = tuple((_levels(sides[0], key), _levels(sides[1], key)) for key in keys)
 
@@ -106,6 +108,8 @@ def _tell(diagnosis: Diagnosis, question: Question) -> None:
     causes = diagnosis.causes.causes
     for cause in causes:
         print(f"  enough: {_failing(question, cause)} ({_rate(diagnosis.met[cause], 'meet it')})")
+        for smaller in (s for s in diagnosis.causes.left_out if s < cause):
+            print(f"    not decided: whether {_failing(question, smaller)} alone would be enough")
         if drilled := diagnosis.drilled.get(cause):
             _tell_fields(drilled)
     shared = frozenset.intersection(*causes)
@@ -114,9 +118,6 @@ def _tell(diagnosis: Diagnosis, question: Question) -> None:
     for cure in diagnosis.cures.cures:
         rate = _rate(diagnosis.trained[cure], f"train to step {diagnosis.horizon}")
         print(f"  cure: {_reference(question, cure)} ({rate})")
-    left_out = {*diagnosis.causes.left_out, *diagnosis.cures.left_out}
-    for changes in sorted(left_out, key=sorted):
-        print(f"  left out, it cannot be run: {_failing(question, changes)}")
 
 
 def _tell_fields(drilled: Drilled) -> None:

@@ -6,13 +6,14 @@ If they do not agree the outcome is stochastic: the search is made again, with a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from nangrid.analysis.causes import ENOUGH_STEPS, Event
+from nangrid.analysis.causes import ENOUGH_STEPS, Event, onset_step
 from nangrid.grid.counterfactual import survives
 from nangrid.grid.drill import Drilled, drill_down
-from nangrid.grid.laboratory import Answered, Laboratory, Question
+from nangrid.grid.laboratory import Answered, Laboratory, Question, meets
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 from nangrid.search.exhaustive import exhaust
@@ -75,22 +76,28 @@ def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     """
     failing, reference = _end_points(Laboratory(question, horizon, say), question)
     event = _check(failing, reference, horizon)
-    onset = failing.record.onset.step if failing.record.onset else 0
+    onset = onset_step(failing.record)
     short = ENOUGH_STEPS * (onset + 1)
     total = 2 ** len(question.changes)
     say(f"{event} at step {onset}: {total} combinations lie between the two, each is asked for {short} steps")
     weights = rank(question, failing, say)
     quick = _Search(question, Laboratory(question, short, say), question.seeds[:1], event, weights, say)
-    full = _Search(question, Laboratory(question, max(short, horizon), say), question.seeds, event, weights, say)
+    whole = Laboratory(question, max(short, horizon), say)
+    alone = _Search(question, whole, question.seeds[:1], event, weights, say)
+    full = _Search(question, whole, question.seeds, event, weights, say)
     found = quick.run()
-    stochastic = not full.confirms(found)
-    if stochastic:
+    stochastic = False
+    if not alone.confirms(found):
+        say(f"after {short} steps more happens: asked again, to step {whole.horizon}")
+        found = alone.run()
+    if not full.confirms(found):
+        stochastic = True
         say(f"seeds disagree: every answer is now of {len(question.seeds)} seeds")
         found = full.run()
         full.confirms(found)
     looked = {*quick.laboratory.cells, *full.laboratory.cells}
     causes, cures, clash = found
-    inside = {cause: drill_down(question, cause, event, short, say) for cause in causes.causes}
+    inside = {cause: full.drill(cause) for cause in causes.causes}
     return Diagnosis(
         event,
         onset,
@@ -120,9 +127,13 @@ def rank(question: Question, failing: Answered, say: Say) -> list[float]:
     if failing.record.onset is None or failing.record.onset.step < LATE:
         return weights
     say(f"replaying step {failing.record.onset.step} with one change undone at a time")
-    seed, everything = question.seeds[0], question.everything
-    others = [question.plan(question.levels(everything - {i}), 1, seed).config for i in sorted(everything)]
-    for number, survived in enumerate(survives(failing.plan, failing.record, others)):
+    others = {}
+    for number in question.everything:
+        with contextlib.suppress(InputError):  # levels that do not go together
+            levels = question.levels(question.everything - {number})
+            others[number] = question.plan(levels, 1, question.seeds[0]).config
+    answers = survives(failing.plan, failing.record, list(others.values()))
+    for number, survived in zip(others, answers, strict=True):
         if survived is not None:
             say(f"  {_typed(question, frozenset({number}))} undone: the step {'survives' if survived else 'fails too'}")
             weights[number] *= SURVIVED if survived else FAILED_TOO
@@ -182,8 +193,9 @@ class _Search:
         clean = [everything - cure for cure in causes.cures]
         cured = [everything - cure for cure in cures.cures]
         wanted = dict.fromkeys([frozenset(), *clean, *cured, *causes.causes])
-        if len(self.seeds) > 1:
-            self.say(f"confirming with {len(self.seeds)} seeds to step {self.laboratory.horizon}")
+        if any((changes, seed) not in self.laboratory.cells for changes in wanted for seed in self.seeds):
+            with_seeds = "seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+            self.say(f"confirming with {with_seeds} to step {self.laboratory.horizon}")
         self.laboratory.look((changes, seed) for changes in wanted for seed in self.seeds)
         for seed in self.seeds:
             reference = self._reference(seed)
@@ -193,9 +205,17 @@ class _Search:
         return not met and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
 
     def meets(self, changes: Changes, seed: int) -> bool | None:
-        """Whether one cell meets the event."""
-        answer = self.laboratory.one(changes, seed)
-        return None if answer is None else answer.event == self.event
+        """Whether one cell meets the event; None where another event came first, which says nothing of this one."""
+        return meets(self.laboratory.one(changes, seed), self.event)
+
+    def drill(self, cause: Changes) -> Drilled | None:
+        """Which fields of a dtype in the cause are enough, with a seed that meets the event."""
+        for seed in self.seeds:
+            answer = self.laboratory.one(cause, seed)
+            if answer is not None and meets(answer, self.event):
+                horizon = min(self.laboratory.horizon, ENOUGH_STEPS * (onset_step(answer.record) + 1))
+                return drill_down(self.question, cause, self.event, seed, horizon, self.say)
+        return None
 
     def trains(self, changes: Changes, seed: int) -> bool | None:
         """Whether one cell trains to a loss no worse than the reference's."""
@@ -219,17 +239,19 @@ class _Search:
 
     def _brings_it_about(self, changes: Changes) -> bool | None:
         self.say(f"does it come about by {_typed(self.question, changes)} alone?")
-        outcome = None
+        outcomes = []
         for seed in self.seeds:
-            met = self.meets(changes, seed)
-            if met:
+            outcomes.append(self.meets(changes, seed))
+            if outcomes[-1]:
                 self.say("  yes")
                 return True
-            outcome = outcome if met is None else met
-        if outcome is not None:
-            answer = self.laboratory.one(changes, self.seeds[0])
-            self.say(f"  no: {answer.event if answer and answer.event else 'finite'}")
-        return outcome
+        if None not in outcomes:
+            self.say("  no: finite")
+            return False
+        answer = self.laboratory.one(changes, self.seeds[outcomes.index(None)])
+        if answer is not None:
+            self.say(f"  not decided, another event came first: {answer.event}")
+        return None
 
     def _fails(self, changes: Changes) -> bool | None:
         known = all((changes, seed) in self.laboratory.cells for seed in self.seeds)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 
 from nangrid.analysis.causes import Event
 from nangrid.cell.config import DtypeConfig
-from nangrid.grid.laboratory import Laboratory, Overrides, Question
+from nangrid.grid.laboratory import Laboratory, Overrides, Question, meets
 from nangrid.grid.plan import CellPlan
+from nangrid.records.errors import InputError
 from nangrid.search.exhaustive import exhaust
 from nangrid.search.minimal import Changes, Found, NotMonotoneError, search
 
@@ -25,10 +26,13 @@ class Drilled:
 
 
 def drill_down(
-    question: Question, cause: Changes, event: Event, horizon: int, say: Callable[[str], None]
+    question: Question, cause: Changes, event: Event, seed: int, horizon: int, say: Callable[[str], None]
 ) -> Drilled | None:
-    """Search among the fields in which the two dtypes differ. None: no dtype is in the cause, or one field differs."""
-    inside = _of_fields(question, cause, horizon)
+    """Search among the fields in which the two dtypes differ, with a seed and a horizon in which the cause is enough.
+
+    None: no dtype is in the cause, or it differs in one field only.
+    """
+    inside = _of_fields(question, cause, seed, horizon)
     if inside is None or len(inside.changes) < 2:
         return None
     say(f"which of {', '.join(failing[0] for failing, _ in inside.changes)} is it?")
@@ -36,10 +40,12 @@ def drill_down(
 
     def ask(changes: Changes) -> bool | None:
         say(f"does it come about by {' '.join(inside.changes[i][0][0] for i in sorted(changes))} alone?")
-        answer = laboratory.one(changes, question.seeds[0])
+        answer = laboratory.one(changes, seed)
+        met = meets(answer, event)
         if answer is not None:
-            say("  yes" if answer.event == event else f"  no: {answer.event or 'finite'}")
-        return None if answer is None else answer.event == event
+            undecided = f"  not decided, another event came first: {answer.event}"
+            say("  yes" if met else undecided if met is None else "  no: finite")
+        return met
 
     try:
         found = search(len(inside.changes), ask)
@@ -49,13 +55,15 @@ def drill_down(
     return Drilled(inside, found, len(laboratory.cells))
 
 
-def _of_fields(question: Question, cause: Changes, horizon: int) -> Question | None:
+def _of_fields(question: Question, cause: Changes, seed: int, horizon: int) -> Question | None:
     number = next((i for i in cause if _names_group(question.changes[i])), None)
     if number is None:
         return None
     rest = cause - {number}
-    seed = question.seeds[0]
-    with_it, without = (question.plan(question.levels(c), horizon, seed).config.dtype for c in (cause, rest))
+    try:
+        with_it, without = (question.plan(question.levels(c), horizon, seed).config.dtype for c in (cause, rest))
+    except InputError:  # the rest of the cause does not go together with the reference's dtype
+        return None
     names = [f.name for f in fields(DtypeConfig) if f.name != "name"]
     differing = [name for name in names if getattr(with_it, name) != getattr(without, name)]
     changes = tuple((_typed(name, with_it), _typed(name, without)) for name in differing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nangrid.analysis.causes import Event, event_of, no_worse
+from nangrid.analysis.causes import LAST, WORSE, Event, event_of
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.schedule import Isolated
@@ -22,9 +22,6 @@ from nangrid.search.minimal import Changes
 
 Overrides = tuple[str, ...]
 """The levels of one factor, as they are typed."""
-
-_LAST = 4
-"""Steps whose losses are averaged: one batch is harder than another."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,14 @@ class Answered:
     def trains(self, reference: Answered) -> bool:
         """To a loss no worse than the reference's after as many steps of the same batches."""
         steps = min(len(self.losses), len(reference.losses))
-        return self.record.trained and no_worse(_mean(self.losses[:steps]), _mean(reference.losses[:steps]))
+        return self.record.trained and _mean(self.losses[:steps]) <= WORSE * _mean(reference.losses[:steps])
+
+
+def meets(answer: Answered | None, event: Event) -> bool | None:
+    """Whether a cell met the event; None if it says nothing: it crashed, or another event came first."""
+    if answer is None or answer.event not in (None, event):
+        return None
+    return answer.event == event
 
 
 class Laboratory:
@@ -121,5 +125,5 @@ class Laboratory:
 
 
 def _mean(losses: Sequence[float]) -> float:
-    last = losses[-_LAST:]
+    last = losses[-LAST:]
     return sum(last) / len(last) if last else float("inf")

@@ -58,6 +58,8 @@ class Settings:
     optimizer: str = ""
     """By TrainingArguments' name, such as `adamw_torch`."""
     eps: float | None = None
+    known: bool = True
+    """Whether the rest is what will happen, or nothing is known of it."""
     autocast: torch.dtype | None = None
     scaler: bool = False
     hides_nan: bool = False
@@ -71,7 +73,7 @@ class Settings:
 def settings_of(arguments: Any) -> Settings:
     """Of transformers' TrainingArguments; those of None are unknown and say nothing."""
     if arguments is None:
-        return Settings()
+        return Settings(known=False)
     autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
     optimizer = getattr(arguments.optim, "value", str(arguments.optim))
     return Settings(
@@ -295,7 +297,7 @@ def _dtypes(model: nn.Module, settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "silent-fp16-storage", "warning", evidence, "dtype=bf16 (from_pretrained(..., dtype=torch.bfloat16))"
         )
-    elif storage == torch.float16 and settings.autocast is None:
+    elif storage == torch.float16 and settings.known and settings.autocast is None:
         evidence = "the model is stored and computed in float16, without loss scaling: everything ends at 65504"
         yield Finding("fp16-training", "warning", evidence, "dtype=bf16")
     if settings.scaler and trained[torch.float16]:
@@ -341,7 +343,9 @@ def _unreached(model: nn.Module, seen: _Data) -> list[str]:
     sample = min(usable, key=lambda s: len(s.ids))
     device = next(iter(own.values())).device
     batch = {"input_ids": sample.ids[None].to(device), "labels": sample.labels[None].to(device)}  # type: ignore[index]
-    before, training = {name: p.grad for name, p in own.items()}, model.training
+    gradients = {name: p.grad for name, p in own.items()}
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running means move in a forward pass
     with torch.random.fork_rng():
         try:
             for p in own.values():
@@ -351,12 +355,16 @@ def _unreached(model: nn.Module, seen: _Data) -> list[str]:
                 return list(own)
             loss.backward()
             return [name for name, p in own.items() if p.grad is None]
-        except (RuntimeError, TypeError, AttributeError, IndexError):
+        except Exception:
             return []  # not a model that takes ids and labels alone: its own training will tell
         finally:
-            model.train(training)
+            for module, training in modes.items():
+                module.training = training
+            for name, buffer in model.named_buffers():
+                if name in buffers and buffer.shape == buffers[name].shape:
+                    buffer.copy_(buffers[name])
             for name, p in own.items():
-                p.grad = before[name]
+                p.grad = gradients[name]
 
 
 def _hiding(model: nn.Module, settings: Settings) -> Iterator[Finding]:
