@@ -159,6 +159,74 @@ def test_the_reference_does_not_hang_on_a_loss_that_is_lower_by_a_hair(make_reco
     assert references == {"dtype=bf16 init=mean optim=paged_adamw_8bit"}
 
 
+def cells(make_record: MakeRecord, *rows: dict[str, Any]) -> Grid:
+    """Each row a cell: its factors, `steps` done, the `onset` of an overflow or none, and its `losses` a step."""
+    records, autopsies, losses = [], {}, {}
+    for number, row in enumerate(rows):
+        onset, steps, course = row.pop("onset", None), row.pop("steps", 16), row.pop("losses", None)
+        cell_id = f"{number:012x}"
+        rung = None if onset is None else {"loss": onset}
+        steps = steps if onset is None else onset + 1
+        records.append(make_record(rung, cell_id=cell_id, factors={"seed": 0} | row, steps_done=steps))
+        losses[cell_id] = course or [3.0] * steps
+        autopsies |= {} if onset is None else {cell_id: autopsy(OVERFLOW)}
+    return Grid(records, autopsies, losses)
+
+
+def test_a_stray_short_cell_makes_no_cure_of_what_diverges(make_record: MakeRecord) -> None:
+    diverging = [4 * 1.2**step for step in range(16)]
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "lr": 2e-4},
+        {"dtype": "fp16", "lr": 2e-4, "onset": 1},
+        {"dtype": "fp16", "lr": 1.0, "losses": diverging},
+        {"dtype": "bf16", "lr": 1.0, "steps": 1},
+    )
+    assert grid.reference
+    (finding,) = grid.findings(grid.reference)
+    assert told(finding)[1] == {"dtype=bf16"}
+
+
+def test_a_neighbour_that_was_not_watched_to_the_onset_proves_nothing(make_record: MakeRecord) -> None:
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "init": "mean", "steps": 4},
+        {"dtype": "bf16", "init": "zero", "steps": 4},
+        {"dtype": "fp16", "init": "mean", "steps": 4},
+        {"dtype": "fp16", "init": "zero", "onset": 10},
+    )
+    assert grid.reference
+    (cause,) = grid.findings(grid.reference)[0].causes
+    assert cause.without == () and len(cause.open) == 3
+
+
+def test_a_seed_that_never_failed_cures_no_other(make_record: MakeRecord) -> None:
+    grid = cells(make_record, {"dtype": "bf16"}, *only_seed_2_fails())
+    assert grid.reference
+    (finding,) = grid.findings(grid.reference)
+    assert told(finding)[1] == set() and finding.causes[0].without == ()
+    with_it = cells(make_record, {"dtype": "bf16", "seed": 2}, {"dtype": "bf16"}, *only_seed_2_fails())
+    assert with_it.reference
+    assert told(with_it.findings(with_it.reference)[0])[1] == {"dtype=bf16"}
+
+
+def only_seed_2_fails() -> list[dict[str, Any]]:
+    return [{"dtype": "fp16", "seed": seed} | ({"onset": 0} if seed == 2 else {}) for seed in range(3)]
+
+
+def test_losses_of_other_data_are_not_compared(make_record: MakeRecord) -> None:
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "data.bos": True},
+        {"dtype": "bf16", "data.bos": False, "losses": [9.0] * 16},
+        {"dtype": "fp16", "data.bos": True, "onset": 0},
+        {"dtype": "fp16", "data.bos": False, "onset": 0},
+    )
+    assert grid.reference
+    (finding,) = grid.findings(grid.reference)
+    assert told(finding)[1] == {"dtype=bf16"} and all(len(found) == 1 for found in finding.cures.values())
+
+
 @pytest.mark.parametrize(
     ("levels", "event_of", "sentence"),
     [
@@ -184,6 +252,7 @@ def test_crashed_cells_prove_nothing(make_grid: Callable[..., Grid]) -> None:
     assert any("crashed or ran out of time" in line for line in lines) and grid.reference is None
 
 
-def test_a_cure_seen_for_too_few_steps_says_so(make_grid: Callable[..., Grid]) -> None:
-    grid = make_grid(steps_done=3)
-    assert all("too few to be sure" in line for line in verdict(grid) if "  cure:" in line)
+def test_a_cure_seen_for_too_few_steps_says_so(make_record: MakeRecord) -> None:
+    grid = cells(make_record, {"dtype": "bf16"}, {"dtype": "fp16", "onset": 5})
+    (line,) = (line for line in verdict(grid) if "  cure:" in line)
+    assert "finite to 16, too few to be sure: 4x the onset is wanted" in line

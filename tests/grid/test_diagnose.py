@@ -161,6 +161,27 @@ def test_levels_that_do_not_go_together_are_left_out(ask: Ask) -> None:
     assert frozenset({1}) in found.causes.causes
 
 
+def test_another_event_that_comes_first_decides_nothing(ask: Ask) -> None:
+    """dtype or optim alone bring it about; optim with init meets another event, which must not acquit optim."""
+
+    def does(levels: set[str], seed: int) -> Did:
+        if levels == {"optim=adamw_torch", "init=zero"}:
+            return "divergence", 9.0
+        return ("overflow", 9.0) if levels & {"dtype=fp16", "optim=adamw_torch"} else FINE
+
+    found, _ = ask(does, seeds=1)
+    assert set(found.causes.causes) == {frozenset({0}), frozenset({2})}
+    assert frozenset({1, 2}) in found.causes.left_out
+
+
+def test_what_comes_later_is_not_called_chance(ask: Ask) -> None:
+    def does(levels: set[str], seed: int) -> Did:
+        return ("overflow", 9.0) if "dtype=fp16" in levels else FINE
+
+    found, _ = ask(does, seeds=1)
+    assert not found.stochastic
+
+
 def test_a_dtype_is_drilled_down_to_its_fields(ask: Ask) -> None:
     def does(levels: set[str], seed: int) -> Did:
         return ("overflow", 9.0) if levels & {"dtype=fp16", "dtype.storage=fp16"} else FINE
@@ -195,6 +216,11 @@ def test_the_autopsy_says_what_to_try_first(make_record: MakeRecord, tmp_path: P
 def test_seeds_that_are_none(common: list[str], seeds: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         _question(common, FAILING, REFERENCE, 1, seeds)
+
+
+def test_a_key_for_all_cells_and_for_one_side_is_refused() -> None:
+    with pytest.raises(InputError, match="init is given for all cells and for one side"):
+        _question(["init=mean"], ["dtype=fp16", "init=zero"], ["dtype=bf16"], 1, 1)
 
 
 def test_a_seed_is_no_level() -> None:

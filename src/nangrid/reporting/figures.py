@@ -131,7 +131,9 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
             axes.grid(axis="y")
         left, right = panels
         left.set(title="training loss", ylabel="loss (nats a token)")
-        right.set(title="gradient norm before clipping", ylabel="norm", yscale="log")
+        right.set(title="gradient norm before clipping", ylabel="norm")
+        if any(0 < norm < math.inf for trace in traces for norm in trace.grad_norm):
+            right.set_yscale("log")
         right.yaxis.set_major_formatter(FuncFormatter(_power))
         handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its horizon")]
         for number, event in enumerate(events):
