@@ -121,9 +121,12 @@ def _rate(combination: Combination, event: Event) -> str:
     return f"{len(combination.met(event))} of {total} seeds" if total > 1 else "one seed"
 
 
-def _named(combination: Combination, event: Event) -> str:
+def _named(combination: Combination, cause: Cause, event: Event) -> str:
+    """By what it has of the cause."""
+    levels = tuple(pair for pair in cause.levels if pair in combination.levels)
+    what = f"{in_words(levels)} alone" if levels else "the reference"
     several = f"{_rate(combination, event)}, " if len(combination.by_seed) > 1 else ""
-    return f"{in_words(combination.levels)} ({several}{_ids(combination)})"
+    return f"{what} ({several}{_ids(combination)})"
 
 
 def _ids(combination: Combination) -> str:

@@ -19,7 +19,7 @@ from nangrid.records.cell import CLOCKS, CellRecord
 FINITE, NONFINITE, UNTRAINED, ERROR = "#0072B2", "#D55E00", "#E69F00", "bold #CC79A7"
 _TAIL_LINES = 10
 _NAMES_SHOWN = 3
-_MOST_ROWS = 200
+_MOST_ROWS = 60
 
 
 def grid_summary(table: pd.DataFrame, pivot: pd.DataFrame) -> RenderableType:
