@@ -73,9 +73,8 @@ def _of_cause(cause: Cause, event: Event) -> list[str]:
         return ["  no cause: the reference itself meets it in some seed"]
     lines = [f"  enough: {in_words(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
     if cause.without:
-        lines.append(
-            "    without one of them it does not come about: " + "; ".join(_named(c, event) for c in cause.without)
-        )
+        named = "; ".join(_named(combination, cause, event) for combination in cause.without)
+        lines.append(f"    without one of them it does not come about: {named}")
     for levels in cause.open[:_SHOWN]:
         lines.append(f"    not decided: whether {in_words(levels)} alone would be enough")
     return lines
