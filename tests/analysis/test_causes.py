@@ -214,13 +214,14 @@ def only_seed_2_fails() -> list[dict[str, Any]]:
     return [{"dtype": "fp16", "seed": seed} | ({"onset": 0} if seed == 2 else {}) for seed in range(3)]
 
 
-def test_losses_of_other_data_are_not_compared(make_record: MakeRecord) -> None:
+@pytest.mark.parametrize("factor", ["data.bos", "quant"])
+def test_losses_of_other_data_or_weights_are_not_compared(factor: str, make_record: MakeRecord) -> None:
     grid = cells(
         make_record,
-        {"dtype": "bf16", "data.bos": True},
-        {"dtype": "bf16", "data.bos": False, "losses": [9.0] * 16},
-        {"dtype": "fp16", "data.bos": True, "onset": 0},
-        {"dtype": "fp16", "data.bos": False, "onset": 0},
+        {"dtype": "bf16", factor: "a"},
+        {"dtype": "bf16", factor: "b", "losses": [9.0] * 16},
+        {"dtype": "fp16", factor: "a", "onset": 0},
+        {"dtype": "fp16", factor: "b", "onset": 0},
     )
     assert grid.reference
     (finding,) = grid.findings(grid.reference)

@@ -30,8 +30,8 @@ ENOUGH_STEPS = 4
 
 LAST = 4
 """Steps whose losses are averaged: one batch is harder than another."""
-_WHAT_IS_LEARNED = ("data", "vocab", "model")
-"""Groups of factors with which the losses themselves change."""
+_WHAT_IS_LEARNED = ("data", "vocab", "model", "quant")
+"""Groups of factors with which the losses themselves change: other text, other weights to begin with."""
 
 FROZEN = "infinite-norm-freeze"
 UNTRAINED = "no-gradient"
