@@ -87,14 +87,18 @@ class Combination:
         return bool(clear) and not self.met(event)
 
     @cached_property
+    def failed(self) -> set[Any]:
+        """The seeds with which it does not train."""
+        return {seed for seed, (record, _) in self.by_seed.items() if not record.trained}
+
+    @cached_property
     def trains(self) -> bool:
         """Whether every seed trained."""
         return self.usable and all(record.trained for record, _ in self.by_seed.values())
 
     def trains_instead(self, failing: Combination) -> bool:
         """Whether it trains, with a seed among them with which `failing` does not."""
-        failed = {seed for seed, (record, _) in failing.by_seed.items() if not record.trained}
-        return self.trains and bool(failed & self.by_seed.keys())
+        return self.trains and bool(failing.failed & self.by_seed.keys())
 
 
 @dataclass(frozen=True)
@@ -173,19 +177,28 @@ class Grid:
 
     @cached_property
     def reference(self) -> Combination | None:
-        """Of those that train to no worse than the lowest loss, the one whose neighbours train most; None if none does.
+        """Of those that train to no worse than the lowest loss, the one furthest from trouble; None if none does.
 
-        Losses that close differ between processors; a neighbour differs in one factor.
+        Losses that close differ between processors. A neighbour differs in one factor: the fewest that fail, then the
+        most that train, then the lowest loss, of those that have at least half as many neighbours as any.
         """
         good = [c for c in self.combinations.values() if c.trains and self._no_worse(c)]
-        return max(good, key=lambda c: (self._training_neighbours(c), -self.relative_loss[c.levels]), default=None)
+        near = {c.levels: self._neighbours(c) for c in good}
+        explored = max((len(others) for others in near.values()), default=0) / 2
+
+        def trouble(c: Combination) -> tuple[int, int, float]:
+            failing, training = (sum(pair[i] for pair in near[c.levels]) for i in (0, 1))
+            return failing, -training, self.relative_loss[c.levels]
+
+        return min((c for c in good if len(near[c.levels]) >= explored), key=trouble, default=None)
 
     def _no_worse(self, combination: Combination) -> bool:
         return self.relative_loss.get(combination.levels, math.inf) <= WORSE
 
-    def _training_neighbours(self, combination: Combination) -> int:
-        others = [other.levels for other in self.combinations.values() if other.trains]
-        return sum(sum(map(operator.ne, levels, combination.levels)) == 1 for levels in others)
+    def _neighbours(self, combination: Combination) -> list[tuple[bool, bool]]:
+        """Of each whether it fails with a seed, and whether it trains."""
+        near = (c for c in self.combinations.values() if sum(map(operator.ne, c.levels, combination.levels)) == 1)
+        return [(bool(c.failed), c.trains) for c in near]
 
     def findings(self, reference: Combination) -> list[Finding]:
         """Causes and cures of each event, relative to the reference."""
@@ -233,7 +246,7 @@ class Grid:
         for combination in failing:
             for other in self.combinations.values():
                 changes = differing(other.levels, combination.levels)
-                if len(changes) == 1 and other.by_seed.keys() & failing_seeds(combination):
+                if len(changes) == 1 and other.by_seed.keys() & combination.failed:
                     tried.setdefault(changes[0], []).append(other)
         for change, others in sorted(tried.items()):
             if not any(other.trains for other in others):
@@ -262,11 +275,6 @@ def onset_step(record: CellRecord) -> int:
     if record.onset is not None:
         return record.onset.step
     return record.trains.frozen_from or 0
-
-
-def failing_seeds(combination: Combination) -> set[Any]:
-    """The seeds with which it does not train."""
-    return {seed for seed, (record, _) in combination.by_seed.items() if not record.trained}
 
 
 def relative_losses(combinations: Iterable[Combination], losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:

@@ -29,11 +29,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     best = grid.reference
     if not grid.events() or best is None:
         return lines
-    why = (
-        "as asked"
-        if reference
-        else f"within {WORSE - 1:.0%} of the lowest loss, and most of what is one change away trains"
-    )
+    why = "as asked" if reference else f"within {WORSE - 1:.0%} of the lowest loss, and furthest from what fails"
     reference = reference or best
     lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), {why}")
     for finding in grid.findings(reference):
@@ -76,7 +72,8 @@ def _of_cause(cause: Cause, event: Event) -> list[str]:
         named = "; ".join(_named(combination, cause, event) for combination in cause.without)
         lines.append(f"    without one of them it does not come about: {named}")
     for levels in cause.open[:_SHOWN]:
-        lines.append(f"    not decided: whether {in_words(levels)} alone would be enough")
+        what = f"{in_words(levels)} alone" if levels else "the reference itself, with those seeds and for so long,"
+        lines.append(f"    not decided: whether {what} would be enough")
     return lines
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         metavar="factor=level",
         default=[],
-        help="the combination to compare with; by default one that trains, as does most of what is one change away",
+        help="the combination to compare with; by default one that trains and is furthest from what fails",
     )
     parser.add_argument(
         "--hypotheses", type=Path, default=HYPOTHESES, metavar="DIR", help="hypotheses to decide (conf/hypotheses)"
