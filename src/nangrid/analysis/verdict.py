@@ -19,6 +19,7 @@ from nangrid.analysis.causes import (
 )
 
 _SHOWN = 4
+_CURES = 8
 
 
 def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
@@ -85,7 +86,7 @@ def _of_cures(finding: Finding) -> list[str]:
         return ["  no cure is in this grid"]
     lines = []
     failing = len(finding.failing)
-    for changes, cures in sorted(by_changes.items(), key=lambda item: (len(item[0]), -len(item[1])))[:_SHOWN]:
+    for changes, cures in sorted(by_changes.items(), key=lambda item: (len(item[0]), -len(item[1])))[:_CURES]:
         until = min(cure.until for cure in cures)
         short = "" if all(c.enough for c in cures) else f", too few to be sure: {ENOUGH_STEPS}x the onset is wanted"
         ids = _few([record.cell_id for cure in cures for record in cure.proof.records])
