@@ -194,7 +194,7 @@ class _Search:
         cured = [everything - cure for cure in cures.cures]
         wanted = dict.fromkeys([frozenset(), *clean, *cured, *causes.causes])
         if any((changes, seed) not in self.laboratory.cells for changes in wanted for seed in self.seeds):
-            with_seeds = "seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+            with_seeds = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
             self.say(f"confirming with {with_seeds} to step {self.laboratory.horizon}")
         self.laboratory.look((changes, seed) for changes in wanted for seed in self.seeds)
         for seed in self.seeds:

@@ -320,7 +320,7 @@ def _eps(model: nn.Module, settings: Settings) -> Iterator[Finding]:
         evidence = (
             f"eps={settings.eps:g} is 0 in the dtype of {len(lost)} trainables, such as {lost[0]}: 0/0 without gradient"
         )
-        yield Finding("adam-eps-underflow", "error", evidence, "upcast=trainable, or optim.eps=1e-4")
+        yield Finding("adam-eps-underflow", "error", evidence, "upcast=trainable")
 
 
 def _without_gradient(model: nn.Module, seen: _Data) -> Iterator[Finding]:
