@@ -153,7 +153,7 @@ def _eps_underflow(e: Evidence) -> Mechanism | None:
     return Mechanism(
         "adam-eps-underflow",
         f"The optimizer's eps is 0 in {e.birth.output.dtype}: an element without gradient is updated by 0 / 0.",
-        ("upcast=trainable", "optim=paged_adamw_8bit", "optim.eps=1e-4"),
+        ("upcast=trainable", "optim=paged_adamw_8bit"),
     )
 
 
