@@ -53,7 +53,17 @@ def test_any_other_value_is_another_cell(science: dict[str, Any], key: str, valu
 BASE = composed()
 SCIENCE = ["seed", *(f"{group}.{key}" for group in SCIENTIFIC[1:] for key in vars(getattr(BASE, group)))]
 SCIENCE.remove("data.path")  # the file's content counts, see below
-OTHER = ["horizon", "out", "resume", "dry_run", "threads", "tracker.name", "tracker.mode", "tracker.project"]
+OTHER = [
+    "horizon",
+    "out",
+    "resume",
+    "dry_run",
+    "threads",
+    "headroom",
+    "tracker.name",
+    "tracker.mode",
+    "tracker.project",
+]
 
 
 def with_other(key: str) -> Config:
