@@ -298,19 +298,24 @@ def relative_losses(combinations: Iterable[Combination], losses: Mapping[str, Se
             if len(losses.get(record.cell_id, ())) >= LAST
         }
         usual = sorted(map(len, series.values()))[len(series) // 2] if series else 0
+        best: dict[tuple[Any, int], float] = {}
         ratios: dict[Levels, list[float]] = {}
         for (levels, seed), own in series.items():
             steps = min(len(own), usual)
-            rivals = [other for (_, its), other in series.items() if its == seed and len(other) >= steps]
-            best = min(_mean(other, steps) for other in rivals)
-            ratios.setdefault(levels, []).append(_mean(own, steps) / best if 0 < best < math.inf else math.inf)
+            if (seed, steps) not in best:
+                rivals = (other for (_, its), other in series.items() if its == seed and len(other) >= steps)
+                best[seed, steps] = min(late_loss(other, steps) for other in rivals)
+            lowest = best[seed, steps]
+            ratio = late_loss(own, steps) / lowest if 0 < lowest < math.inf else math.inf
+            ratios.setdefault(levels, []).append(ratio)
         found |= {levels: median(own) for levels, own in ratios.items()}
     return found
 
 
-def _mean(losses: Sequence[float], steps: int) -> float:
-    """Of the last LAST of the first `steps`; infinite if one is not a number."""
-    value = sum(losses[steps - LAST : steps]) / LAST
+def late_loss(losses: Sequence[float], steps: int) -> float:
+    """The mean of the last LAST of the first `steps`; infinite if one is not a number, or there is none."""
+    last = losses[max(0, steps - LAST) : steps]
+    value = sum(last) / len(last) if last else math.inf
     return math.inf if math.isnan(value) else value
 
 

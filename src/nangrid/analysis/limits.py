@@ -10,8 +10,9 @@ from nangrid.analysis.effects import ANY, without_effect
 from nangrid.analysis.rates import ALPHA, POWER, detectable, unseen
 from nangrid.records.cell import CellRecord
 
-_MACHINE = ("device", "cpu", "cpu_capability")
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+MACHINE = ("device", "cpu", "cpu_capability")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+"""What of an environment decides bits."""
 
 
 def limits(
@@ -34,7 +35,7 @@ def limits(
 
 def _mixed(records: Sequence[CellRecord]) -> list[str]:
     lines = []
-    for keys, what in ((_MACHINE, "kinds of machine"), (_PACKAGES, "sets of package versions")):
+    for keys, what in ((MACHINE, "kinds of machine"), (PACKAGES, "sets of package versions")):
         kinds = sorted({" ".join(str(record.environment.get(key, "?")) for key in keys) for record in records})
         if len(kinds) > 1:
             lines.append(f"The cells ran on {len(kinds)} {what} ({'; '.join(kinds)}): bits differ between them.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from nangrid.analysis.effects import ANY
 from nangrid.analysis.evidence import Evidence, rerun_command
 from nangrid.analysis.headroom import LIMITS, first_overflow, forecast, room
 from nangrid.analysis.histories import column
+from nangrid.analysis.limits import MACHINE, PACKAGES
 from nangrid.analysis.survival import common_horizon
-from nangrid.records.cell import CellRecord
 from nangrid.reporting.explain import explain
 from nangrid.reporting.figures import (
     Trace,
@@ -24,6 +23,7 @@ from nangrid.reporting.figures import (
     traces_figure,
 )
 from nangrid.reporting.page import DrawnAutopsy, Page, Section, render
+from nangrid.reporting.terminal import counted_statuses
 
 _MOST_TRACES = 100
 _SHOWN = 12
@@ -45,7 +45,7 @@ def page_of(evidence: Evidence) -> Page:
         sections.append(_headroom(*evidence.headroom))
     return Page(
         title=f"nangrid: {evidence.grid_id}",
-        facts=_facts(evidence.records),
+        facts=_facts(evidence),
         verdict=evidence.verdict,
         onsets=evidence.times,
         factors=factors,
@@ -78,18 +78,14 @@ def traces_of(evidence: Evidence) -> list[Trace]:
     return traces
 
 
-def _facts(records: Sequence[CellRecord]) -> dict[str, str]:
-    statuses = Counter(record.status for record in records)
-    names = {"nonfinite": "non-finite"}
-    counted = ", ".join(f"{number} {names.get(status, status)}" for status, number in statuses.most_common())
-    models = sorted({str(record.factors.get("model", "?")) for record in records})
-    machine = records[0].environment
-    packages = ("torch", "transformers", "peft", "bitsandbytes")
+def _facts(evidence: Evidence) -> dict[str, str]:
+    models = sorted({str(record.factors.get("model", "?")) for record in evidence.records})
+    machine = evidence.records[0].environment
     return {
-        "cells": f"{len(records)} ({counted})",
+        "cells": f"{len(evidence.records)} ({counted_statuses(evidence.onsets)})",
         "model": ", ".join(models),
-        "machine": " ".join(str(machine[key]) for key in ("device", "cpu", "cpu_capability") if key in machine),
-        "versions": ", ".join(f"{name} {machine[name]}" for name in packages if name in machine),
+        "machine": " ".join(str(machine[key]) for key in MACHINE if key in machine),
+        "versions": ", ".join(f"{name} {machine[name]}" for name in PACKAGES if name in machine),
     }
 
 

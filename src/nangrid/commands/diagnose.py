@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from nangrid.commands.compose import composed, key_of
 from nangrid.commands.exits import exit_code
-from nangrid.grid.diagnose import Diagnosis, Rate, diagnose
+from nangrid.grid.diagnose import Diagnosis, diagnose
 from nangrid.grid.drill import Drilled
 from nangrid.grid.laboratory import Overrides, Question
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.schedule import Isolated
+from nangrid.grid.search import Rate
 from nangrid.records.errors import InputError
 from nangrid.search.minimal import MOST_CHANGES, Changes, NotMonotoneError
 

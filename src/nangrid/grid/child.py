@@ -63,7 +63,7 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
         if _is_finished(plan):
             return "", ""
         set_aside(plan.directory())
-        _redirect_output(plan.directory() / LOG)
+        redirect_output(plan.directory() / LOG)
         return _run(plan, grid_id, module, stop)
     except _Stop:
         return STOPPED, ASKED
@@ -128,7 +128,7 @@ def _stopped_by(error: OSError) -> Reply:
     return STOPPED, ending.message
 
 
-def _redirect_output(log: Path) -> None:
+def redirect_output(log: Path) -> None:
     """Send what this process says, native libraries and grandchildren included, to the cell's log."""
     sys.stdout.flush()
     sys.stderr.flush()

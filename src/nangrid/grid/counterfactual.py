@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from nangrid.cell.config import Config
 from nangrid.grid import isolation
+from nangrid.grid.child import redirect_output
 from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
@@ -43,9 +45,7 @@ def _ask(failed: CellPlan, snapshot: str, config: Config) -> bool | None:
 
 def _answer(failed: CellPlan, snapshot: str, config: Config, reply: Connection) -> None:
     """In a process of its own, as any cell."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    redirect_output(Path(os.devnull))
     from nangrid.cell.replay import replay_under
     from nangrid.watch import Snapshot
 

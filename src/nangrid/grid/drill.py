@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from nangrid.analysis.causes import Event
+from nangrid.analysis.causes import ENOUGH_STEPS, onset_step
 from nangrid.cell.config import DtypeConfig
-from nangrid.grid.laboratory import Laboratory, Overrides, Question, meets
+from nangrid.grid.laboratory import Laboratory, Overrides, Question
 from nangrid.grid.plan import CellPlan
+from nangrid.grid.search import Search
 from nangrid.records.errors import InputError
-from nangrid.search.exhaustive import exhaust
-from nangrid.search.minimal import Changes, Found, NotMonotoneError, search
+from nangrid.search.minimal import Changes, Found
 
 GROUP = "dtype"
 
@@ -25,33 +25,22 @@ class Drilled:
     cells: int
 
 
-def drill_down(
-    question: Question, cause: Changes, event: Event, seed: int, horizon: int, say: Callable[[str], None]
-) -> Drilled | None:
+def drill_down(full: Search, cause: Changes) -> Drilled | None:
     """Search among the fields in which the two dtypes differ, with a seed and a horizon in which the cause is enough.
 
-    None: no dtype is in the cause, or it differs in one field only.
+    None: no dtype is in the cause, it differs in one field only, or no seed meets the event.
     """
-    inside = _of_fields(question, cause, seed, horizon)
+    seed = next((seed for seed in full.seeds if full.meets(cause, seed)), None)
+    answer = None if seed is None else full.laboratory.one(cause, seed)
+    if seed is None or answer is None:
+        return None
+    horizon = min(full.laboratory.horizon, ENOUGH_STEPS * (onset_step(answer.record) + 1))
+    inside = _of_fields(full.question, cause, seed, horizon)
     if inside is None or len(inside.changes) < 2:
         return None
-    say(f"which of {', '.join(failing[0] for failing, _ in inside.changes)} is it?")
-    laboratory = Laboratory(inside, horizon, say)
-
-    def ask(changes: Changes) -> bool | None:
-        say(f"does it come about by {' '.join(inside.changes[i][0][0] for i in sorted(changes))} alone?")
-        answer = laboratory.one(changes, seed)
-        met = meets(answer, event)
-        if answer is not None:
-            undecided = f"  not decided, another event came first: {answer.event}"
-            say("  yes" if met else undecided if met is None else "  no: finite")
-        return met
-
-    try:
-        found = search(len(inside.changes), ask)
-    except NotMonotoneError:
-        say("not monotone, a further field undoes it: all combinations are run")
-        found = exhaust(len(inside.changes), ask)
+    full.say(f"which of {', '.join(failing[0] for failing, _ in inside.changes)} is it?")
+    laboratory = Laboratory(inside, horizon, full.say)
+    found, _ = Search(inside, laboratory, [seed], full.event, [1.0] * len(inside.changes), full.say).causes()
     return Drilled(inside, found, len(laboratory.cells))
 
 

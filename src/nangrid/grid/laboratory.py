@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nangrid.analysis.causes import LAST, WORSE, Event, event_of
+from nangrid.analysis.causes import WORSE, Event, event_of, late_loss
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.schedule import Isolated
@@ -60,7 +60,7 @@ class Answered:
     def trains(self, reference: Answered) -> bool:
         """To a loss no worse than the reference's after as many steps of the same batches."""
         steps = min(len(self.losses), len(reference.losses))
-        return self.record.trained and _mean(self.losses[:steps]) <= WORSE * _mean(reference.losses[:steps])
+        return self.record.trained and late_loss(self.losses, steps) <= WORSE * late_loss(reference.losses, steps)
 
 
 def meets(answer: Answered | None, event: Event) -> bool | None:
@@ -122,8 +122,3 @@ class Laboratory:
             raise InputError(why)
         self.say(f"  left out, it cannot be built: {why}")
         self.cells[key] = None
-
-
-def _mean(losses: Sequence[float]) -> float:
-    last = losses[-LAST:]
-    return sum(last) / len(last) if last else float("inf")

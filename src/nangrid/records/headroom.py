@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nangrid.records.atomic import write_bytes
-from nangrid.records.errors import RecordError
+from nangrid.records.parquet import read_rows, write_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,28 +29,12 @@ COLUMNS = {
 
 def write_headroom(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all looks of a cell, atomically."""
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer)
-    write_bytes(directory / HEADROOM, buffer.getvalue())
+    write_rows(directory / HEADROOM, COLUMNS, rows)
 
 
 def read_headroom(directory: Path) -> DataFrame | None:
     """What was seen; None for a cell that did not look, RecordError for a file that cannot be trusted."""
-    import pyarrow
-    import pyarrow.parquet
-
-    path = directory / HEADROOM
-    if not path.exists():
+    if not (directory / HEADROOM).exists():
         return None
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    if {field.name: str(field.type) for field in table.schema} != COLUMNS:
-        raise RecordError(f"{path} has other columns than this version's.")
-    frame: DataFrame = table.to_pandas()
+    frame: DataFrame = read_rows(directory / HEADROOM, COLUMNS).to_pandas()
     return frame

@@ -6,14 +6,12 @@ stay apart on disk and in the frame, whose columns are Arrow's: `isna()` is true
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nangrid.records.atomic import write_bytes
 from nangrid.records.cell import CLOCKS
-from nangrid.records.errors import RecordError
+from nangrid.records.parquet import read_rows, write_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,15 +36,9 @@ COLUMNS: dict[str, str] = {
 
 def write_history(directory: Path, rows: Sequence[Mapping[str, float | int | None]]) -> None:
     """Write one row a step, atomically; a column that a row leaves out is null there."""
-    import pyarrow
-    import pyarrow.parquet
-
     if unknown := sorted({key for row in rows for key in row} - COLUMNS.keys()):
         raise ValueError(f"no such history column: {', '.join(unknown)}")
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), buffer)
-    write_bytes(directory / HISTORY, buffer.getvalue())
+    write_rows(directory / HISTORY, COLUMNS, rows)
 
 
 def read_history(directory: Path) -> DataFrame:
@@ -59,16 +51,4 @@ def read_history(directory: Path) -> DataFrame:
 
 def read_table(directory: Path) -> Table:
     """The history in Arrow, without waiting for pandas; RecordError as above."""
-    import pyarrow
-    import pyarrow.parquet
-
-    path = directory / HISTORY
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)  # a file is small: threads cost more
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    found = {field.name: str(field.type) for field in table.schema}
-    if found != COLUMNS:
-        wrong = sorted(name for name, _ in found.items() ^ COLUMNS.items())
-        raise RecordError(f"{path} has other columns than this version's: {', '.join(dict.fromkeys(wrong))}.")
-    return table
+    return read_rows(directory / HISTORY, COLUMNS)

@@ -65,9 +65,13 @@ def _onset(row: dict[str, Any]) -> Text:
 
 
 def _count(table: pd.DataFrame) -> str:
+    return f"{len(table)} cells: {counted_statuses(table)}"
+
+
+def counted_statuses(table: pd.DataFrame) -> str:
+    """Of an onset table, the commonest first: `10 non-finite, 6 finite`."""
     names = {"nonfinite": "non-finite"}
-    counts = table["status"].value_counts()
-    return f"{len(table)} cells: " + ", ".join(f"{n} {names.get(str(s), s)}" for s, n in counts.items())
+    return ", ".join(f"{n} {names.get(str(s), s)}" for s, n in table["status"].value_counts().items())
 
 
 def _levels(pivot: pd.DataFrame) -> Table:
