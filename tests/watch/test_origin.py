@@ -49,8 +49,25 @@ class Logarithm(nn.Module):
         return torch.log(torch.relu(self.weight * x))
 
 
+class Interleaved(nn.Module):
+    """Infinities meant for every second element; the finite ones between them are divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.stack([x, torch.full_like(x, float("-inf"))], dim=-1)
+        return self.weight / pairs[..., 0]
+
+
 def root_of_zero(out: Tensor) -> Tensor:
     return (out - out.detach()).sqrt().sum()
+
+
+def test_a_view_between_infinities_does_not_hold_them(tmp_path: Path) -> None:
+    autopsy = diagnose(Interleaved(), [torch.tensor([1.0, 2.0, 0.0, 4.0])], tmp_path)
+    assert found(autopsy) == ("forward", "divide_by_zero", "aten.div.Tensor")
 
 
 def test_activation_past_the_largest_half(tmp_path: Path) -> None:

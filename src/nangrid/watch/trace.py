@@ -149,7 +149,10 @@ class Tracer(TorchDispatchMode):
         kept = operands(func, *before)
         for (name, place, tensor), (_, _, copy) in zip(operands(func, args, kwargs), kept, strict=True):
             label = self._label(name, place, tensor)
-            reads.append(_Read(label, place, copy, self.writer(tensor)))
+            write = self.writer(tensor)
+            if write is not None and is_finite(copy):  # between its elements, or in memory since freed and reused
+                write = None
+            reads.append(_Read(label, place, copy, write))
         return reads
 
     def _note(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> None:
