@@ -4,7 +4,8 @@
 
 CPU time of whole optimizer steps of the real Gemma 3 270M and of the tiny one (bf16), all variants interleaved
 in one process, medians of paired ratios to the plain step with 90 % intervals; and the time inside the watch's
-own calls, the copy for the snapshot included. Growth: the watch's own calls on bare LoRA-like layers.
+own calls, the copy for the snapshot included, and inside headroom's, on a step that it looks at; and of the
+preflight, once a run. Growth: the watch's own calls on bare LoRA-like layers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS":
 RESULT = Path(__file__).parent / "results" / "watch_cost.md"
 ROUNDS = {"gemma3-270m": 9, "tiny": 25}
 REPLAYS = 3
-VARIANTS = ("plain", "watch", "set_detect_anomaly", "DebugUnderflowOverflow")
+LOOK_EVERY, RUN = 10, 200
+"""Steps between two looks at the headroom, and of a run."""
+VARIANTS = ("plain", "watch", "headroom", "set_detect_anomaly", "DebugUnderflowOverflow")
 
 
 def measure(model: str) -> dict[str, Any]:
@@ -34,15 +37,28 @@ def measure(model: str) -> dict[str, Any]:
     from nangrid.grid.plan import as_config
 
     config = as_config(composed([f"model={model}", "dtype=bf16", "init=mean"]))
-    return where_training_begins(config, lambda cell, step: Comparison(cell, step).run(ROUNDS[model]))
+    return where_training_begins(config, lambda cell, step: Comparison(cell, config, step).run(ROUNDS[model]))
 
 
 class Comparison:
     """Variants of one step, taken in turn on the same trainer."""
 
-    def __init__(self, cell: Any, step: Any) -> None:
-        from nangrid.watch import Background, Inspector
+    def __init__(self, cell: Any, config: Any, step: Any) -> None:
+        from nangrid.cell.preflight import look_over
+        from nangrid.watch import Background, Headroom, Inspector
 
+        class Timed(Headroom):
+            spent = 0.0
+
+            def _note(self, name: str, kind: str, value: Any) -> None:
+                began = time.process_time()
+                super()._note(name, kind, value)
+                self.spent += time.process_time() - began
+
+        began = time.process_time()
+        look_over(cell, config, trial=False)
+        self.preflight = time.process_time() - began
+        self.headroom = Timed(cell.model)
         self.step = step
         self.trainer = cell.trainer
         self.trainer.current_gradient_accumulation_steps = 1
@@ -53,7 +69,8 @@ class Comparison:
 
     def run(self, rounds: int) -> dict[str, Any]:
         steps: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        inside = []
+        inside: list[float] = []
+        looking: list[float] = []
         for turn in range(rounds + 1):
             batch = next(self.batches)
             for variant in VARIANTS:
@@ -62,7 +79,9 @@ class Comparison:
                 if turn:  # the first round warms up
                     steps[variant].append(time.process_time() - began)
                     inside += [self.inside] if variant == "watch" else []
-        return {"steps": steps, "inside": inside, "replays": self._replays()}
+                    looking += [self.headroom.spent] if variant == "headroom" else []
+        seconds = {"inside": inside, "looking": looking, "replays": self._replays(), "preflight": [self.preflight]}
+        return {"steps": steps, **seconds}
 
     def _plain(self, batch: Any, watched: bool = False) -> None:
         from nangrid.watch import MicroBatch
@@ -88,6 +107,16 @@ class Comparison:
     def _watch(self, batch: Any) -> None:
         self.inside = 0.0
         self._plain(batch, watched=True)
+
+    def _headroom(self, batch: Any) -> None:
+        began = time.process_time()
+        self.headroom.begin(0)
+        opened = time.process_time() - began
+        self.headroom.spent = 0.0
+        self._plain(batch)
+        began = time.process_time()
+        self.headroom.end(0)
+        self.headroom.spent += opened + time.process_time() - began
 
     def _set_detect_anomaly(self, batch: Any) -> None:
         import torch
@@ -183,6 +212,14 @@ def cost_table(found: dict[str, dict[str, Any]]) -> list[str]:
         plain = median(cost["steps"]["plain"])
         shares.append(f"{100 * median(cost['inside']) / plain:.2f} %")
     lines.append(f"| **the watch's own calls, snapshot included** | {' | '.join(shares)} | 1 %, tiny 3 % |")
+    looks = [median(c["looking"]) / median(c["steps"]["plain"]) / LOOK_EVERY for c in found.values()]
+    lines.append(f"| **headroom's own, every 10 steps** | {' | '.join(f'{100 * look:.2f} %' for look in looks)} | |")
+    both = [
+        look + median(c["inside"]) / median(c["steps"]["plain"]) for look, c in zip(looks, found.values(), strict=True)
+    ]
+    once = [c["preflight"][0] / (RUN * median(c["steps"]["plain"])) for c in found.values()]
+    total = [f"{100 * (a + b):.2f} %" for a, b in zip(both, once, strict=True)]
+    lines.append(f"| **all three, preflight over {RUN} steps** | {' | '.join(total)} | 1.5 % |")
     for variant in VARIANTS[1:]:
         ratios = [
             [a / b for a, b in zip(cost["steps"][variant], cost["steps"]["plain"], strict=True)]
@@ -191,6 +228,8 @@ def cost_table(found: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"| a step under {variant} | {' | '.join(map(interval, ratios))} | |")
     replays = [f"{median(c['replays']) / median(c['steps']['plain']):.1f}" for c in found.values()]
     lines.append(f"| replay with full instrumentation | {' | '.join(replays)} | 6 |")
+    preflights = [f"{c['preflight'][0]:.2f} s" for c in found.values()]
+    lines.append(f"| (preflight, CPU time, once a run) | {' | '.join(preflights)} | 10 s |")
     plain_steps = [f"{median(c['steps']['plain']):.2f} s" for c in found.values()]
     lines.append(f"| (plain step, CPU time, 1 thread) | {' | '.join(plain_steps)} | |")
     return lines

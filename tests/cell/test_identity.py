@@ -14,6 +14,7 @@ from nangrid.cell import checkpoint
 from nangrid.cell.checkpoint import Checkpoint
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
 from nangrid.cell.identity import cell_factors, cell_id, hash_science, starred
+from nangrid.records.errors import InputError
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 sciences = st.dictionaries(st.text(), scalars | st.lists(st.text()), max_size=8)
@@ -52,7 +53,8 @@ def test_any_other_value_is_another_cell(science: dict[str, Any], key: str, valu
 
 BASE = composed()
 SCIENCE = ["seed", *(f"{group}.{key}" for group in SCIENTIFIC[1:] for key in vars(getattr(BASE, group)))]
-SCIENCE.remove("data.path")  # the file's content counts, see below
+for file in ("data.path", "data.template"):  # the content counts, see below
+    SCIENCE.remove(file)
 OTHER = [
     "horizon",
     "out",
@@ -60,6 +62,7 @@ OTHER = [
     "dry_run",
     "threads",
     "headroom",
+    "keep_every",
     "tracker.name",
     "tracker.mode",
     "tracker.project",
@@ -94,7 +97,7 @@ def test_no_other_key_changes_the_id(key: str) -> None:
 def test_all_keys_are_one_or_the_other() -> None:
     keys = {f"{key}.{name}" for key, value in vars(BASE).items() if hasattr(value, "__dict__") for name in vars(value)}
     keys |= {key for key, value in vars(BASE).items() if not hasattr(value, "__dict__")}
-    assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path"}
+    assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path", "data.template", "start_from"}
 
 
 def test_the_content_of_a_file_counts_and_its_path_does_not(tmp_path: Path) -> None:
@@ -103,6 +106,35 @@ def test_the_content_of_a_file_counts_and_its_path_does_not(tmp_path: Path) -> N
         path.write_text(f'{{"text": "{text}"}}\n')
     ids = [cell_id(composed("data=jsonl", f"data.path={path}")) for path in (first, same, other)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_template_counts_by_its_content_and_only_where_there_is_a_chat(tmp_path: Path) -> None:
+    chats, texts = tmp_path / "chats.jsonl", tmp_path / "texts.jsonl"
+    chats.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    texts.write_text('{"text": "a"}\n')
+    templates = [tmp_path / name for name in ("first.jinja", "same.jinja", "other.jinja")]
+    for path, text in zip(templates, ("{{ messages }}", "{{ messages }}", "{{ messages[0] }}"), strict=True):
+        path.write_text(text)
+    ids = [cell_id(composed("data=jsonl", f"data.path={chats}", f"data.template={path}")) for path in templates]
+    assert ids[0] == ids[1] != ids[2]
+    with pytest.raises(InputError, match="leave it out"):
+        cell_id(composed("data=jsonl", f"data.path={texts}", f"data.template={templates[0]}"))
+
+
+def test_the_tokenizers_own_template_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "locate_checkpoint", lambda model: Checkpoint(str(tmp_path), "0" * 64))
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    ids = []
+    for template in ("{{ messages }}", "{{ messages }}", "{{ messages[0] }}"):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        ids.append(cell_id(composed("data=jsonl", f"data.path={chats}")))
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_an_id_stays_what_it_was_when_keys_are_added(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    assert cell_id(composed("data=jsonl", f"data.path={tmp_path / 'texts.jsonl'}")) == "898857e113a4"
 
 
 def test_a_local_model_counts_by_its_weights_and_not_by_its_path(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from nangrid.cell.config import InitConfig
 from nangrid.cell.rows import add_rows
@@ -20,6 +28,17 @@ def gemma() -> PreTrainedModel:
 def llama() -> PreTrainedModel:
     config = LlamaConfig(vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def bert() -> PreTrainedModel:
+    """Tied, with a bias in the head, to which transformers' mean_resizing appends zeros."""
+    config = BertConfig(
+        vocab_size=OLD, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
+    )
+    model = BertLMHeadModel(config)
+    model.get_output_embeddings().bias.data = torch.arange(float(OLD))
+    return model
 
 
 @pytest.mark.parametrize("level", ["zero", "mean", "normal", "mvn", "uninitialised"])
@@ -71,3 +90,43 @@ def test_no_new_token_changes_nothing(gemma: PreTrainedModel) -> None:
     before = gemma.get_input_embeddings().weight.detach().clone()
     assert add_rows(gemma, OLD, 0, InitConfig("zero")) == 0
     assert torch.equal(gemma.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize("level", ["zero", "mean", "normal", "mvn", "uninitialised"])
+@pytest.mark.parametrize("first", [OLD, OLD - 8])
+def test_untied_and_padded_at_every_level(llama: PreTrainedModel, level: str, first: int) -> None:
+    matrices = [llama.get_input_embeddings().weight, llama.get_output_embeddings().weight]
+    before = [weight.detach().clone() for weight in matrices]
+    assert add_rows(llama, first, NEW, InitConfig(level)) == 2
+    after = [llama.get_input_embeddings().weight, llama.get_output_embeddings().weight]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(new[:first], old[:first])
+        rows = new[first : first + NEW]
+        if level == "zero":
+            assert rows.abs().max() == 0
+        elif level in ("mean", "mvn"):
+            torch.testing.assert_close(rows, old[:first].mean(0).expand_as(rows), atol=1e-3, rtol=0)
+    ids = torch.tensor([[0, first, first + NEW - 1]])
+    assert llama(input_ids=ids, labels=ids).logits.shape[-1] == after[0].shape[0] >= first + NEW
+
+
+@pytest.mark.parametrize(("level", "expected"), [("zero", 0.0), ("mean", (OLD - 1) / 2), ("mvn", 0.0)])
+def test_the_bias_of_a_head_starts_as_asked(bert: PreTrainedModel, level: str, expected: float) -> None:
+    assert add_rows(bert, OLD, NEW, InitConfig(level)) == 2
+    bias = bert.get_output_embeddings().bias
+    assert torch.equal(bias[:OLD], torch.arange(float(OLD)))
+    torch.testing.assert_close(bias[OLD:], torch.full((NEW,), expected), atol=1e-3, rtol=0)
+    assert bert.get_output_embeddings().weight is bert.get_input_embeddings().weight
+    ids = torch.tensor([[0, OLD, OLD + NEW - 1]])
+    logits = bert(input_ids=ids, labels=ids).logits
+    assert logits.shape[-1] == OLD + NEW and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("level", ["zero", "mean", "normal", "mvn"])
+def test_ids_that_never_had_a_row_get_one_too(llama: PreTrainedModel, level: str) -> None:
+    add_rows(llama, OLD + 3, NEW, InitConfig(level))
+    for weight in (llama.get_input_embeddings().weight, llama.get_output_embeddings().weight):
+        assert weight.shape[0] == OLD + 3 + NEW
+        assert weight[OLD:].abs().max() < 1
+        if level == "zero":
+            assert weight[OLD:].abs().max() == 0

@@ -72,7 +72,7 @@ class Combination:
 
     def met(self, event: Event) -> dict[Any, int]:
         """The seeds that met the event, and at which step."""
-        return {seed: onset_step(record) for seed, (record, own) in self.by_seed.items() if own == event}
+        return {seed: steps_before(record) for seed, (record, own) in self.by_seed.items() if own == event}
 
     def avoids(self, event: Event, proof: Combination) -> bool:
         """Whether it stays clear of the event where `proof` met it: with such a seed, and for longer.
@@ -270,11 +270,12 @@ def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
     return Event(UNTRAINED, "", "") if record.trains.without_gradient else None
 
 
-def onset_step(record: CellRecord) -> int:
-    """The step at which its event began; a trainable without a gradient never had one."""
+def steps_before(record: CellRecord) -> int:
+    """Steps that the cell took before its event began; a trainable without a gradient never had one."""
     if record.onset is not None:
-        return record.onset.step
-    return record.trains.frozen_from or 0
+        return record.steps_survived
+    frozen_from = record.trains.frozen_from
+    return 0 if frozen_from is None else frozen_from - record.first_step
 
 
 def relative_losses(combinations: Iterable[Combination], losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:

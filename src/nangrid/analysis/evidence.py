@@ -108,7 +108,9 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
 
 
 def rerun_command(record: CellRecord) -> str:
-    """What runs the cell again from the root of a checkout, in a grid of its own."""
+    """What runs the cell again from the root of a checkout, in a grid of its own; for a user's script its name."""
+    if "script" in record.factors:
+        return f"{record.factors['script']} with {shlex.join(record.overrides)}"
     kept = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]
     horizon = f"horizon={record.horizon}"
     return shlex.join(["python", "-m", "src.run", *kept, horizon, f"out=outputs/again-{record.cell_id[:8]}"])

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import linregress
 
-LIMITS = {"fp16": 65504.0, "bf16": 3.3895e38, "fp32": 3.4028e38}
-"""The largest number of each format."""
+from nangrid.records.headroom import LIMITS
+
 _LOOKS = 4
 """A fit through fewer points says nothing."""
 _SURE = 0.01

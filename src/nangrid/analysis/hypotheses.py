@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nangrid.analysis.causes import ENOUGH_STEPS, onset_step
+from nangrid.analysis.causes import ENOUGH_STEPS, steps_before
 from nangrid.analysis.histories import History, column, same_bits
 from nangrid.records.cell import CellRecord
 from nangrid.records.codec import decode
@@ -162,10 +162,10 @@ def _differs(prediction: Prediction, cells: list[CellRecord], histories: Mapping
 
 
 def _warned(prediction: Prediction, cells: list[CellRecord], histories: Mapping[str, History]) -> _Outcome:
-    late = [c for c in cells if c.onset and c.onset.step > 0 and c.cell_id in histories]
+    late = [c for c in cells if c.onset and c.steps_survived and c.cell_id in histories]
     if not late:
         return NOT_TESTABLE, "no cell fails after its first step", []
-    silent = [c for c in late if c.onset and not _above(prediction, histories[c.cell_id][: c.onset.step])]
+    silent = [c for c in late if not _above(prediction, histories[c.cell_id][: c.steps_survived])]
     says = f"{len(late) - len(silent)} of {len(late)} cells that fail later were warned of"
     return (REFUTED if silent else SUPPORTED), says, [c.cell_id for c in silent or late]
 
@@ -210,7 +210,7 @@ def _failed(record: CellRecord) -> bool:
 
 
 def _long_enough(failing: CellRecord, other: CellRecord) -> bool:
-    return other.steps_done >= ENOUGH_STEPS * max(1, onset_step(failing))
+    return other.steps_done >= ENOUGH_STEPS * max(1, steps_before(failing))
 
 
 def _above(prediction: Prediction, history: History) -> bool:

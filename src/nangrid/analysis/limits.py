@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from nangrid.analysis.effects import ANY, without_effect
+from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.analysis.rates import ALPHA, POWER, detectable, unseen
 from nangrid.records.cell import CellRecord
 
@@ -25,6 +26,7 @@ def limits(
     """Sentences a reader must know before acting on the numbers; the tables are those of rates and effects."""
     return [
         *_mixed(records),
+        *_gone_on_with(records),
         *_flagged(times),
         *_horizons(records),
         *_no_ops(compared),
@@ -39,6 +41,20 @@ def _mixed(records: Sequence[CellRecord]) -> list[str]:
         kinds = sorted({" ".join(str(record.environment.get(key, "?")) for key in keys) for record in records})
         if len(kinds) > 1:
             lines.append(f"The cells ran on {len(kinds)} {what} ({'; '.join(kinds)}): bits differ between them.")
+    return lines
+
+
+def _gone_on_with(records: Sequence[CellRecord]) -> list[str]:
+    """Which cells began in the middle of a run: nothing is known of what their levels do before."""
+    lines = []
+    for run, step in sorted({(str(r.factors["start_from"]), r.first_step) for r in records if r.first_step}):
+        cells = [r for r in records if r.factors.get("start_from") == run]
+        table = varying_factors([r.factors for r in cells])
+        tried = "; ".join(f"{factor}: {', '.join(map(level_name, table[factor].unique()))}" for factor in table)
+        lines.append(
+            f"{len(cells)} cells go on with one run ({run}) from its step {step} ({tried or 'as it was'}): steps count "
+            "from there, and what these levels do before it is not asked."
+        )
     return lines
 
 

@@ -16,6 +16,7 @@ from nangrid.records.grid import GridDirectory
 
 OUTCOMES = {
     "status": "string",
+    "first_step": "Int64",
     "onset_step": "Int64",
     "onset_clock": "string",
     "loss_step": "Int64",
@@ -78,6 +79,7 @@ def write_onsets(grid: GridDirectory, table: pd.DataFrame) -> None:
 def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:
     return {
         "status": record.status,
+        "first_step": record.first_step,
         "onset_step": record.onset and record.onset.step,
         "onset_clock": record.onset and record.onset.clock,
         "loss_step": record.clocks["loss"],

@@ -9,10 +9,12 @@ import pandas as pd
 
 from nangrid.analysis.effects import ANY
 from nangrid.analysis.evidence import Evidence, rerun_command
-from nangrid.analysis.headroom import LIMITS, first_overflow, forecast, room
+from nangrid.analysis.headroom import first_overflow, forecast, room
 from nangrid.analysis.histories import column
 from nangrid.analysis.limits import MACHINE, PACKAGES
 from nangrid.analysis.survival import common_horizon
+from nangrid.records.cell import CellRecord
+from nangrid.records.headroom import LIMITS
 from nangrid.reporting.explain import explain
 from nangrid.reporting.figures import (
     Trace,
@@ -42,7 +44,7 @@ def page_of(evidence: Evidence) -> Page:
     if evidence.histories:
         sections.append(_traces(evidence, events))
     if evidence.headroom:
-        sections.append(_headroom(*evidence.headroom))
+        sections.append(_headroom(*evidence.headroom, _early_warnings(evidence.records)))
     return Page(
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence),
@@ -135,7 +137,7 @@ def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
     return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
 
 
-def _headroom(cell_id: str, frame: pd.DataFrame) -> Section:
+def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
     table = room(frame)
     first = first_overflow(frame)
     lead = [
@@ -149,8 +151,20 @@ def _headroom(cell_id: str, frame: pd.DataFrame) -> Section:
     growing = forecast(frame)
     if len(growing):
         lead.append("The second table has what grows towards fp16's end, by a straight line through log2 of its size.")
-    tables = [table.head(_SHOWN), *([growing.head(_SHOWN)] if len(growing) else [])]
+    if len(warned):
+        lead.append("The last table has the early warnings: gradients that grew towards the end of their format.")
+    tables = [table.head(_SHOWN), *(rest.head(_SHOWN) for rest in (growing, warned) if len(rest))]
     return Section("Headroom", lead, [headroom_figure(table, LIMITS)], tables)
+
+
+def _early_warnings(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """What each cell said while it ran, and what came of it."""
+    rows = [
+        (record.cell_id[:8], warning, "finite" if record.onset is None else f"onset at step {record.onset.step}")
+        for record in records
+        for warning in record.ledger.get("early_warnings", [])
+    ]
+    return pd.DataFrame(rows, columns=["cell", "early_warning", "ended"])
 
 
 def _in_words(row: pd.Series[Any]) -> str:

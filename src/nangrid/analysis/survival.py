@@ -31,7 +31,7 @@ def durations(table: pd.DataFrame) -> pd.DataFrame:
     event = table["mechanism"].fillna(unexplained).where(table["status"] == "nonfinite")
     frozen = event.isna() & table["frozen_from"].notna()
     event = event.mask(frozen, "infinite-norm-freeze")
-    time = table["steps_survived"].where(~frozen, table["frozen_from"]).astype("int64")
+    time = table["steps_survived"].where(~frozen, table["frozen_from"] - table["first_step"]).astype("int64")
     return table.assign(
         **levels, time=time, event=event.astype("string"), flagged=table["status"].isin(["error", "timeout"])
     )

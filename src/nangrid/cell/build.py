@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from peft import PeftModel
@@ -12,8 +13,9 @@ from nangrid.cell.adapters import add_adapters
 from nangrid.cell.checkpoint import locate_checkpoint
 from nangrid.cell.config import Config
 from nangrid.cell.data import CellData, load_data
-from nangrid.cell.model import DTYPES, device, load_model
+from nangrid.cell.model import DTYPES, check_length, device, load_model
 from nangrid.cell.rows import add_rows
+from nangrid.cell.targets import find_targets, renamed
 from nangrid.cell.trainer import CellTrainer, make_deterministic, make_trainer
 from nangrid.watch import Ledger, observe_residual, read_arithmetic, read_model
 from nangrid.watch.ledger import dtype_name
@@ -36,13 +38,15 @@ def build_cell(config: Config, directory: Path) -> Cell:
     checkpoint = locate_checkpoint(config.model)
     data = load_data(config, checkpoint)
     base = load_model(config, checkpoint)
+    check_length(base, config.data.length)
+    targets = find_targets(base, config.targets.modules)
     rows = add_rows(base, data.base_vocab_size, len(data.new_tokens), config.init)
-    model, upcast = add_adapters(base, config)
+    model, upcast = add_adapters(base, config, dict.fromkeys(chain.from_iterable(targets.values())))
     ledger = read_model(model, DTYPES.get(config.dtype.autocast))
     ledger.arithmetic = read_arithmetic(device(), vars(half_products) if device() == "cpu" else None)
     ledger.arithmetic["attention"] = base.config._attn_implementation
     ledger.changed = {"init": rows, "upcast": upcast}
-    ledger.warnings = differences(config, ledger)
+    ledger.warnings = [*differences(config, ledger), *renamed(base, targets)]
     observe_residual(model, ledger)
     return Cell(model, data, make_trainer(model, data, config, directory), ledger)
 

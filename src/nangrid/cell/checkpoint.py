@@ -16,7 +16,7 @@ from nangrid.cell.tiny import tiny_gemma
 from nangrid.records.errors import InputError
 
 TINY_LAYERS = 12
-WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt")
+WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 TOKENIZER = ("*.model", "vocab*", "merges.txt", "tekken.json")
 
 

@@ -7,7 +7,8 @@ runs when a composed config is turned into objects, so an impossible request sto
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,8 @@ class DataConfig:
     """The file for data=jsonl; the dataset's id or folder for data=hub."""
     split: str = "train"
     """Split for data=hub."""
+    template: str | None = None
+    """A file with the Jinja template that makes chats a text; the tokenizer's own where none is named."""
     bos: bool = True
     """Whether every sample starts with the tokenizer's begin-of-sequence token."""
     length: int = 64
@@ -221,7 +224,7 @@ class DataConfig:
     """Join documents and cut them into samples of full length; otherwise one document a sample, padded."""
     padding_side: str = "right"
     labels: str = "all"
-    """all: every token is a label; completion: only the completion of prompt/completion records."""
+    """all: every token is a label; completion: only the completion, and of a chat what the assistant says."""
     held_out: int = 8
     """Samples kept out of training for evaluation."""
     eval_every: int = 0
@@ -239,6 +242,8 @@ class DataConfig:
         _at_least("data.eval_every", self.eval_every, 0)
         if self.name in ("jsonl", "hub") and not self.path:
             raise InputError(f"data={self.name} needs data.path=... .")
+        if self.template and self.name not in ("jsonl", "hub"):
+            raise InputError(f"data.template={self.template} fits data=jsonl and data=hub: {self.name} has no chats.")
 
 
 @dataclass
@@ -274,6 +279,10 @@ class Config:
     """CPU threads a cell."""
     headroom: int = 10
     """Steps between two looks at how large activations and gradients are; 0: never."""
+    keep_every: int = 0
+    """Steps between two snapshots kept to start from (the last two stay); 0: the failing step's alone is kept."""
+    start_from: str | None = None
+    """A cell, snapshot or Trainer checkpoint to go on from; the horizon counts from there."""
     model: ModelConfig = MISSING
     quant: QuantConfig = MISSING
     dtype: DtypeConfig = MISSING
@@ -291,6 +300,7 @@ class Config:
         _at_least("horizon", self.horizon, 1)
         _at_least("threads", self.threads, 1)
         _at_least("headroom", self.headroom, 0)
+        _at_least("keep_every", self.keep_every, 0)
         _at_least("seed", self.seed, 0)
         _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
         if self.data.name == "glossary" and self.vocab.name == "none":
@@ -313,14 +323,29 @@ SCIENTIFIC = (
 """The keys that decide a cell's numbers, and so its cell_id."""
 
 
+HOW = ("quant", "dtype", "init", "checkpointing", "optim", "upcast", "model.attn")
+"""Groups and keys that change how a step is computed, and not which step of which run it is."""
+
+
+def is_how_not_which(key: str) -> bool:
+    """Whether the same step can be taken under another level of this key."""
+    return key in HOW or key.split(".")[0] in HOW
+
+
 def factors(config: Config, starred: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The scientific config, flattened: one entry a key, group levels by name.
 
     `starred` names groups of which a field that the level fixes was overridden: `dtype` reads `bf16*` then.
     """
-    flat: dict[str, Any] = {"seed": config.seed}
+    flat = flattened(asdict(config))
+    return flat | {group: f"{flat[group]}*" for group in starred}
+
+
+def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scientific part of a config's plain values, one entry a key, group levels by name."""
+    flat: dict[str, Any] = {"seed": config["seed"]}
     for group in SCIENTIFIC[1:]:
-        fields = dict(vars(getattr(config, group)))
-        flat[group] = fields.pop("name") + ("*" if group in starred else "")
+        fields = dict(config[group])
+        flat[group] = fields.pop("name")
         flat |= {f"{group}.{key}": value for key, value in fields.items()}
     return flat

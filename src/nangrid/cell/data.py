@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nangrid.cell.cache import entry
+from nangrid.cell.chat import Speech, find_template, template_sha256
 from nangrid.cell.checkpoint import Checkpoint
 from nangrid.cell.config import Config, DataConfig
-from nangrid.cell.documents import Document, data_sha256, load_documents
+from nangrid.cell.documents import Chat, Document, data_sha256, load_documents
 from nangrid.cell.vocabulary import NewToken, extend, is_byte_level, piece_text, vocab_size
 from nangrid.records.errors import InputError
 
@@ -96,12 +97,14 @@ def load_data(config: Config, checkpoint: Checkpoint) -> CellData:
 
     data = config.data
     source = data_sha256(data)
+    template = template_sha256(data, checkpoint)
     made_from = {
         "recipe": RECIPE,
         "source": source,
         "tokenizer": checkpoint.tokenizer_sha256,
         "vocab": asdict(config.vocab),
         **{key: getattr(data, key) for key in ("name", "bos", "length", "packing", "labels", "held_out")},
+        **({"template": template} if template else {}),
     }
     folder = entry("data", made_from, partial(_build, config, checkpoint))
     train, held_out = (Dataset.from_file(str(folder / f"{part}.arrow")) for part in ("train", "held_out"))
@@ -120,14 +123,18 @@ def _build(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
     if data.bos and bos is None:
         raise InputError(f"the tokenizer of {checkpoint.path} has no bos token: type data.bos=false.")
     base = _backend(tokenizer, checkpoint)
-    texts = [text for document in documents for text in (document.prompt, document.text) if text]
+    texts = [text for document in documents for text in document.texts if text]
     extended, new_tokens = extend(base, config.vocab, texts)
 
     if data.name == "glossary":
-        rows, eos = _glossary([token.id for token in new_tokens], data), None
+        rows = _glossary([token.id for token in new_tokens], data)
     else:
-        rows = [_encode(extended, document, data) for document in documents]
-    samples = _samples(rows, data, bos if data.bos else None, eos)
+        chats = any(isinstance(document, Chat) for document in documents)
+        speech = Speech.of(find_template(data, checkpoint), tokenizer) if chats else None
+        rows = [_encode(extended, document, data, speech) for document in documents]
+        if data.packing and eos is not None:
+            rows = _ended(rows, documents, eos)
+    samples = _samples(rows, data, bos if data.bos else None)
     _require_enough(len(samples), data)
     parts = {"train": samples[: -data.held_out], "held_out": samples[-data.held_out :]}
     for name, part in parts.items():
@@ -169,8 +176,15 @@ def _backend(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> Toke
     return backend
 
 
-def _encode(tokenizer: Tokenizer, document: Document, data: DataConfig) -> Sample:
+def _encode(tokenizer: Tokenizer, document: Document | Chat, data: DataConfig, speech: Speech | None) -> Sample:
     """Ids and labels of a document, without bos."""
+    if isinstance(document, Chat):
+        assert speech is not None
+        if data.labels == "all":
+            ids = speech.encode(document, tokenizer)
+            return ids, ids
+        ids, said = speech.encode_said(document, tokenizer)
+        return ids, np.where(said, ids, IGNORED)
     prompt = tokenizer.encode(document.prompt or "", add_special_tokens=False).ids
     text = tokenizer.encode(document.text, add_special_tokens=False).ids
     ids = np.array(prompt + text, dtype=np.int64)
@@ -178,6 +192,15 @@ def _encode(tokenizer: Tokenizer, document: Document, data: DataConfig) -> Sampl
     if data.labels == "completion":
         labels[: len(prompt)] = IGNORED
     return ids, labels
+
+
+def _ended(rows: list[Sample], documents: Sequence[Document | Chat], eos: int) -> list[Sample]:
+    """With eos after each text but the last; a chat ends as its template ends it."""
+    ended = [
+        row if isinstance(document, Chat) else (np.append(row[0], eos), np.append(row[1], eos))
+        for row, document in zip(rows[:-1], documents, strict=False)
+    ]
+    return ended + rows[-1:]
 
 
 def _glossary(new_ids: list[int], data: DataConfig) -> list[Sample]:
@@ -189,19 +212,18 @@ def _glossary(new_ids: list[int], data: DataConfig) -> list[Sample]:
     return [(row, row) for row in rows]
 
 
-def _samples(rows: list[Sample], data: DataConfig, bos: int | None, eos: int | None) -> list[Sample]:
+def _samples(rows: list[Sample], data: DataConfig, bos: int | None) -> list[Sample]:
     length = data.length - (bos is not None)
     if data.packing:
-        rows = _packed(rows, length, eos)
+        rows = _packed(rows, length)
     cut = [(ids[:length], labels[:length]) for ids, labels in rows if len(ids) > 0]
     return [_after_bos(sample, bos, data.labels) for sample in cut]
 
 
-def _packed(rows: list[Sample], length: int, eos: int | None) -> list[Sample]:
+def _packed(rows: list[Sample], length: int) -> list[Sample]:
     """Documents joined and cut into samples of one length; the tail is dropped."""
-    end = np.array([] if eos is None else [eos], dtype=np.int64)
-    ids, labels = (np.concatenate([piece for row in rows for piece in (row[part], end)]) for part in (0, 1))
-    count = (len(ids) - len(end)) // length
+    ids, labels = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
+    count = len(ids) // length
     return [(ids[i * length :][:length], labels[i * length :][:length]) for i in range(count)]
 
 

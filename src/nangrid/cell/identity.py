@@ -15,12 +15,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
+from nangrid.records.start import find_start
 
 ID_DIGITS = 12
 
 
 def cell_id(config: Config) -> str:
     """12 hex digits; reads the data and the tokenizer, and raises InputError where they are not to be had."""
+    from nangrid.cell.chat import template_sha256
     from nangrid.cell.checkpoint import locate_checkpoint
     from nangrid.cell.data import data_sha256
 
@@ -29,7 +31,10 @@ def cell_id(config: Config) -> str:
         "data.sha256": data_sha256(config.data),
         "tokenizer.sha256": checkpoint.tokenizer_sha256,
     }
-    del science["data.path"]
+    del science["data.path"], science["data.template"]
+    if template := template_sha256(config.data, checkpoint):
+        science["data.template.sha256"] = template
+    science |= _start(config)
     if config.model.source == "hub" and Path(str(config.model.id)).expanduser().is_dir():
         science["model.id"] = directory_sha256(Path(checkpoint.path))
     return hash_science(science)
@@ -58,17 +63,25 @@ def starred(config: Config) -> frozenset[str]:
 
 def cell_factors(config: Config) -> dict[str, Any]:
     """The factors as records and trackers show them: `bf16*` where a level is not quite itself."""
-    return factors(config, starred(config))
+    return factors(config, starred(config)) | _start(config)
+
+
+def _start(config: Config) -> dict[str, Any]:
+    """Where another run is gone on with; nothing for a run from its first step."""
+    if config.start_from is None:
+        return {}
+    start = find_start(config.start_from)
+    return {"start_from": start.sha256(), "start_from.step": start.step}
 
 
 def _overridden(group: str, fields: dict[str, Any]) -> bool:
-    fixed = _level(group, fields["name"])
+    fixed = level_fields(group, fields["name"])
     return any(fields[key] != value for key, value in fixed.items())
 
 
 @functools.cache
-def _level(group: str, name: str) -> dict[str, Any]:
-    """What a level's YAML fixes; nothing for a level from a config directory of the user's own."""
+def level_fields(group: str, name: str) -> dict[str, Any]:
+    """The fields that a level's YAML fixes; none for a level from a config directory of the user's own."""
     path = CONF_DIR / group / f"{name}.yaml"
     if not path.is_file():
         return {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from nangrid.cell.checkpoint import Checkpoint
 from nangrid.cell.config import Config
+from nangrid.records.errors import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -20,17 +23,53 @@ def device() -> str:
 
 def load_model(config: Config, checkpoint: Checkpoint) -> PreTrainedModel:
     """Load the base model in the storage dtype, quantise its linear layers and freeze it."""
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        dtype=DTYPES[config.dtype.storage],
-        quantization_config=_quantisation(config),
-        attn_implementation=config.model.attn,
-        device_map=device() if device() == "cuda" else None,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            config=_causal(checkpoint),
+            dtype=DTYPES[config.dtype.storage],
+            quantization_config=_quantisation(config),
+            attn_implementation=config.model.attn,
+            device_map=device() if device() == "cuda" else None,
+        )
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) is not None:  # the machine's, not the model's
+            raise
+        raise InputError(_refusal(config, checkpoint, str(error))) from error
     model.config.use_cache = False
     model.requires_grad_(False)
     _keep_training_layout(model)
     return model
+
+
+def check_length(model: PreTrainedModel, length: int) -> None:
+    """InputError where samples have more positions than the model has learned a vector for."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and re.search(r"wpe$|pos[^.]*$", name):
+            # OPT and RoBERTa count positions from an offset of their own
+            skipped = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+            limit = module.num_embeddings - skipped
+            if length > limit:
+                raise InputError(
+                    f"data.length={length} is too long, the model has {limit} positions: type data.length={limit}."
+                )
+
+
+def _causal(checkpoint: Checkpoint) -> Any:
+    config = AutoConfig.from_pretrained(checkpoint.path)
+    # An encoder (BERT and its kin) would see the very token that it is to predict.
+    if getattr(config, "is_decoder", True) is False:
+        config.is_decoder = True
+    return config
+
+
+def _refusal(config: Config, checkpoint: Checkpoint, why: str) -> str:
+    if "does not support an attention implementation" in why:
+        return f"model.attn={config.model.attn} is not there for the model of {checkpoint.path}: type model.attn=eager."
+    return (
+        f"the model of {checkpoint.path} cannot be loaded as a causal language model "
+        f"({textwrap.shorten(why, 200, placeholder=' ...')}): give another, model.id=/path/to/model."
+    )
 
 
 def _quantisation(config: Config) -> BitsAndBytesConfig | None:

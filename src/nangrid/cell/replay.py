@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from nangrid.cell.build import Cell, build_cell
-from nangrid.cell.config import Config, factors
+from nangrid.cell.config import Config, factors, is_how_not_which
 from nangrid.cell.run import background
+from nangrid.integrations.moments import fitted_state
 from nangrid.integrations.trainer import TrainerStep
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
@@ -25,9 +25,6 @@ from nangrid.watch.snapshot import param_groups
 
 Answer = TypeVar("Answer")
 
-GROUPS = ("dtype", "quant", "init", "checkpointing", "optim", "upcast")
-"""Factors that change how one step is computed, and not which step it is."""
-ALSO = ("model.attn",)
 BEFORE_THE_OPTIMIZER = ("loss", "gradient", "eval_loss")
 
 
@@ -74,18 +71,13 @@ def check_question(config: Config, old: Config, snapshot: Snapshot) -> None:
     if not changed:
         raise InputError("These are the levels that the cell had: name others, or none to replay it as it was.")
     for key, value in changed.items():
-        if key.split(".")[0] not in GROUPS and key not in ALSO:
+        if not is_how_not_which(key):
             raise InputError(f"{key}={value} asks for another run, not for this step in another way: train it instead.")
     optim = [f"{key}={value}" for key, value in changed.items() if key.split(".")[0] == "optim"]
     if optim and snapshot.clock in BEFORE_THE_OPTIMIZER:
         raise InputError(
             f"{optim[0]} cannot change this step: its {snapshot.clock} rang before the optimizer's part. "
             "What it changes in the steps before is a question for a run."
-        )
-    if "optim" in changed and snapshot.state:
-        raise InputError(
-            f"optim={changed['optim']} has no use for the state that {before['optim']} had at step {snapshot.step}: "
-            "train it instead."
         )
 
 
@@ -94,23 +86,13 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
     shapes = {name: tuple(p.shape) for name, p in step.trainables.items()}
     if shapes != {name: tuple(values.shape) for name, values in snapshot.parameters.items()}:
         raise InputError("The levels asked for train other parameters than the cell did: train it instead.")
-    state = {
-        name: {key: _cast_like(value, snapshot.parameters[name], step.trainables[name]) for key, value in kept.items()}
-        for name, kept in snapshot.state.items()
-    }
+    state = fitted_state(snapshot.state, snapshot.parameters, step.trainables, step.optimizer)
     return replace(
         snapshot,
         state=state,
         groups=snapshot.groups if keep_groups else param_groups(step.optimizer),
         buffers={name: buffer.detach().clone() for name, buffer in step.model.named_buffers()},
     )
-
-
-def _cast_like(value: Any, old: Tensor, new: Tensor) -> Any:
-    """State kept in its parameter's dtype follows the parameter; 8-bit and float32 state stays."""
-    if isinstance(value, Tensor) and value.dtype == old.dtype and value.shape == old.shape:
-        return value.to(new.dtype)
-    return value
 
 
 class _AnsweredError(Exception):

@@ -24,26 +24,33 @@ def add_rows(model: PreTrainedModel, first: int, count: int, init: InitConfig) -
     """Give the ids `first` .. `first + count - 1` their rows; how many matrices changed is returned.
 
     `first` is the size of the base tokenizer: models with padded embeddings have rows to spare from there on,
-    and these are overwritten. Tied matrices stay tied.
+    and these are overwritten. Of a model with fewer rows than its tokenizer has ids the missing ones are made too.
+    Tied matrices stay tied. A bias of the head is a column of it.
     """
     if count == 0:
         return 0
+    end = first + count
+    first = min(first, model.get_input_embeddings().weight.shape[0])
     if init.name == "mvn":
         with no_init_weights():
             model.resize_token_embeddings(first)
-        model.resize_token_embeddings(first + count, mean_resizing=True)
-    elif first + count > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(end, mean_resizing=True)
+    elif end > model.get_input_embeddings().weight.shape[0]:
         # resize_token_embeddings alone initialises a whole new matrix and throws it away: 2-3 s on Gemma.
         with no_init_weights():
-            model.resize_token_embeddings(first + count, mean_resizing=False)
+            model.resize_token_embeddings(end, mean_resizing=False)
     matrices = _matrices(model)
     for weight in matrices if init.name != "mvn" else []:
-        weight[first : first + count] = _ROWS[init.name](weight[:first], count, init)
+        weight[first:end] = _ROWS[init.name](weight[:first], end - first, init)
     return len(matrices)
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """The embedding, and the head where it has a matrix of its own."""
+    """The embedding, the head where it has a matrix of its own, and the head's bias as a matrix of one column."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is None or head.weight is embedding.weight
-    return [module.weight.data for module in ([embedding] if tied else [embedding, head])]
+    matrices = [embedding.weight.data]
+    if head is not None and head.weight is not embedding.weight:
+        matrices.append(head.weight.data)
+    if getattr(head, "bias", None) is not None:
+        matrices.append(head.bias.data.unsqueeze(1))
+    return matrices

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from nangrid.cell.config import Config
 from nangrid.cell.data import CellData, Collate
 from nangrid.cell.model import device
+from nangrid.records.start import find_start
 
 _OPTIM_NAMES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "paged_adamw_32bit"}
 """Where TrainingArguments has another name for a level."""
@@ -57,7 +58,7 @@ def make_trainer(model: PeftModel, data: CellData, config: Config, directory: Pa
     optim, on_cpu = config.optim, device() == "cpu"
     arguments = TrainingArguments(
         output_dir=str(directory),
-        max_steps=config.horizon,
+        max_steps=config.horizon + (find_start(config.start_from).step if config.start_from else 0),
         per_device_train_batch_size=config.data.batch,
         per_device_eval_batch_size=config.data.batch,
         gradient_accumulation_steps=config.data.accumulation,

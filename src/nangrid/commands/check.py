@@ -11,7 +11,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from nangrid.commands.compose import composed
+from nangrid.commands.compose import composed, going_on
 from nangrid.commands.exits import exit_code
 from nangrid.grid.isolation import ENVIRONMENT
 from nangrid.grid.plan import plan_cell
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(overrides: Sequence[str]) -> None:
-    plan = plan_cell(composed(overrides), list(overrides))
+    overrides = going_on(overrides)
+    config = plan_cell(composed(overrides), overrides).cell_config
     from transformers.utils.logging import disable_progress_bar
 
     from nangrid.cell.build import build_cell
@@ -48,9 +49,9 @@ def _check(overrides: Sequence[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with tempfile.TemporaryDirectory() as scratch:  # transformers' Trainer makes its directory at once
-            cell = build_cell(plan.config, Path(scratch))
+            cell = build_cell(config, Path(scratch))
         began = time.perf_counter()
-        findings = look_over(cell, plan.config, trial=True)
+        findings = look_over(cell, config, trial=True)
     for line in cell.ledger.warnings:
         print(f"warning: not as asked: {line}")
     for finding in findings:

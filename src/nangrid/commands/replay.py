@@ -55,7 +55,7 @@ def _replay(cell: Path, overrides: list[str]) -> None:
     request = read_request(cell)
     if request is None:
         raise InputError(f"{cell} holds no request.json: it was made by an older nangrid, run the cell again.")
-    old = request.plan(cell).config
+    old = request.plan(cell).cell_config
     config = _with(old, request, overrides) if overrides else old
     from nangrid.cell.replay import check_question, replay_cell, replay_under
     from nangrid.watch import Snapshot

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nangrid.cell.config import CONF_DIR, Config
+from nangrid.commands.compose import going_on
 from nangrid.commands.exits import exit_code
 from nangrid.commands.help import usage
 from nangrid.grid.launch import launch
@@ -44,6 +45,9 @@ def _compose_and_launch(arguments: list[str]) -> None:
     if options.help:
         print(usage())
         return
+    if options.overrides:
+        first = arguments.index(options.overrides[0])
+        arguments = [*arguments[:first], *going_on(arguments[first:])]
     ConfigStore.instance().store(name="schema", node=Config)
     composed: list[tuple[DictConfig, list[str]]] = []
     launcher: dict[str, Any] = {}

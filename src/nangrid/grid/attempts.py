@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nangrid.grid.lock import LOCK
-from nangrid.grid.request import REQUEST
-from nangrid.records.cell import RESULT
+from nangrid.records.cell import REQUEST, RESULT
 
 ATTEMPTS = "attempts"
 

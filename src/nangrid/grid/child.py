@@ -28,6 +28,8 @@ from nangrid.records.grid import read_whole
 
 CELL_MODULE = "nangrid.cell.run"
 """Where the cell's process finds run_cell."""
+SCRIPT_MODULE = "nangrid.cell.run_script"
+"""The same for a cell that a user's own script builds."""
 
 HELD = "held"
 REFUSED = "refused"

@@ -50,7 +50,7 @@ def _answer(failed: CellPlan, snapshot: str, config: Config, reply: Connection) 
     from nangrid.watch import Snapshot
 
     try:
-        told = replay_under(config, failed.config, Snapshot.load((failed.directory() / snapshot).parent))
+        told = replay_under(config, failed.cell_config, Snapshot.load((failed.directory() / snapshot).parent))
     except InputError:
         reply.send(None)
         return

@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nangrid.analysis.causes import ENOUGH_STEPS, Event, onset_step
+from nangrid.analysis.causes import ENOUGH_STEPS, Event, steps_before
+from nangrid.cell.config import Config
 from nangrid.grid.counterfactual import survives
 from nangrid.grid.drill import Drilled, drill_down
 from nangrid.grid.laboratory import Answered, Laboratory, Question
@@ -35,6 +36,9 @@ class Diagnosis:
 
     event: Event
     onset: int
+    """The step of the run."""
+    first_step: int
+    """From which all of it was tried: 0, or where another run is gone on with."""
     causes: Found
     """Of the event."""
     cures: Found
@@ -45,6 +49,8 @@ class Diagnosis:
     horizon: int
     """Steps to which cures were watched."""
     seeds: tuple[int, ...]
+    autopsy: Autopsy | None
+    """Of the failing cell."""
     stochastic: bool
     """Whether seeds disagree, so that every answer is of all of them."""
     not_monotone: NotMonotoneError | None
@@ -63,11 +69,13 @@ def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     as not failing. Confirmed is to the horizon, or as far where that is further.
     """
     failing, reference = _end_points(Laboratory(question, horizon, say), question)
-    event = _check(failing, reference, horizon)
-    onset = onset_step(failing.record)
-    short = ENOUGH_STEPS * (onset + 1)
+    event = _check(failing, reference, question.sides, horizon)
+    first_step = failing.record.first_step
+    onset = first_step + steps_before(failing.record)
+    short = ENOUGH_STEPS * (onset - first_step + 1)
     total = 2 ** len(question.changes)
-    say(f"{event} at step {onset}: {total} combinations lie between the two, each is asked for {short} steps")
+    since = f" from step {first_step} on" if first_step else ""
+    say(f"{event} at step {onset}: {total} combinations lie between the two, each is asked for {short} steps{since}")
     weights = rank(question, failing, say)
     quick = Search(question, Laboratory(question, short, say), question.seeds[:1], event, weights, say)
     whole = Laboratory(question, max(short, horizon), say)
@@ -89,12 +97,14 @@ def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     return Diagnosis(
         event,
         onset,
+        first_step,
         causes,
         cures,
         cells=len({changes for changes, _ in looked}),
         runs=len(looked),
-        horizon=full.laboratory.horizon,
+        horizon=full.watched(question.everything - cure for cure in cures.cures),
         seeds=question.seeds,
+        autopsy=failing.autopsy,
         stochastic=stochastic,
         not_monotone=clash,
         met={cause: full.rate(cause, full.meets) for cause in causes.causes},
@@ -112,14 +122,15 @@ def rank(question: Question, failing: Answered, say: Say) -> list[float]:
     weights = [_by_autopsy(question, number, failing.autopsy) for number in range(len(question.changes))]
     _tell(question, weights, SUGGESTED, "first suspect, by the autopsy", say)
     _tell(question, weights, EXCLUDED, "last suspect, for the untrained weights fail on this batch too", say)
-    if failing.record.onset is None or failing.record.onset.step < LATE:
+    known = isinstance(failing.plan.config, Config)
+    if not known or failing.record.onset is None or failing.record.steps_survived < LATE:
         return weights
     say(f"replaying step {failing.record.onset.step} with one change undone at a time")
     others = {}
     for number in question.everything:
         with contextlib.suppress(InputError):  # levels that do not go together
             levels = question.levels(question.everything - {number})
-            others[number] = question.plan(levels, 1, question.seeds[0]).config
+            others[number] = question.plan(levels, 1, question.seeds[0]).cell_config
     answers = survives(failing.plan, failing.record, list(others.values()))
     for number, survived in zip(others, answers, strict=True):
         if survived is not None:
@@ -148,13 +159,13 @@ def _end_points(laboratory: Laboratory, question: Question) -> tuple[Answered, A
     seed = question.seeds[0]
     failing, reference = laboratory.look([(question.everything, seed), (frozenset(), seed)])
     if failing is None or reference is None:
-        raise InputError(f"--{'failing' if failing is None else 'reference'} crashes: its cell's log says why.")
+        raise InputError(f"{question.sides[0 if failing is None else 1]} crashes: its cell's log says why.")
     return failing, reference
 
 
-def _check(failing: Answered, reference: Answered, horizon: int) -> Event:
+def _check(failing: Answered, reference: Answered, sides: tuple[str, str], horizon: int) -> Event:
     if failing.event is None:
-        raise InputError(f"--failing does not fail in {horizon} steps: give a longer horizon=, or levels that fail.")
+        raise InputError(f"{sides[0]} does not fail in {horizon} steps: give a longer horizon=, or levels that fail.")
     if reference.event is not None:
-        raise InputError(f"--reference fails too ({reference.event}): give levels that train.")
+        raise InputError(f"{sides[1]} fails too ({reference.event}): give levels that train.")
     return failing.event

@@ -78,4 +78,4 @@ def outcome(plan: CellPlan, record: CellRecord) -> str:
         return f"non-finite at step {record.onset.step} ({record.onset.clock}{later})"
     if record.error:
         return f"{record.status}, {record.error.message} (see {plan.directory() / LOG})"
-    return f"finite to step {record.steps_done}"
+    return f"finite to step {record.first_step + record.steps_done}"

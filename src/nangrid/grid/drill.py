@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from nangrid.analysis.causes import ENOUGH_STEPS, onset_step
+from nangrid.analysis.causes import ENOUGH_STEPS, steps_before
 from nangrid.cell.config import DtypeConfig
 from nangrid.grid.laboratory import Laboratory, Overrides, Question
 from nangrid.grid.plan import CellPlan
@@ -34,7 +34,7 @@ def drill_down(full: Search, cause: Changes) -> Drilled | None:
     answer = None if seed is None else full.laboratory.one(cause, seed)
     if seed is None or answer is None:
         return None
-    horizon = min(full.laboratory.horizon, ENOUGH_STEPS * (onset_step(answer.record) + 1))
+    horizon = min(full.laboratory.horizon, ENOUGH_STEPS * (steps_before(answer.record) + 1))
     inside = _of_fields(full.question, cause, seed, horizon)
     if inside is None or len(inside.changes) < 2:
         return None
@@ -50,8 +50,8 @@ def _of_fields(question: Question, cause: Changes, seed: int, horizon: int) -> Q
         return None
     rest = cause - {number}
     try:
-        with_it, without = (question.plan(question.levels(c), horizon, seed).config.dtype for c in (cause, rest))
-    except InputError:  # the rest of the cause does not go together with the reference's dtype
+        with_it, without = (question.plan(question.levels(c), horizon, seed).cell_config.dtype for c in (cause, rest))
+    except InputError:  # a user's own script; or the rest of the cause does not go together with the reference's dtype
         return None
     names = [f.name for f in fields(DtypeConfig) if f.name != "name"]
     differing = [name for name in names if getattr(with_it, name) != getattr(without, name)]

@@ -11,7 +11,6 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from nangrid.cell.identity import cell_factors
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CLOCKS, CellError, CellRecord, Seconds, Trains
@@ -83,7 +82,7 @@ def failed_record(plan: CellPlan, grid_id: str, ending: Ending, seconds: float) 
         cell_id=plan.cell_id,
         grid_id=grid_id,
         overrides=plan.overrides,
-        factors=cell_factors(plan.config),
+        factors=plan.factors,
         status=ending.status,
         horizon=plan.config.horizon,
         steps_done=progress.steps_done if progress else 0,

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
+from nangrid.cell.script import ScriptConfig
 from nangrid.grid import child, ending
 from nangrid.grid.device import may_have_cuda
 from nangrid.grid.plan import CellPlan
@@ -104,7 +105,8 @@ def start(plan: CellPlan, grid_id: str) -> CellProcess:
         warm_up()
         made_by = context()
         receiver, sender = made_by.Pipe(duplex=False)
-        process = made_by.Process(target=child.main, args=(plan, grid_id, child.CELL_MODULE, sender), name=plan.cell_id)
+        module = child.SCRIPT_MODULE if isinstance(plan.config, ScriptConfig) else child.CELL_MODULE
+        process = made_by.Process(target=child.main, args=(plan, grid_id, module, sender), name=plan.cell_id)
         try:
             process.start()
         except (EOFError, ConnectionError):  # the server was killed meanwhile: another one is started

@@ -35,6 +35,8 @@ class Question:
     crew: Isolated
     seeds: tuple[int, ...] = (0,)
     """The first is searched with, the others confirm."""
+    sides: tuple[str, str] = ("--failing", "--reference")
+    """What the two end points are called where they were given."""
 
     def levels(self, changes: Changes) -> list[Overrides]:
         """The failing cell's levels where there is a change, the reference's elsewhere."""

@@ -91,7 +91,7 @@ def _trusted(plan: CellPlan) -> CellRecord | None:
 
 
 def _estimate(to_run: list[CellPlan], records: list[CellRecord], crew: Crew) -> str:
-    paces = [(pace(plan.config.model.name, records), plan.config.horizon) for plan in to_run]
+    paces = [(pace(plan.cell_config.model.name, records), plan.config.horizon) for plan in to_run]
     known = [(expected, horizon) for expected, horizon in paces if expected]
     if not to_run or len(known) < len(to_run):
         return "" if not to_run else ": how long is not known before a cell of that model is done"

@@ -13,22 +13,37 @@ from omegaconf import DictConfig, OmegaConf
 
 from nangrid.cell.config import Config, DataConfig
 from nangrid.cell.documents import load_documents
-from nangrid.cell.identity import cell_id
+from nangrid.cell.identity import cell_factors, cell_id
+from nangrid.cell.script import ScriptConfig
 from nangrid.grid.device import refuse_unsupported
+from nangrid.grid.origin import check_origin
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
+from nangrid.records.start import find_start
 
 
 @dataclass(frozen=True)
 class CellPlan:
     """One cell of a sweep, ready to be run."""
 
-    config: Config
+    config: Config | ScriptConfig
     overrides: list[str]
     """The command line's part in it, without Hydra's own keys."""
     cell_id: str
     title: str = "defaults"
     """What a reader knows the cell by."""
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """As its record will show them."""
+        return self.config.factors() if isinstance(self.config, ScriptConfig) else cell_factors(self.config)
+
+    @property
+    def cell_config(self) -> Config:
+        """The config where it is one of conf/; InputError where a user's own script builds the run."""
+        if isinstance(self.config, ScriptConfig):
+            raise InputError(f"{self.title} is a run of {self.config.script}, which alone can build it again.")
+        return self.config
 
     def directory(self) -> Path:
         """Where the cell is kept, existing or not."""
@@ -39,6 +54,9 @@ def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
     """Check one composed config, against this machine too, and give it its id."""
     config = as_config(composed)
     refuse_unsupported(config)
+    if config.start_from is not None:
+        config = replace(config, start_from=find_start(config.start_from).file)
+        check_origin(config)
     if config.data.name == "jsonl":
         _check_jsonl(str(config.data.path), config.data.labels)
     return CellPlan(config, overrides, cell_id(config))

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nangrid.cell.script import ScriptConfig, is_script
 from nangrid.grid.plan import CellPlan, as_config
 from nangrid.records.atomic import write_bytes
+from nangrid.records.cell import REQUEST
 from nangrid.records.codec import decode, encode
 from nangrid.records.errors import RecordError
 
 SCHEMA = 1
-REQUEST = "request.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Request:
 
     def plan(self, cell: Path) -> CellPlan:
         """The cell in its directory, which may have been moved since."""
-        config = as_config(self.config | {"out": str(cell.absolute().parents[1])})
+        asked = self.config | {"out": str(cell.absolute().parents[1])}
+        config = ScriptConfig(**asked) if is_script(asked) else as_config(asked)
         return CellPlan(config, self.overrides, self.cell_id, self.title)
 
 

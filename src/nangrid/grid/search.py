@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from nangrid.analysis.causes import Event
@@ -74,7 +74,8 @@ class Search:
         for seed in self.seeds:
             reference = self._reference(seed)
             if reference.event is not None:
-                raise InputError(f"--reference fails with seed={seed} ({reference.event}): give levels that train.")
+                side = self.question.sides[1]
+                raise InputError(f"{side} fails with seed={seed} ({reference.event}): give levels that train.")
         met = any(self.meets(changes, seed) for changes in clean for seed in self.seeds)
         return not met and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
 
@@ -94,6 +95,11 @@ class Search:
         answers = [self.laboratory.one(changes, seed) for seed in told]
         ids = tuple(answer.record.cell_id for answer in answers if answer)
         return Rate(sum(outcomes[seed] is True for seed in told), len(told), ids)
+
+    def watched(self, combinations: Iterable[Changes]) -> int:
+        """Steps for which all of them were: the horizon, or less where a run comes to its own end before."""
+        answers = [self.laboratory.one(changes, seed) for changes in combinations for seed in self.seeds]
+        return min((a.record.steps_done for a in answers if a), default=self.laboratory.horizon)
 
     def _search(self, ask: Ask) -> tuple[Found, NotMonotoneError | None]:
         n = len(self.question.changes)
@@ -139,7 +145,7 @@ class Search:
     def _reference(self, seed: int) -> Answered:
         reference = self.laboratory.one(frozenset(), seed)
         if reference is None:
-            raise InputError(f"--reference crashes with seed={seed}: give levels that train.")
+            raise InputError(f"{self.question.sides[1]} crashes with seed={seed}: give levels that train.")
         return reference
 
 

@@ -24,6 +24,7 @@ from nangrid.watch import (
     Clocks,
     Failed,
     Inspector,
+    Keeping,
     MicroBatch,
     Reading,
     inspector_for,
@@ -92,12 +93,15 @@ class TrainerWatch(TrainerCallback):
         out_dir: Path | None,
         background: Background,
         on_step: Callable[[Reading], None] | None,
+        keep_every: int,
     ) -> None:
         self.trainer = trainer
         self.step = TrainerStep(trainer)
         self.out_dir = out_dir
         self.background = background
         self.on_step = on_step
+        # a run that goes on from a checkpoint has other weights when training begins
+        self.keeping = Keeping(keep_every, {name: p.detach().clone() for name, p in self.step.trainables.items()})
         self.inspector: Inspector
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
@@ -114,7 +118,7 @@ class TrainerWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer exists from here on."""
-        self.inspector = inspector_for(self.step, self.out_dir, self.background)
+        self.inspector = inspector_for(self.step, self.out_dir, self.background, self.keeping)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the step."""
@@ -219,15 +223,22 @@ def watch_trainer(
     *,
     background: Background | None = None,
     on_step: Callable[[Reading], None] | None = None,
+    keep_every: int = 0,
 ) -> TrainerWatch:
     """Watch a trainer: at the first non-finite value the step is replayed and its autopsy goes to `out_dir`.
 
     Training goes on until the loss shows it too (at most 3 steps) and then stops by itself. Works on any
     transformers.Trainer, TRL's included: gradient accumulation, an overridden `compute_loss`, clipping on or off,
     evaluation between steps. `out_dir=None` keeps the clocks alone. `on_step` gets each finished step's reading.
+    Every `keep_every` steps a snapshot is kept in `out_dir/kept` while all is finite (the last two stay; 0: none):
+    what a failure grew out of can be started from there.
     """
     watch = TrainerWatch(
-        trainer, None if out_dir is None else Path(out_dir), background or _background_of(trainer), on_step
+        trainer,
+        None if out_dir is None else Path(out_dir),
+        background or _background_of(trainer),
+        on_step,
+        keep_every,
     )
     watch.attach()
     return watch

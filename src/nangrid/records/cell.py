@@ -13,6 +13,8 @@ from nangrid.records.errors import RecordError
 
 SCHEMA = 1
 RESULT = "result.json"
+REQUEST = "request.json"
+"""What was asked of a cell, in its directory before it begins."""
 
 CLOCKS = ("loss", "gradient", "parameter", "optimizer_state", "eval_loss")
 """Where a non-finite value can first show, in their order inside a step."""
@@ -102,9 +104,14 @@ class CellRecord:
             raise ValueError(f"status is {self.status}, but onset is {self.onset}")
 
     @property
+    def first_step(self) -> int:
+        """0, or the step from which the cell went on with another's run (start_from)."""
+        return int(self.factors.get("start_from.step", 0))
+
+    @property
     def steps_survived(self) -> int:
-        """Optimizer steps before the onset, or all that were done."""
-        return self.steps_done if self.onset is None else self.onset.step
+        """Optimizer steps that the cell took before the onset, or all that were done."""
+        return self.steps_done if self.onset is None else self.onset.step - self.first_step
 
     @property
     def trained(self) -> bool:

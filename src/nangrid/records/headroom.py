@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 HEADROOM = "headroom.parquet"
 
+LIMITS = {"fp16": 65504.0, "bf16": 3.3895e38, "fp32": 3.4028e38}
+"""The largest number of each float format."""
+
 COLUMNS = {
     "step": "int64",
     "order": "int64",

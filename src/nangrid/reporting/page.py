@@ -99,6 +99,10 @@ def _table(frame: pd.DataFrame) -> Markup:
     return Markup(html)
 
 
+_OF_ONE_CELL = ("changed", "layers", "preflight", "early_warnings")
+"""Of a ledger what is no dtype and no arithmetic."""
+
+
 @dataclass(frozen=True)
 class _Mark:
     """One cell in the onset map."""
@@ -141,7 +145,7 @@ def _distinct_ledgers(records: Sequence[CellRecord]) -> pd.DataFrame:
     """What was really computed in, a row for each that differs, and how many cells had it."""
     rows = [
         {"dtype asked": record.factors.get("dtype", "")}
-        | {key: _plain(value) for key, value in record.ledger.items() if key not in ("changed", "layers", "preflight")}
+        | {key: _plain(value) for key, value in record.ledger.items() if key not in _OF_ONE_CELL}
         for record in records
     ]
     if not rows:

@@ -32,6 +32,7 @@ def cell_summary(record: CellRecord, history: pd.DataFrame | None, directory: Pa
     """The plain lines that end a single run, warnings first; `history` is None where none was written."""
     lines = [f"WARNING: {warning}" for warning in record.ledger.get("warnings", [])]
     lines += [f"preflight: {finding}" for finding in record.ledger.get("preflight", [])]
+    lines += [f"early warning: {warning}" for warning in record.ledger.get("early_warnings", [])]
     lines += [*_what_happened(record, history), *_what_did_not_train(record)]
     return "\n".join([*lines, f"records: {directory}"])
 
@@ -110,7 +111,8 @@ def _what_happened(record: CellRecord, history: pd.DataFrame | None) -> list[str
         rest = "".join(f", {_clock(clock)} at step {step}" for step, clock in later)
         lines.append(f"{_clock(first[1])} went non-finite at step {first[0]}{rest}: {course}")
     elif record.status == "finite":
-        lines.append(f"finite through {record.steps_done} steps (censored): {course}")
+        went_on = f" from step {record.first_step} on" if record.first_step else ""
+        lines.append(f"finite through {record.steps_done} steps{went_on} (censored): {course}")
     if record.status in ("error", "timeout"):
         lines.append(f"{record.status} after {record.steps_done} steps")
     if record.error:

@@ -7,14 +7,14 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
-from nangrid.tracking.encodings import charted, levels, onset, summary
+from nangrid.tracking.encodings import bits_left, charted, levels, onset, summary
 
 _ID_LENGTH = 128
 _PATIENCE_S = 10.0
@@ -26,8 +26,8 @@ Action = Callable[[Any], None]
 class Run(Protocol):
     """Where a cell's steps and its record are shown."""
 
-    def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Show one row of `history.parquet`."""
+    def log(self, step: int, row: Mapping[str, Any], looks: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Show one row of `history.parquet`, and what was seen of the magnitudes in that step, if anything was."""
 
     def finish(self, record: CellRecord) -> None:
         """Show what became of the cell."""
@@ -39,7 +39,7 @@ class Run(Protocol):
 class NoRun:
     """tracker=none."""
 
-    def log(self, step: int, row: Mapping[str, Any]) -> None:
+    def log(self, step: int, row: Mapping[str, Any], looks: Sequence[Mapping[str, Any]] = ()) -> None:
         """Show nothing."""
 
     def finish(self, record: CellRecord) -> None:
@@ -62,9 +62,9 @@ class WandbRun:
         self._thread = threading.Thread(target=self._work, args=(start,), daemon=True)
         self._thread.start()
 
-    def log(self, step: int, row: Mapping[str, Any]) -> None:
+    def log(self, step: int, row: Mapping[str, Any], looks: Sequence[Mapping[str, Any]] = ()) -> None:
         """Log one row of `history.parquet` with its finite encodings, and alert at the onset."""
-        shown = charted(row)
+        shown = charted(row) | bits_left(looks)
         self._actions.put(lambda run: run.log(shown, step=step, commit=True))
         rung = onset(step, row)
         if rung and not self._rung:

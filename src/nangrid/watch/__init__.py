@@ -3,7 +3,7 @@
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading
 from nangrid.watch.headroom import Headroom
-from nangrid.watch.inspector import Failed, Inspector, still_searching
+from nangrid.watch.inspector import Failed, Inspector, Keeping, still_searching
 from nangrid.watch.late import inspector_for
 from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read_model, read_optimizer
 from nangrid.watch.preflight import Finding, Settings, preflight, settings_of
@@ -18,6 +18,7 @@ __all__ = [
     "Finding",
     "Headroom",
     "Inspector",
+    "Keeping",
     "Ledger",
     "MicroBatch",
     "NonFiniteError",

@@ -6,6 +6,7 @@ Every training loop winds the same inspector: `begin`, then for each micro-batch
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,15 @@ import torch
 from torch import Tensor
 
 from nangrid.records.autopsy import Autopsy, write_autopsy
+from nangrid.records.start import KEPT
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading, gradients
+from nangrid.watch.growth import Growth
 from nangrid.watch.replay import FROZEN, Step, digest
 from nangrid.watch.snapshot import Recorder, Snapshot
+
+STAY = 2
+"""Snapshots kept on disk while all is finite."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,30 @@ class Failed:
     loss: Tensor
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """What is known of a run besides its steps, and how much of it is kept."""
+
+    every: int = 0
+    """Steps between two snapshots kept on disk while all is finite, to start from; 0: none. The last two stay."""
+    initial: dict[str, Tensor] | None = None
+    """The trainables before the run's first step, where that is not the first one watched."""
+
+
 class Inspector:
     """Clocks and recorder of one run; at the first alarm it replays the step and writes the autopsy."""
 
-    def __init__(self, step: Step, out_dir: Path | None, background: Background) -> None:
+    def __init__(
+        self, step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+    ) -> None:
         self.step = step
         self.out_dir = out_dir
         """Where snapshot and autopsy go; None: clocks only, nothing is replayed."""
         self.background = background
+        self.keeping = keeping = keeping or Keeping()
         self.clocks = Clocks(step.trainables)
-        self.recorder = Recorder(step.model, step.optimizer, step.scaler)
+        self.growth = Growth({parameter.dtype for parameter in step.trainables.values()})
+        self.recorder = Recorder(step.model, step.optimizer, step.scaler, keeping.initial)
         self.autopsy: Autopsy | None = None
         """Of the onset."""
         self.frozen: Autopsy | None = None
@@ -86,6 +106,8 @@ class Inspector:
     def close(self, lr: float, seconds: float) -> list[Reading]:
         """End the step; the readings that are complete now."""
         self.clocks.reading.lr, self.clocks.reading.seconds = lr, seconds
+        self._keep(self.clocks.reading.step, self.recorder)
+        self.growth.note(self.clocks.reading.step, self.clocks.reading.max_gradient)
         return [self.clocks.reading]
 
     def flush(self) -> list[Reading]:
@@ -100,6 +122,18 @@ class Inspector:
             outcome = {"loss": digest([failed.loss])}
             snapshot = self.recorder.evaluation(failed.inputs, failed.rng, outcome, losses)
             self.autopsy = self._autopsy_of(snapshot, ".")
+
+    def _keep(self, step: int, recorder: Recorder) -> None:
+        """Write a snapshot of the step under way if its turn has come and nothing has happened yet."""
+        every, clocks = self.keeping.every, self.clocks
+        if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
+            return
+        folder = self.out_dir / KEPT
+        recorder.snapshot("", {}, [reading.loss for reading in clocks.readings if reading.step < step]).save(
+            folder / str(step)
+        )
+        for old in sorted((path for path in folder.iterdir() if path.name.isdigit()), key=_number)[:-STAY]:
+            shutil.rmtree(old)
 
     def _rang_now(self, *clocks: str) -> bool:
         onset = self.clocks.onset
@@ -126,6 +160,10 @@ class Inspector:
         snapshot.save(self.out_dir / folder)
         write_autopsy(self.out_dir / folder, autopsy)
         return autopsy
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name)
 
 
 def still_searching(scaler: torch.amp.GradScaler | None) -> bool:

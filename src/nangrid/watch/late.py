@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nangrid.watch.autopsy import Background
 from nangrid.watch.clocks import Reading, extent, gradients, state_tensors
-from nangrid.watch.inspector import Inspector
+from nangrid.watch.inspector import Inspector, Keeping
 from nangrid.watch.replay import FROZEN, Step, digest
 from nangrid.watch.snapshot import Recorder
 
@@ -65,8 +65,10 @@ class _Flight:
 class LateInspector(Inspector):
     """An inspector that never waits for the device; a non-finite count of 1 means some."""
 
-    def __init__(self, step: Step, out_dir: Path | None, background: Background) -> None:
-        super().__init__(step, out_dir, background)
+    def __init__(
+        self, step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+    ) -> None:
+        super().__init__(step, out_dir, background, keeping)
         initial = self.recorder.initial
         spares = [Recorder(step.model, step.optimizer, step.scaler, initial) for _ in range(UNDER_WAY)]
         self._recorders = deque([self.recorder, *spares])
@@ -114,6 +116,7 @@ class LateInspector(Inspector):
         self._flight.lr, self._flight.seconds = lr, seconds
         self._flight.depart()
         self._flights.append(self._flight)
+        self._keep(self._flight.step, self._flight.recorder)
         return list(self._read(UNDER_WAY))
 
     def flush(self) -> list[Reading]:
@@ -138,6 +141,7 @@ class LateInspector(Inspector):
         for clock in [*ringing, "parameter", "optimizer_state"]:
             if not math.isfinite(numbers[clock]):
                 clocks.ring(clock, 1)
+        self.growth.note(flight.step, reading.max_gradient)
         self._examine_late(flight)
 
     def _examine_late(self, flight: _Flight) -> None:
@@ -149,7 +153,9 @@ class LateInspector(Inspector):
             self.frozen = self._run_replay(FROZEN, outcome, "frozen")
 
 
-def inspector_for(step: Step, out_dir: Path | None, background: Background) -> Inspector:
+def inspector_for(
+    step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+) -> Inspector:
     """The inspector for the device that the trainables are on."""
     on_gpu = any(parameter.is_cuda for parameter in step.trainables.values())
-    return (LateInspector if on_gpu else Inspector)(step, out_dir, background)
+    return (LateInspector if on_gpu else Inspector)(step, out_dir, background, keeping)

@@ -55,6 +55,8 @@ class Ledger:
     warnings: list[str] = field(default_factory=list)
     preflight: list[str] = field(default_factory=list)
     """What was wrong before the first step, a line a finding."""
+    early_warnings: list[str] = field(default_factory=list)
+    """Of gradients that grew towards the end of their format."""
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dict for the record."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.reporting.explain import explain
 from nangrid.watch.autopsy import Background
-from nangrid.watch.inspector import still_searching
+from nangrid.watch.inspector import Keeping, still_searching
 from nangrid.watch.late import inspector_for
 from nangrid.watch.snapshot import MicroBatch, trainables
 
@@ -38,7 +38,8 @@ class Watch:
 
     `accumulate`: micro-batches an optimizer step; every call of `step` is one. `scheduler` is stepped after the
     optimizer; with a `scaler` the closure scales its loss itself, as usual. `texts` maps token ids to text for
-    the report.
+    the report. `keep_every`: steps between two snapshots kept in `out_dir/kept` while all is finite (the last two
+    stay), 0 for none: what a failure grew out of can be started from there.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Watch:
         max_grad_norm: float | None = None,
         accumulate: int = 1,
         texts: Mapping[int, str] | None = None,
+        keep_every: int = 0,
     ) -> None:
         self.scheduler = scheduler
         self.scaler = scaler
         self.accumulate = accumulate
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        self._inspector = inspector_for(self._loop, Path(out_dir), Background(texts=texts or {}))
+        self._inspector = inspector_for(self._loop, Path(out_dir), Background(texts=texts or {}), Keeping(keep_every))
         self._calls = 0
         self._began = 0.0
 

@@ -1,0 +1,151 @@
+"""What happens when a user's own run is a cell? Its trainer is built as ever, watched, and stopped at the horizon.
+
+Nothing of its arithmetic is touched: seeds and threads are set before the function is called, and the trainer's own
+schedule keeps its length.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, set_seed
+
+from nangrid.cell.environment import read_environment
+from nangrid.cell.outcome import history_row, keep_headroom, outcome
+from nangrid.cell.script import ScriptConfig
+from nangrid.integrations import Looking, train_from, unwrapped, watch_trainer
+from nangrid.records.cell import CellRecord, write_record
+from nangrid.records.errors import InputError
+from nangrid.records.history import write_history
+from nangrid.records.start import find_start
+from nangrid.watch import (
+    Headroom,
+    Ledger,
+    Reading,
+    observe_residual,
+    preflight,
+    read_arithmetic,
+    read_model,
+    read_optimizer,
+    settings_of,
+)
+
+SEED = 42
+"""Before the function is called, which may set its own: transformers' default."""
+LOOK_EVERY = 10
+"""Steps between two looks at the magnitudes."""
+SAMPLES = 1000
+"""Of the dataset, for the preflight."""
+
+
+def run_cell(
+    config: ScriptConfig,
+    directory: Path,
+    *,
+    cell_id: str,
+    grid_id: str,
+    overrides: list[str],
+    on_step: Callable[[int, float], None] | None = None,
+) -> CellRecord:
+    """Train to the horizon, to the loss clock after the onset, or to where the script itself ends."""
+    began = time.perf_counter()
+    trainer = _build(config, directory)
+    device = trainer.args.device.type
+    ledger = _read(trainer)
+    rows: list[dict[str, Any]] = []
+
+    def keep(reading: Reading) -> None:
+        rows.append(history_row(reading, 0))
+        if on_step:
+            on_step(len(rows) - 1, reading.loss)
+
+    looking = Looking(Headroom(trainer.model, LOOK_EVERY))
+    trainer.add_callback(looking)
+    start = None if config.start_from is None else find_start(config.start_from)
+    trainer.add_callback(_Horizon(config.horizon + (start.step if start else 0)))
+    watch = watch_trainer(trainer, directory, on_step=keep, keep_every=config.keep_every)
+    if start is None:
+        trainer.train()
+    else:
+        train_from(trainer, start)
+    keep_headroom(directory, looking.headroom, watch.background.texts)
+    read_optimizer(unwrapped(trainer.optimizer), ledger)
+    names: dict[str, Any] = {"cell_id": cell_id, "grid_id": grid_id, "overrides": overrides}
+    came_to = outcome(watch, began, config.horizon, ledger, read_environment(device, ""))
+    record = CellRecord(**names, factors=config.factors(), **came_to)
+    write_history(directory, rows)
+    write_record(directory, record)
+    return record
+
+
+class _Horizon(TrainerCallback):
+    """Stops the run there, whatever length its schedule has."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The number of the next step has been set."""
+        if state.global_step >= self.step:
+            control.should_training_stop = True
+
+
+def _build(config: ScriptConfig, directory: Path) -> Trainer:
+    # what a script reports to is its own run's affair, not that of the many that are made of it
+    os.environ["WANDB_MODE"] = "disabled"
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    set_seed(SEED + config.repeat)
+    trainer = _function(config)(dict(config.levels))
+    if not isinstance(trainer, Trainer):
+        raise InputError(
+            f"{config.script} returned a {type(trainer).__name__}: let it return the transformers.Trainer, not trained."
+        )
+    arguments = trainer.args
+    arguments.output_dir = str(directory / "trainer")
+    arguments.save_strategy = type(arguments.save_strategy)("no")
+    if config.repeat:
+        arguments.seed += config.repeat
+        arguments.data_seed = None if arguments.data_seed is None else arguments.data_seed + config.repeat
+        set_seed(arguments.seed)
+    return trainer
+
+
+def _function(config: ScriptConfig) -> Callable[[dict[str, Any]], Any]:
+    module = sys.modules.get("__mp_main__") if config.module == "__main__" else importlib.import_module(config.module)
+    if module is None or getattr(module, "__file__", None) != config.file:
+        spec = importlib.util.spec_from_file_location("nangrid_script", config.file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    function: Callable[[dict[str, Any]], Any] = getattr(module, config.function)
+    return function
+
+
+def _read(trainer: Trainer) -> Ledger:
+    """The ledger, preflight included."""
+    model, arguments = trainer.model, trainer.args
+    autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    ledger = read_model(model, autocast)
+    ledger.arithmetic = read_arithmetic(arguments.device.type, None)
+    observe_residual(model, ledger)
+    samples = _samples(trainer.train_dataset)
+    if samples:
+        ledger.preflight = [str(finding) for finding in preflight(model, samples, settings_of(arguments), trial=False)]
+    return ledger
+
+
+def _samples(dataset: Any) -> list[Mapping[str, Any]]:
+    """The first ones, if they are tokenised; what a collator or a stream makes of others is not looked at."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return []
+    first = [dataset[i] for i in range(min(len(dataset), SAMPLES))]
+    return first if first and all(isinstance(s, Mapping) and "input_ids" in s for s in first) else []

@@ -1,0 +1,80 @@
+"""Where can a run go on from? A snapshot of the watch, or a checkpoint of transformers' Trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nangrid.records.cell import REQUEST, RESULT, read_record
+from nangrid.records.errors import InputError
+
+SNAPSHOT, CHECKPOINT = "snapshot", "checkpoint"
+KEPT = "kept"
+"""The folder in which a watch keeps snapshots while all is finite, one a step by its number."""
+_FILES = {
+    SNAPSHOT: ("snapshot.json", "snapshot.safetensors"),
+    CHECKPOINT: ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
+}
+_WEIGHTS = "*.safetensors"
+_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Start:
+    """The state of a run before one of its steps, on disk."""
+
+    folder: Path
+    kind: str
+    step: int
+    """The first one to be run."""
+
+    @property
+    def file(self) -> str:
+        """What names it and nothing else."""
+        return str(self.folder / _FILES[self.kind][0])
+
+    def sha256(self) -> str:
+        """Of the files that decide how the run goes on, shortened."""
+        digest = hashlib.sha256()
+        for path in sorted({self.folder / name for name in _FILES[self.kind]} | set(self.folder.glob(_WEIGHTS))):
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:_DIGITS]
+
+    @property
+    def cell(self) -> Path | None:
+        """The directory of the cell whose run this is; None if it is no cell's."""
+        own = [self.folder, *self.folder.parents[:2]]
+        return next((path for path in own if (path / REQUEST).is_file()), None)
+
+
+def find_start(path: str) -> Start:
+    """What lies at `path`; of a cell its last snapshot from before the onset, else that of the failing step.
+
+    A file (`CELL/snapshot.json`) stands for the one that it belongs to: there the failing step's.
+    """
+    given = Path(path).expanduser().absolute()
+    folder = given.parent if given.is_file() else given
+    inside = sorted((p for p in folder.glob(f"{KEPT}/*") if p.name.isdigit()), key=lambda p: int(p.name))
+    if inside and not given.is_file():
+        return find_start(str(inside[-1]))
+    for kind, (facts, *_) in _FILES.items():
+        if (folder / facts).is_file():
+            return Start(folder, kind, _step(folder / facts, kind))
+    record = read_record(folder) if (folder / RESULT).is_file() else None
+    if record is not None and record.snapshot is not None:
+        return find_start(str(folder / record.snapshot))
+    raise InputError(
+        f"start_from={path} holds neither a snapshot nor a checkpoint: give the directory of a cell that went "
+        "non-finite, the out_dir of a watch, or a checkpoint-N of transformers' Trainer."
+    )
+
+
+def _step(path: Path, kind: str) -> int:
+    try:
+        return int(json.loads(path.read_bytes())["step" if kind == SNAPSHOT else "global_step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give another start_from=.") from error

@@ -1,0 +1,51 @@
+"""A gradient that grows is told of before it ends the run; one that does not, or jumps, is not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from bare_loop import train
+from torch import Tensor, nn
+
+from nangrid import NonFiniteError
+from nangrid.watch.growth import WINDOW, Growth
+
+
+class Bowl(nn.Module):
+    """Descent on it diverges by a factor a step, once the learning rate is above 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+def test_descent_that_diverges_warns_before_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = Bowl()
+    optimizer = torch.optim.SGD(model.parameters(), lr=8.0)
+    with pytest.raises(NonFiniteError) as raised:
+        train(model, [torch.ones(4)] * 200, tmp_path, optimizer=optimizer)
+    assert raised.value.autopsy is not None
+    (said,) = [record.getMessage() for record in caplog.records if "the largest gradient has grown" in record.message]
+    step, ahead = int(said.split()[1].rstrip(":")), int(said.split()[-2])
+    assert step < raised.value.autopsy.step
+    assert step + ahead == pytest.approx(raised.value.autopsy.step, abs=2)
+
+
+@pytest.mark.parametrize(
+    "gradients",
+    [
+        [1.0] * 40,
+        [1.0, 28.0, 1.6e8, 25.0, 3.0] * 8,  # batches with and without a new token (bf16, zero rows)
+        [1.01**step for step in range(40)],  # grows, and its end is out of sight
+        [2.0**-step for step in range(40)],
+        [2.0**step for step in range(WINDOW - 1)],  # too few to draw a line through
+    ],
+)
+def test_what_does_not_head_for_the_end_is_left_alone(gradients: list[float]) -> None:
+    growth = Growth({torch.float16})
+    for step, gradient in enumerate(gradients):
+        growth.note(step, gradient)
+    assert growth.said == []
