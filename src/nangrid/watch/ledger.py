@@ -66,7 +66,9 @@ class Ledger:
 def read_model(model: nn.Module, autocast: torch.dtype | None) -> Ledger:
     """Read a built model; `observe_residual` and `read_optimizer` fill in what only a step shows."""
     frozen = [p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    quantised = [m for m in model.modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+    # PEFT's adapted layers go by the same names
+    names = ("Linear4bit", "Linear8bitLt")
+    quantised = [m for m in model.modules() if type(m).__name__ in names and not hasattr(m, "base_layer")]
     compute = [dtype for m in quantised if (dtype := getattr(m, "compute_dtype", None))]
     kinds = Counter(_quantised_kind(m) for m in quantised)
     return Ledger(
