@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from nangrid import NonFiniteError
+from nangrid.cell.tiny import tiny_gemma
 from nangrid.commands.check import main as check
 from nangrid.commands.compose import composed
 from nangrid.commands.diagnose import main as diagnose
@@ -31,12 +32,22 @@ def test_the_readme_shows_commands() -> None:
     assert len(COMMANDS) > 10
 
 
+def _with_files(arguments: list[str], tmp_path: Path) -> list[str]:
+    """The reader's own files, which the README can only name."""
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"prompt": "a", "completion": "b"}\n')
+    given = {"model.id=/path/to/model": f"model.id={tiny_gemma(1)}", "data.path=chats.jsonl": f"data.path={chats}"}
+    return [given.get(argument, argument) for argument in arguments]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *arguments = shlex.split(command)
-    if name == "run":
+    if any(argument.startswith("start_from=") for argument in arguments):
+        assert {"run": run, "diagnose": diagnose}[name](arguments) == 2  # read, and no such cell
+    elif name == "run":
         monkeypatch.setenv("WANDB_API_KEY", "none")
-        assert run([*arguments, "dry_run=true"]) == 0
+        assert run([*_with_files(arguments, tmp_path), "dry_run=true"]) == 0
     elif name == "replay":
         assert replay([str(tmp_path), *arguments[1:]]) == 2  # read, and no such cell
     elif name == "diagnose":
@@ -62,7 +73,7 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
 
 
 def blocks() -> tuple[str, str]:
-    bare, trainer = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    bare, trainer, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     return bare, trainer
 
 

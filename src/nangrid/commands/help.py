@@ -28,6 +28,8 @@ Keys (key=value):
   resume=unfinished  which cells of an existing grid run again: unfinished, errored (those too), restart (all)
   dry_run=true       list the cells and stop
   threads=1          CPU threads a cell
+  keep_every=0       steps between two snapshots kept to start from; 0: the failing step's alone
+  start_from=PATH    go on with the run of a cell, a snapshot or a Trainer checkpoint; the horizon counts from there
   hydra.launcher.n_jobs=1          cells side by side
   hydra.launcher.timeout_s=null    seconds after which a cell is stopped and recorded as such
   hydra/launcher=submitit_slurm    one job a cell on a cluster (hydra.launcher.partition=... timeout_min=...)
