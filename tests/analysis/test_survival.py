@@ -69,8 +69,8 @@ def test_a_level_that_met_the_second_event_alone_has_its_share_there() -> None:
 
 def onsets(**columns: object) -> pd.DataFrame:
     defaults = {
-        "dtype": "fp16", "status": "finite", "onset_clock": None, "steps_survived": 16, "first_step": 0, "frozen_from": None,
-        "mechanism": None,
+        "dtype": "fp16", "status": "finite", "onset_clock": None, "steps_survived": 16, "first_step": 0,
+        "frozen_from": None, "mechanism": None,
     }  # fmt: skip
     kinds = {"onset_clock": "string", "mechanism": "string", "frozen_from": "Int64"}
     return pd.DataFrame([defaults | columns]).astype(kinds)

@@ -93,7 +93,10 @@ class Laboratory:
                     raise CellsFailedError(
                         f"{plan.title} is unfinished ({outcome.stopped[plan.cell_id]}): the same command goes on here."
                     )
-                self.cells[key] = self._answered(plan, outcome.records.get(plan.cell_id), outcome.refusals)
+                if plan.cell_id in outcome.refusals:
+                    self._cannot(key, outcome.refusals[plan.cell_id])
+                else:
+                    self.cells[key] = self._answered(plan, outcome.records[plan.cell_id])
         return [self.cells[key] for key in wanted]
 
     def one(self, changes: Changes, seed: int) -> Answered | None:
@@ -108,10 +111,7 @@ class Laboratory:
             self._cannot(key, str(error))
             return None
 
-    def _answered(self, plan: CellPlan, record: CellRecord | None, refusals: dict[str, str]) -> Answered | None:
-        if record is None:
-            self.say(f"  left out, it cannot be built: {refusals.get(plan.cell_id, plan.title)}")
-            return None
+    def _answered(self, plan: CellPlan, record: CellRecord) -> Answered | None:
         if record.error is not None:
             self.say(f"  left out, it crashed: {plan.directory()}")
             return None
