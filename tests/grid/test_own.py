@@ -31,9 +31,9 @@ def make_trainer(levels):
         return "something else"
     torch.manual_seed(0)
     data = [{"x": torch.ones(4)} for _ in range(400)]
-    args = TrainingArguments("run", optim="sgd", learning_rate=levels["lr"], max_grad_norm=levels["clip"], max_steps=400,
-        lr_scheduler_type="constant", per_device_train_batch_size=1, save_steps=100, report_to="none", use_cpu=True,
-        disable_tqdm=True)
+    args = TrainingArguments("run", optim="sgd", learning_rate=levels["lr"], max_grad_norm=levels["clip"],
+        max_steps=400, lr_scheduler_type="constant", per_device_train_batch_size=1, save_steps=100,
+        report_to="none", use_cpu=True, disable_tqdm=True)
     return Trainer(Bowl(), args, train_dataset=data)
 
 FAILING, REFERENCE = {"lr": 10.0, "clip": 0.0}, {"lr": 0.1, "clip": 1.0}

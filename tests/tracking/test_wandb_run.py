@@ -56,6 +56,19 @@ def test_a_censored_cell_has_its_steps_as_a_finite_onset(tmp_path: Path, make_re
     assert (shown["onset_step"], shown["censored"], shown["onset_clock"]) == (16, 1, "none")
 
 
+def test_the_bits_that_are_left_before_a_format_ends(tmp_path: Path, make_record: MakeRecord) -> None:
+    looks = [{"kind": "activation", "absmax": size} for size in (16.0, 131008.0)]
+    looks += [{"kind": "gradient", "absmax": size} for size in (0.0, math.inf)]
+    run = start(tmp_path)
+    run.log(0, {"step": 0, "loss": 3.96}, looks)
+    run.log(1, {"step": 1, "loss": 3.9})
+    run.finish(make_record())
+    first, second = (entry["history"]["item"] for entry in inspect(tmp_path) if entry["type"] == "history")
+    assert first["headroom/activation/fp16"] == -1.0 and first["headroom/activation/bf16"] > 100
+    assert not any(key.startswith("headroom/gradient") for key in first), "charts drop what is not a number"
+    assert not any(key.startswith("headroom") for key in second)
+
+
 def test_a_crash_ends_the_run_with_exit_code_1(tmp_path: Path) -> None:
     start(tmp_path).crash()
     assert inspect(tmp_path)[-1]["exit"]["exit_code"] == 1
