@@ -27,7 +27,7 @@ smoke: setup  ## A grid of four tiny cells, under a minute
 	$(BIN)/python -m src.run -m +experiment=smoke hydra.launcher.n_jobs=$(N_JOBS)
 
 test: setup  ## Run the tests, a real-Gemma cell among them
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(N_JOBS) --dist loadfile
 
 test-slurm: setup  ## Run a grid on a real Slurm of one node (apt-get install slurmctld slurmd slurm-client munge)
 	$(BIN)/pytest -m slurm -s tests/slurm
