@@ -97,19 +97,30 @@ def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:
 
 
 def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a cell: only the columns that vary and do not follow from their group's level; lists as JSON text."""
+    """One row a cell: only the columns that vary and do not follow from their group's level; lists as JSON text.
+
+    A group that follows from those of its fields that do not is no factor beside them.
+    """
     keys = dict.fromkeys(key for cell in factors for key in cell)
     columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
     fields = {key.split(".")[0] for key, values in columns.items() if "." in key and not _follows_group(key, columns)}
     for group in fields & columns.keys():
         # the field is a factor of its own then, and the group's level is told without it: bf16, not bf16*
         columns[group] = [level.rstrip("*") if isinstance(level, str) else level for level in columns[group]]
+    told = {g for g in fields & columns.keys() if _follows_fields(g, columns)}
     varying = {
         key: pd.Series(values, dtype="object").convert_dtypes()
         for key, values in columns.items()
-        if len(set(values)) > 1 and not _follows_group(key, columns)
+        if len(set(values)) > 1 and not _follows_group(key, columns) and key not in told
     }
     return pd.DataFrame(varying, index=range(len(factors)))
+
+
+def _follows_fields(group: str, columns: dict[str, list[Any]]) -> bool:
+    """Whether the fields that are factors of their own leave no two levels of the group apart."""
+    own = [k for k in columns if k.startswith(f"{group}.") and not _follows_group(k, columns)]
+    seen = set(zip(*(columns[key] for key in own), strict=True))
+    return len(seen) == len(set(zip(columns[group], *(columns[key] for key in own), strict=True)))
 
 
 def _follows_group(key: str, columns: dict[str, list[Any]]) -> bool:

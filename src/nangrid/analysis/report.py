@@ -83,9 +83,12 @@ def traces_of(evidence: Evidence) -> list[Trace]:
 def _facts(evidence: Evidence) -> dict[str, str]:
     models = sorted({str(record.factors.get("model", "?")) for record in evidence.records})
     machine = evidence.records[0].environment
+    starts = ", ".join(map(str, sorted({record.first_step for record in evidence.records} - {0})))
+    begun = {"begun at": f"step {starts} of another run, from where steps count below"} if starts else {}
     return {
         "cells": f"{len(evidence.records)} ({counted_statuses(evidence.onsets)})",
         "model": ", ".join(models),
+        **begun,
         "machine": " ".join(str(machine[key]) for key in MACHINE if key in machine),
         "versions": ", ".join(f"{name} {machine[name]}" for name in PACKAGES if name in machine),
     }

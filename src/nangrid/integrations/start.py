@@ -43,6 +43,8 @@ def train_from(trainer: Trainer, start: Start) -> None:
             trainer.train(resume_from_checkpoint=str(start.folder))
         return
     snapshot = Snapshot.load(start.folder)
+    if not snapshot.training:
+        raise InputError(f"{start.folder} is of an evaluation, and no run goes on from one: give one in its kept/.")
     _require_same_trainables(trainables(trainer.model), snapshot)
     trainer._load_from_checkpoint = lambda *_, **__: None
     trainer._load_rng_state = lambda *_: None
