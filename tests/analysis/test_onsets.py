@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from nangrid.analysis.onsets import factor_columns, onset_pivot, onset_table, write_onsets, varying_factors
+from nangrid.analysis.onsets import factor_columns, onset_pivot, onset_table, varying_factors, write_onsets
 from nangrid.records.cell import CellError, CellRecord
 from nangrid.records.grid import GridDirectory
 
@@ -120,6 +120,7 @@ def test_a_group_that_its_fields_tell_apart_is_no_factor_beside_them() -> None:
     cells = [
         {"dtype": "bf16", "dtype.storage": "bf16", "dtype.adapter": "bf16"},
         {"dtype": "bf16*", "dtype.storage": "fp16", "dtype.adapter": "bf16"},
+        {"dtype": "bf16*", "dtype.storage": "bf16", "dtype.adapter": "fp16"},
         {"dtype": "fp16", "dtype.storage": "fp16", "dtype.adapter": "fp16"},
     ]
     assert list(varying_factors(cells)) == ["dtype.storage", "dtype.adapter"]
