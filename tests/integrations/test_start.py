@@ -26,7 +26,7 @@ def make(out: Path, rank: int = 4, dtype: torch.dtype = torch.float32, **changes
     """A script as users write it, with dropout, so that every random draw counts."""
     transformers.set_seed(3)
     model = AutoModelForCausalLM.from_pretrained(tiny_gemma(2), dtype=dtype)
-    lora = LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "down_proj"], lora_dropout=0.2)
+    lora = LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "down_proj", "embed_tokens"], lora_dropout=0.2)
     model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     rows = torch.randint(4, 1000, (SAMPLES, 16), generator=torch.Generator().manual_seed(1)).tolist()
     settings: dict[str, Any] = {
@@ -73,6 +73,18 @@ def test_it_is_the_same_run(run: tuple[Path, str, list[Reading]], start: str, tm
     again = train(make(tmp_path, optim=optim), tmp_path, str(out / start))
     assert again[0].step == int(start.split("/")[1].removeprefix("checkpoint-"))
     assert numbers(again) == numbers(readings)[again[0].step :]
+
+
+@pytest.mark.parametrize("start", [f"kept/{SAVED}", f"out/checkpoint-{SAVED}"])
+def test_it_is_the_same_run_in_bfloat16(start: str, tmp_path: Path) -> None:
+    """PEFT loads adapters in float32, into parameters that no watch knows."""
+    half: dict[str, Any] = {"dtype": torch.bfloat16, "optim": "adamw_torch"}
+    readings = train(make(tmp_path, **half), tmp_path)
+    trainer = make(tmp_path / "again", **half)
+    again = train(trainer, tmp_path / "again", str(tmp_path / start))
+    assert numbers(again) == numbers(readings)[SAVED:]
+    trainables = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trainables} == {torch.bfloat16} and all(p.grad is None for p in trainables)
 
 
 @pytest.mark.parametrize("other", ADAMS)

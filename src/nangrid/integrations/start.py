@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -38,6 +39,8 @@ def train_from(trainer: Trainer, start: Start) -> None:
     state, or would read other data at that step.
     """
     if start.kind == CHECKPOINT:
+        if isinstance(trainer.model, PeftModel):
+            trainer._load_from_checkpoint = lambda folder, *_: _load_adapter(trainer.model, folder)
         trainer._load_optimizer_and_scheduler = lambda folder: _load_checkpoint(trainer, start)
         with _saying_what_differs(start):
             trainer.train(resume_from_checkpoint=str(start.folder))
@@ -87,6 +90,17 @@ def _load_snapshot(trainer: Trainer, snapshot: Snapshot) -> None:
         kept = snapshot.buffers.get(name)
         if kept is not None and kept.shape == buffer.shape and kept.dtype == buffer.dtype:
             buffer.copy_(kept)
+
+
+def _load_adapter(model: PeftModel, folder: str) -> None:
+    """Into the live parameters: PeftModel.load_adapter makes new ones, in float32 (peft 0.21, autocast_adapter_dtype).
+
+    What is frozen stays as it is here: where an embedding has an adapter PEFT saves the embedding, too.
+    """
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    frozen |= {name.replace(".base_layer.", ".") for name in frozen}
+    saved = {name: values for name, values in load_peft_weights(folder, device="cpu").items() if name not in frozen}
+    set_peft_model_state_dict(model, saved, adapter_name=model.active_adapter)
 
 
 def _load_checkpoint(trainer: Trainer, start: Start) -> None:
