@@ -66,7 +66,7 @@ def _train(
 
     def keep(reading: Reading) -> None:
         rows.append(history_row(reading, cell.trainer.new_tokens[reading.step]))
-        run.log(reading.step, rows[-1], [vars(look) for look in looking.headroom.seen if look.step == reading.step])
+        run.log(reading.step, rows[-1], [vars(look) for look in looking.found.pop(reading.step, ())])
         if on_step:
             on_step(len(rows) - 1, reading.loss)
 

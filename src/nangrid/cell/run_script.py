@@ -71,7 +71,7 @@ def run_cell(
     trainer.add_callback(looking)
     start = None if config.start_from is None else find_start(config.start_from)
     trainer.add_callback(_Horizon(config.horizon + (start.step if start else 0)))
-    watch = watch_trainer(trainer, directory, on_step=keep, keep_every=config.keep_every)
+    watch = watch_trainer(trainer, directory, on_step=keep)
     if start is None:
         trainer.train()
     else:

@@ -26,7 +26,6 @@ class ScriptConfig:
     out: str
     threads: int = 1
     start_from: str | None = None
-    keep_every: int = 0
     resume: str = "unfinished"
     dry_run: bool = False
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from nangrid.watch import Headroom
+from nangrid.watch.headroom import Extreme
 
 
 class Looking(TrainerCallback):
@@ -14,6 +15,8 @@ class Looking(TrainerCallback):
 
     def __init__(self, headroom: Headroom) -> None:
         self.headroom = headroom
+        self.found: dict[int, list[Extreme]] = {}
+        """What was seen, by step; whoever shows a step takes it out."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the first micro-batch."""
@@ -21,4 +24,5 @@ class Looking(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the last backward pass."""
-        self.headroom.end(state.global_step)
+        if found := self.headroom.end(state.global_step):
+            self.found[state.global_step] = found

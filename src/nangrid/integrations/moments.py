@@ -34,7 +34,7 @@ def fitted_state(
 
     `before`: the trainables that it was the state of. InputError where the optimizer has no use for it.
     """
-    places = {id(p): place for place in _places(optimizer) for p in [place[1]]}
+    places = {id(place[1]): place for place in _places(optimizer)}
     return {
         name: _fitted(kept, before[name], trainables[name], optimizer, places[id(trainables[name])])
         for name, kept in state.items()

@@ -58,7 +58,7 @@ def find_start(path: str) -> Start:
     """
     given = Path(path).expanduser().absolute()
     folder = given.parent if given.is_file() else given
-    inside = sorted((p for p in folder.glob(f"{KEPT}/*") if p.name.isdigit()), key=lambda p: int(p.name))
+    inside = kept_in(folder)
     if inside and not given.is_file():
         return find_start(str(inside[-1]))
     for kind, (facts, *_) in _FILES.items():
@@ -71,6 +71,11 @@ def find_start(path: str) -> Start:
         f"start_from={path} holds neither a snapshot nor a checkpoint: give the directory of a cell that went "
         "non-finite, the out_dir of a watch, or a checkpoint-N of transformers' Trainer."
     )
+
+
+def kept_in(out_dir: Path) -> list[Path]:
+    """The snapshots that a watch kept while all was finite, the earliest first."""
+    return sorted((p for p in out_dir.glob(f"{KEPT}/*") if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def _step(path: Path, kind: str) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nangrid.records.autopsy import Autopsy, write_autopsy
-from nangrid.records.start import KEPT
+from nangrid.records.start import KEPT, kept_in
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading, gradients
 from nangrid.watch.growth import Growth
@@ -128,11 +128,9 @@ class Inspector:
         every, clocks = self.keeping.every, self.clocks
         if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
             return
-        folder = self.out_dir / KEPT
-        recorder.snapshot("", {}, [reading.loss for reading in clocks.readings if reading.step < step]).save(
-            folder / str(step)
-        )
-        for old in sorted((path for path in folder.iterdir() if path.name.isdigit()), key=_number)[:-STAY]:
+        losses = [reading.loss for reading in clocks.readings if reading.step < step]
+        recorder.snapshot("", {}, losses).save(self.out_dir / KEPT / str(step))
+        for old in kept_in(self.out_dir)[:-STAY]:
             shutil.rmtree(old)
 
     def _rang_now(self, *clocks: str) -> bool:
@@ -160,10 +158,6 @@ class Inspector:
         snapshot.save(self.out_dir / folder)
         write_autopsy(self.out_dir / folder, autopsy)
         return autopsy
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name)
 
 
 def still_searching(scaler: torch.amp.GradScaler | None) -> bool:
