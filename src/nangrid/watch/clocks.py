@@ -75,7 +75,6 @@ class Clocks:
         self.trainables = dict(trainables)
         self.readings: list[Reading] = []
         self.first: dict[str, int | None] = dict.fromkeys(CLOCKS)
-        self._difference = [torch.empty_like(p) for p in self.trainables.values()]
         self._reached: set[str] = set()
 
     @property
@@ -129,9 +128,7 @@ class Clocks:
     @torch.no_grad()
     def update(self, before: list[Tensor]) -> Tensor:
         """Largest |change| of a trainable, on its device; NaN or inf also where a trainable is not finite."""
-        torch._foreach_copy_(self._difference, list(self.trainables.values()))
-        torch._foreach_sub_(self._difference, before)
-        return extent(self._difference)
+        return extent(now - then for now, then in zip(self.trainables.values(), before, strict=True))
 
     def evaluated(self, eval_loss: float) -> None:
         """Note the loss of an evaluation that ran right after the current step."""

@@ -8,6 +8,7 @@ would overflow. The values are only read: training is the same to the last bit, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,13 @@ from nangrid.watch.places import module_names
 ACTIVATION, GRADIENT = "activation", "gradient"
 EVERY = 10
 """Steps between two looks."""
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Of a number, by its bytes."""
+_PIECE = {"cpu": 2**18}
+"""Elements that are looked at together, by device: what stays in a processor's cache. Elsewhere _PIECE_ELSEWHERE,
+which only keeps the copy of 262,144 logits a token small."""
+_PIECE_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
@@ -42,22 +50,23 @@ class Extreme:
 
 @dataclass(frozen=True)
 class _Look:
-    """The largest element of one output, on its device, and at which token it stands."""
+    """One output of a module, or the gradient of one."""
 
-    size: Tensor
-    index: Tensor
+    module: str
+    kind: str
+    largest: Tensor
+    """Bits of the largest magnitude of each token, on its device."""
+    dtype: torch.dtype
     shape: torch.Size
     ids: Tensor | None
     """Of the micro-batch."""
 
-    def token(self) -> tuple[int, int, int]:
+    def token(self, index: int) -> tuple[int, int, int]:
         """Row, position and id; -1 for what is not known, as in outputs that are not (rows, positions, ...)."""
-        if len(self.shape) < 3:
+        if len(self.shape) < 3 or (self.ids is not None and self.ids.shape != self.shape[:2]):
             return -1, -1, -1
-        row, position = divmod(int(self.index), self.shape[1])
-        if self.ids is None or self.ids.shape != self.shape[:2]:
-            return row, position, -1
-        return row, position, int(self.ids[row, position])
+        row, position = divmod(index, self.shape[1])
+        return row, position, -1 if self.ids is None else int(self.ids[row, position])
 
 
 class Headroom:
@@ -68,35 +77,35 @@ class Headroom:
         self.every = every
         self.seen: list[Extreme] = []
         self._hooks: list[RemovableHandle] = []
-        self._largest: dict[tuple[str, str], list[_Look]] = {}
+        self._looks: list[_Look] = []
         self._order: dict[str, int] = {}
         self._ids: Tensor | None = None
+        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def begin(self, step: int) -> None:
         """Look at this step if it is due."""
         self._forget()
         if self.every and step % self.every == 0:
             self._hooks.append(self.model.register_forward_pre_hook(self._note_ids, with_kwargs=True))
-            for module, name in module_names(self.model).items():
-                if name:
-                    self._hooks.append(module.register_forward_hook(self._looking_at(name)))
+            for name, module in _looked_at(self.model):
+                self._hooks.append(module.register_forward_hook(self._looking_at(name)))
 
     def end(self, step: int) -> list[Extreme]:
         """What was seen in it; on a GPU this is where it is waited for."""
-        found = []
-        for (module, kind), looks in self._largest.items():
-            sizes = torch.stack([look.size for look in looks]).tolist()
-            at = max(range(len(sizes)), key=lambda i: (math.isnan(sizes[i]), sizes[i]))
-            row, position, token = looks[at].token()
-            found.append(Extreme(step, self._order[module], module, kind, sizes[at], row, position, token))
-        self.seen += found
+        largest: dict[tuple[str, str], Extreme] = {}
+        for look, size, index in _on_host(self._looks):
+            known = largest.get((look.module, look.kind))
+            if known is None or size > known.absmax or math.isnan(size):
+                order, token = self._order[look.module], look.token(index)
+                largest[look.module, look.kind] = Extreme(step, order, look.module, look.kind, size, *token)
+        self.seen += largest.values()
         self._forget()
-        return found
+        return list(largest.values())
 
     def _forget(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._largest, self._ids = [], {}, None
+        self._hooks, self._looks, self._ids, self._scratch = [], [], None, {}
 
     def _note_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -107,8 +116,11 @@ class Headroom:
             value = output[0] if isinstance(output, tuple | list) and output else output
             if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
                 return
+            if value.element_size() not in _BITS:
+                return  # of an 8-bit format, whose numbers have a scale elsewhere
             self._order.setdefault(name, len(self._order))
-            self._note(name, ACTIVATION, value.detach())
+            if torch._C._current_autograd_node() is None:  # else it is computed anew for the backward pass
+                self._note(name, ACTIVATION, value.detach())
             if value.requires_grad:
                 value.register_hook(lambda gradient: self._note(name, GRADIENT, gradient.detach()))
 
@@ -117,9 +129,40 @@ class Headroom:
     def _note(self, name: str, kind: str, value: Tensor) -> None:
         if not self._hooks:
             return  # a gradient of a step that has been left
-        # one pass and no copy: half the time of abs and argmax over the logits
-        lowest, highest = torch.aminmax(value.flatten(2) if value.dim() > 2 else value.reshape(1, 1, -1), dim=-1)
-        sizes = torch.maximum(-lowest, highest).flatten()
-        index = sizes.argmax()
-        look = _Look(sizes[index].float(), index, value.shape, self._ids)
-        self._largest.setdefault((name, kind), []).append(look)
+        look = _Look(name, kind, self._largest_per_token(value), value.dtype, value.shape, self._ids)
+        self._looks.append(look)
+
+    def _largest_per_token(self, value: Tensor) -> Tensor:
+        """Bits of the largest magnitude of each token (rows x positions), or of all where there are no tokens.
+
+        Without their sign, numbers are ordered as their bits are, NaN last (IEEE 754), and whole numbers are compared
+        ten times as fast as bf16 and fp16 on a CPU.
+        """
+        bits = value.reshape(math.prod(value.shape[:2]) if value.dim() > 2 else 1, -1).view(_BITS[value.element_size()])
+        magnitude = torch.iinfo(bits.dtype).max
+        # memory that is kept until the look is over: fresh one costs more than the look
+        scratch = self._scratch.get((bits.device, bits.dtype))
+        if scratch is None:
+            scratch = self._scratch[bits.device, bits.dtype] = bits.new_empty(0)
+        rows = max(1, _PIECE.get(value.device.type, _PIECE_ELSEWHERE) // bits.shape[1])
+        found = [
+            torch.bitwise_and(piece, magnitude, out=scratch.resize_(piece.shape)).amax(1) for piece in bits.split(rows)
+        ]
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _looked_at(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module but the parts of an adapted layer: what overflows in them does so in their sum, its output."""
+    names = module_names(model)
+    parts = {part for module in names if hasattr(module, "base_layer") for part in module.modules() if part != module}
+    yield from ((name, module) for module, name in names.items() if name and module not in parts)
+
+
+def _on_host(looks: Sequence[_Look]) -> Iterator[tuple[_Look, float, int]]:
+    """Every look with the largest magnitude and the index of its token; waits once for each device and shape."""
+    alike: dict[tuple[torch.device, torch.dtype, int], list[_Look]] = {}
+    for look in looks:
+        alike.setdefault((look.largest.device, look.dtype, len(look.largest)), []).append(look)
+    for (_, dtype, _), group in alike.items():
+        bits, indices = torch.stack([look.largest for look in group]).max(1)
+        yield from zip(group, bits.view(dtype).tolist(), indices.tolist(), strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,8 @@ class Recorder:
         self.scaler = scaler
         self.initial = initial or {name: p.detach().clone() for name, p in self.trainables.items()}
         self._parameters = {name: torch.empty_like(p) for name, p in self.trainables.items()}
+        # walking a model of hundreds of modules at every step would cost as much as a copy of its adapters
+        self._modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
         self._buffers: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._state: State = {}
@@ -182,7 +184,7 @@ class Recorder:
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self._live_buffers():
             # Most buffers never change: torch counts the writes to a tensor.
             if self._versions.get(name) != buffer._version:
                 self._buffers[name], self._versions[name] = buffer.clone(), buffer._version
@@ -190,6 +192,12 @@ class Recorder:
             live = self.optimizer.state.get(parameter)
             if live:
                 self._state[name] = copy_state(live, self._state.get(name, {}))
+
+    def _live_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, module in self._modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    yield prefix + name, buffer
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Note what is about to go forward and backward."""
