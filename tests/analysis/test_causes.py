@@ -82,6 +82,17 @@ def test_the_three_stories_of_the_default_grid(make_grid: Callable[..., Grid]) -
     assert findings[ROWS][1] == {"init=mean", "init=mean optim=paged_adamw_8bit", "dtype=bf16 init=mean"}
 
 
+def test_a_larger_cure_is_not_told_where_the_smaller_one_was_not_tried(make_grid: Callable[..., Grid]) -> None:
+    """What a search leaves: the cells that it asked for, not every combination."""
+    asked = [("fp16", "zero", "adamw_torch"), ("fp16", "mean", "adamw_torch"), ("fp16", "zero", "paged_adamw_8bit")]
+    fine = [("bf16", "mean", "adamw_torch"), ("bf16", "mean", "paged_adamw_8bit")]
+    grid = make_grid([*asked, *fine])
+    reference = grid.reference
+    assert reference
+    (finding,) = grid.findings(reference)
+    assert told(finding) == (["dtype=fp16"], {"dtype=bf16"})
+
+
 def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
     reference = grid.reference

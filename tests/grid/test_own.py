@@ -72,7 +72,91 @@ def test_what_is_no_trainer_is_said_in_one_sentence(tmp_path: Path) -> None:
     done = script(tmp_path, "refused")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "mine.py:make_trainer returned a str: let it return the transformers.Trainer, not trained." in last
+    assert (
+        "mine.py:make_trainer returned a str and no nangrid.Watch was made: let it return the transformers.Trainer, "
+        in last
+    )
+
+
+LOOP = """
+import sys
+import torch
+from torch import nn
+import nangrid
+
+class Pooled(nn.Module):
+    def __init__(self, eps):
+        super().__init__()
+        self.embed, self.head, self.eps = nn.Embedding(50, 8), nn.Linear(8, 2), eps
+
+    def forward(self, ids, mask):
+        words = self.embed(ids) * mask[..., None]
+        return self.head(words.sum(1) / (mask.sum(1, keepdim=True) + self.eps))
+
+def train(levels):
+    torch.manual_seed(3)
+    model = Pooled(levels["eps"]).to(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=levels["lr"])
+    watch = nangrid.Watch(model, optimizer)
+    if levels["watches"] == 2:
+        nangrid.Watch(model, optimizer)
+    if levels["watches"] == 0:
+        return
+
+    def closure(batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(batch["ids"], batch["mask"]).float(), batch["y"])
+        loss.backward()
+        return loss
+
+    for step in range(10**6):
+        words = torch.randint(1, 9, (16,))
+        if step == 7:
+            words[3] = 0  # an empty text
+        mask = (torch.arange(8)[None] < words[:, None]).float()
+        batch = {"ids": torch.randint(0, 50, (16, 8)), "mask": mask, "y": torch.randint(0, 2, (16,))}
+        try:
+            watch.step(closure, batch)
+        except Exception as error:
+            raise
+
+if __name__ == "__main__":
+    one, start = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
+    failing = {"eps": 0.0, "lr": 1e-2, "watches": one}
+    reference = {"eps": 1e-6, "lr": 1e-3, "watches": one}
+    nangrid.diagnose(train, failing=failing, reference=reference, start_from=start, out=f"out{one}")
+"""
+
+
+def loop(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "loop.py").write_text(LOOP)
+    return subprocess.run([sys.executable, "loop.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+
+def test_a_loop_of_ones_own_comes_to_a_verdict(tmp_path: Path) -> None:
+    """The mean over the words of a text without a word is 0 / 0."""
+    done = loop(tmp_path, "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "enough: eps=0.0 (3 of 3 seeds meet it" in done.stdout
+    assert "cure: eps=1e-06 (3 of 3 seeds train to step 32" in done.stdout
+    assert "origin: aten.div.Tensor (loop.py:14), forward invalid" in done.stdout
+    assert not (tmp_path / "autopsy").exists(), "what a cell leaves is in its directory"
+    records, errors = GridDirectory.open(tmp_path / "out1").records()
+    assert errors == []
+    assert {record.onset.step for record in records if record.onset} == {7}
+    assert {record.ledger["autocast"] for record in records} == {"bfloat16"}
+    losses = {record.factors["seed"]: record.trains.loss_first for record in records if record.factors["lr"] == 1e-3}
+    assert len(set(losses.values())) == len(losses) == 3, "repeats have seeds of their own, though the script sets one"
+
+
+def test_a_loop_that_cannot_be_asked_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for arguments, sentence in (
+        (("2",), "loop.py:train made two nangrid.Watch: let one take all steps of the run."),
+        (("0",), "loop.py:train took no step: give it data for one."),
+    ):
+        done = loop(tmp_path, *arguments)
+        assert done.returncode == 1
+        assert sentence in done.stderr.strip().splitlines()[-1]
 
 
 def make_trainer(levels: dict[str, Any]) -> Any:

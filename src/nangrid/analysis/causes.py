@@ -210,7 +210,17 @@ class Grid:
         shared = set.intersection(*(set(cause.levels) for cause in causes)) if causes else set()
         necessary = tuple(pair for pair in causes[0].levels if pair in shared) if causes else ()
         cures = {combination.levels: tuple(self._cures(combination, event)) for combination in failing}
-        return Finding(event, failing, causes, necessary, cures, tuple(self._futile(failing)))
+        return Finding(event, failing, causes, necessary, self._worth_telling(cures), tuple(self._futile(failing)))
+
+    def _worth_telling(self, cures: Mapping[Levels, tuple[Cure, ...]]) -> dict[Levels, tuple[Cure, ...]]:
+        """Without the larger cures of combinations on which a smaller one, known from others, was not tried."""
+        smaller = {cure.changes for several in cures.values() for cure in several}
+
+        def hides(levels: Levels, cure: Cure) -> bool:
+            parts = (known for known in smaller if set(known) < set(cure.changes))
+            return any(self._with(levels, part) is None for part in parts)
+
+        return {levels: tuple(c for c in several if not hides(levels, c)) for levels, several in cures.items()}
 
     def _causes(self, event: Event, failing: Iterable[Combination], reference: Combination) -> Iterable[Cause]:
         """Sets of levels that differ from the reference's and bring the event about, minimal among those seen."""
@@ -221,7 +231,7 @@ class Grid:
                 enough.append((levels, combination))
         for levels, combination in enough:
             subsets = [subset for size in range(len(levels)) for subset in combinations(levels, size)]
-            seen = {subset: self._with(reference, subset) for subset in subsets}
+            seen = {subset: self._with(reference.levels, subset) for subset in subsets}
             clear = {subset for subset, c in seen.items() if c and c.avoids(event, combination)}
             undecided = tuple(subset for subset in subsets if subset not in clear)
             without = tuple(c for subset, c in seen.items() if c and subset in clear and len(subset) == len(levels) - 1)
@@ -252,8 +262,8 @@ class Grid:
             if not any(other.trains for other in others):
                 yield Futile(change, tuple(others))
 
-    def _with(self, reference: Combination, levels: Levels) -> Combination | None:
-        wanted = tuple((factor, dict(levels).get(factor, level)) for factor, level in reference.levels)
+    def _with(self, combination: Levels, levels: Levels) -> Combination | None:
+        wanted = tuple((factor, dict(levels).get(factor, level)) for factor, level in combination)
         return self.combinations.get(wanted)
 
 

@@ -13,12 +13,12 @@ from nangrid.integrations import TrainerWatch
 from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import Seconds, Trains
 from nangrid.records.headroom import write_headroom
-from nangrid.watch import Clocks, Headroom, Ledger, Reading
+from nangrid.watch import Clocks, Headroom, Ledger, Reading, Watch
 from nangrid.watch.snapshot import FACTS
 
 
 def outcome(
-    watch: TrainerWatch, began: float, horizon: int, ledger: Ledger, environment: dict[str, Any]
+    watch: TrainerWatch | Watch, began: float, horizon: int, ledger: Ledger, environment: dict[str, Any]
 ) -> dict[str, Any]:
     """The part of a cell's record that its run decides; `began`: time.perf_counter() when its process did."""
     inspector = watch.inspector

@@ -1,4 +1,4 @@
-"""What is asked of a cell whose trainer a user's own function builds?"""
+"""What is asked of a cell that is a run of a user's own function?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from typing import Any
 from nangrid.cell.identity import hash_science
 from nangrid.records.start import find_start
 
+LOOK_EVERY = 10
+"""Steps between two looks at the magnitudes."""
+
 
 @dataclass(frozen=True)
 class ScriptConfig:
-    """One run of a function that builds a Trainer from levels. It is asked for by the function's name."""
+    """One run of a function that builds a Trainer from levels, or trains in a loop of its own.
+
+    It is asked for by the function's name.
+    """
 
     module: str
     """`__main__` for the script that was started."""

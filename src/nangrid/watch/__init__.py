@@ -9,7 +9,7 @@ from nangrid.watch.ledger import Ledger, observe_residual, read_arithmetic, read
 from nangrid.watch.preflight import Finding, Settings, preflight, settings_of
 from nangrid.watch.replay import Replay, Step, replay
 from nangrid.watch.snapshot import MicroBatch, Snapshot, random_states, trainables
-from nangrid.watch.watch import NonFiniteError, Watch
+from nangrid.watch.watch import Host, NonFiniteError, Watch, hosted
 
 __all__ = [
     "Background",
@@ -17,6 +17,7 @@ __all__ = [
     "Failed",
     "Finding",
     "Headroom",
+    "Host",
     "Inspector",
     "Keeping",
     "Ledger",
@@ -29,6 +30,7 @@ __all__ = [
     "Step",
     "Watch",
     "examine",
+    "hosted",
     "inspector_for",
     "observe_residual",
     "preflight",

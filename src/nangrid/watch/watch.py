@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.reporting.explain import explain
 from nangrid.watch.autopsy import Background
+from nangrid.watch.clocks import Reading
 from nangrid.watch.inspector import Keeping, still_searching
 from nangrid.watch.late import inspector_for
 from nangrid.watch.snapshot import MicroBatch, trainables
@@ -26,6 +28,37 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, autopsy: Autopsy | None, message: str) -> None:
         super().__init__(message)
         self.autopsy = autopsy
+
+
+class Host(Protocol):
+    """A cell that a script's own loop runs in: it says where the records go, and when it has seen enough."""
+
+    out_dir: Path
+
+    def opened(self, watch: Watch) -> None:
+        """A watch was made; its model and optimizer are ready."""
+
+    def begin(self, step: int) -> None:
+        """A step is about to begin."""
+
+    def backward_done(self, step: int) -> None:
+        """All its micro-batches went backward."""
+
+    def complete(self, readings: Sequence[Reading]) -> None:
+        """These steps are complete."""
+
+
+_hosts: list[Host] = []
+
+
+@contextmanager
+def hosted(host: Host) -> Iterator[None]:
+    """Inside, `host` is told of every Watch that is made."""
+    _hosts.append(host)
+    try:
+        yield
+    finally:
+        _hosts.remove(host)
 
 
 class Watch:
@@ -58,10 +91,17 @@ class Watch:
         self.scheduler = scheduler
         self.scaler = scaler
         self.accumulate = accumulate
+        self.background = Background(texts=texts or {})
+        self._host = _hosts[-1] if _hosts else None
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        self._inspector = inspector_for(self._loop, Path(out_dir), Background(texts=texts or {}), Keeping(keep_every))
+        kept_in = self._host.out_dir if self._host else Path(out_dir)
+        self.inspector = inspector_for(self._loop, kept_in, self.background, Keeping(keep_every))
+        self.started_at = 0.0
+        """time.perf_counter() at the beginning of the first step."""
         self._calls = 0
         self._began = 0.0
+        if self._host:
+            self._host.opened(self)
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
         """Run `closure` on a micro-batch and, once a window is full, check, clip, step and check again.
@@ -73,20 +113,25 @@ class Watch:
         """
         self._loop.closure = closure
         if self._calls % self.accumulate == 0:
+            if self._host:
+                self._host.begin(self._calls // self.accumulate)
             self._began = time.perf_counter()
+            self.started_at = self.started_at or self._began
             self._loop.optimizer.zero_grad()
-            self._inspector.begin(self._calls // self.accumulate)
+            self.inspector.begin(self._calls // self.accumulate)
         self._calls += 1
         micro_batch = MicroBatch(None if batch is _NO_BATCH else batch, {"given": batch is not _NO_BATCH})
-        self._inspector.micro_batch(micro_batch.inputs, **micro_batch.extra)
+        self.inspector.micro_batch(micro_batch.inputs, **micro_batch.extra)
         loss = self._loop.forward_backward(micro_batch)
-        self._inspector.loss(loss)
+        self.inspector.loss(loss)
         if self._calls % self.accumulate == 0:
             self._finish()
         return loss
 
     def _finish(self) -> None:
-        loop, inspector = self._loop, self._inspector
+        loop, inspector = self._loop, self.inspector
+        if self._host:
+            self._host.backward_done(self._calls // self.accumulate - 1)
         if self.scaler is not None:
             self.scaler.unscale_(loop.optimizer)
         inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
@@ -101,18 +146,20 @@ class Watch:
         if self.scheduler is not None:
             self.scheduler.step()
         inspector.updated()
-        inspector.close(float(lr), time.perf_counter() - self._began)
+        complete = inspector.close(float(lr), time.perf_counter() - self._began)
+        if self._host:
+            self._host.complete(complete)
         self._stop_if_rung()
 
     def close(self) -> None:
         """Look at the last steps, too, where they ran on a GPU; NonFiniteError as from `step`."""
-        self._inspector.flush()
+        self.inspector.flush()
         self._stop_if_rung()
 
     def _stop_if_rung(self) -> None:
-        onset = self._inspector.clocks.onset
+        onset = self.inspector.clocks.onset
         if onset is not None:
-            autopsy, folder = self._inspector.autopsy, self._inspector.out_dir
+            autopsy, folder = self.inspector.autopsy, self.inspector.out_dir
             told = explain(autopsy) if autopsy else ""
             message = f"{onset.clock} went non-finite at step {onset.step}\n{told}\n{folder}/{AUTOPSY}"
             raise NonFiniteError(autopsy, message)
