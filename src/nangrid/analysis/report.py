@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from nangrid.analysis.effects import ANY
 from nangrid.analysis.evidence import Evidence, rerun_command
-from nangrid.analysis.headroom import first_overflow, forecast, room
+from nangrid.analysis.headroom import forecast, in_fp16, room
 from nangrid.analysis.histories import column
 from nangrid.analysis.limits import MACHINE, PACKAGES
 from nangrid.analysis.survival import common_horizon
@@ -142,14 +141,11 @@ def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
 
 def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
     table = room(frame)
-    first = first_overflow(frame)
     lead = [
         f"What cell {cell_id[:8]} saw of its own activations and gradients, on its first step and every few after it. "
         "fp16, bf16 and fp32 are the bits that are left before the format ends (log2 of limit / largest): below 0 it "
         "would overflow.",
-        f"In fp16 the first to overflow would be {_in_words(first)}."
-        if first is not None
-        else "Nothing that it saw would overflow in fp16.",
+        in_fp16(frame),
     ]
     growing = forecast(frame)
     if len(growing):
@@ -168,12 +164,6 @@ def _early_warnings(records: Sequence[CellRecord]) -> pd.DataFrame:
         for warning in record.ledger.get("early_warnings", [])
     ]
     return pd.DataFrame(rows, columns=["cell", "early_warning", "ended"])
-
-
-def _in_words(row: pd.Series[Any]) -> str:
-    """Which module, how large, and at which token."""
-    token = f" at {row['text']!r}, position {row['position']}" if row["position"] >= 0 else ""
-    return f"the {row['kind']} of {row['module']} in step {row['step']} ({row['absmax']:.3g}{token})"
 
 
 def _drawn(evidence: Evidence, events: Sequence[str]) -> list[DrawnAutopsy]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nangrid.analysis.evidence import Evidence, gather
+from nangrid.analysis.headroom import in_fp16
 from nangrid.analysis.onsets import onset_pivot, write_onsets
 from nangrid.analysis.report import report_html
 from nangrid.cell.config import CONF_DIR
@@ -66,6 +67,10 @@ def _report(path: str, reference: Sequence[str], hypotheses: Path, notebook: boo
 def _tell(evidence: Evidence) -> None:
     console = Console()
     console.print(grid_summary(evidence.onsets, onset_pivot(evidence.onsets)))
-    lines = [*evidence.verdict, "", *evidence.limits, "", f"page: {evidence.path / PAGE}"]
+    lines = [*evidence.verdict, "", *evidence.limits, ""]
+    if evidence.headroom:
+        cell_id, seen = evidence.headroom
+        lines += [f"headroom, as cell {cell_id[:8]} saw it: {in_fp16(seen)}", ""]
+    lines.append(f"page: {evidence.path / PAGE}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -25,7 +25,8 @@ _MOST_ROWS = 60
 def grid_summary(table: pd.DataFrame, pivot: pd.DataFrame) -> RenderableType:
     """The onset table, a line that counts, and the pivot by level (nangrid.analysis.onsets makes both)."""
     shown = _onsets(table) if len(table) <= _MOST_ROWS else Text("one line a cell: onsets.csv")
-    return Group(shown, Text(_count(table)), Text(), _levels(pivot))
+    parts: list[RenderableType] = [shown, Text(_count(table)), Text()]
+    return Group(*parts, *([_levels(pivot)] if len(pivot) else []))
 
 
 def cell_summary(record: CellRecord, history: pd.DataFrame | None, directory: Path) -> str:
