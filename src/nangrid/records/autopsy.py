@@ -25,6 +25,8 @@ class TensorRecord:
     absmax: float
     n_nan: int
     n_inf: int
+    at: float | None = None
+    """Of an elementwise operation: its element that the output's first non-finite one was made of."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ def explain(autopsy: Autopsy) -> str:
     """Where, what, who, why, and what to try; one line each."""
     lines = [_where(autopsy)]
     if autopsy.inputs:
-        sizes = ", ".join(f"{i.name} {i.absmax:.4g}" for i in autopsy.inputs[:3])
-        lines.append(f"  operands up to: {sizes}; {autopsy.dtype} ends at {autopsy.dtype_max:.4g}")
+        ends = f"; {autopsy.dtype} ends at {autopsy.dtype_max:.4g}" if autopsy.kind == "overflow" else ""
+        lines.append(f"  {operands(autopsy)}{ends}")
     if autopsy.tokens:
         named = ", ".join(_token(token.text, token.id, token.position) for token in autopsy.tokens[:_MOST_NAMED])
         more = len(autopsy.tokens) - _MOST_NAMED
@@ -26,6 +26,15 @@ def explain(autopsy: Autopsy) -> str:
     if not autopsy.reproduced:
         lines.append("  CAUTION: the replay did not reproduce the live step's bits")
     return "\n".join(lines)
+
+
+def operands(autopsy: Autopsy) -> str:
+    """Those of the first non-finite element, or how large they are where more than one of each went into it."""
+    shown = autopsy.inputs[:3]
+    if autopsy.output and all(operand.at is not None for operand in shown):
+        where = f"at {autopsy.output.first_index}" if autopsy.output.first_index else "operands"
+        return f"{where}: " + ", ".join(f"{operand.name} {operand.at:.4g}" for operand in shown)
+    return "operands up to: " + ", ".join(f"{operand.name} {operand.absmax:.4g}" for operand in shown)
 
 
 def _where(autopsy: Autopsy) -> str:

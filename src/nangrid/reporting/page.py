@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
+from nangrid.reporting.explain import operands
 from nangrid.reporting.figures import MARKERS, colours
 
 _NAMED = {"X": "✖", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚", "*": "★"}
@@ -73,7 +74,7 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=PackageLoader("nangrid.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"table": _table, "svg": Markup, "paragraphs": _paragraphs}
+    environment.filters |= {"table": _table, "svg": Markup, "paragraphs": _paragraphs, "operands": operands}
     marks = {event: _NAMED[MARKERS[number % len(MARKERS)]] for number, event in enumerate(page.events)}
     ledgers = _distinct_ledgers(page.records)
     return environment.get_template("report.html.jinja").render(

@@ -189,7 +189,9 @@ class Tracer(TorchDispatchMode):
             micro_batch=self.micro_batch,
             place=self.places.here(),
             kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, tensor, which, first),
-            inputs=tuple(_measure(read.label, read.tensor) for read in reads),
+            inputs=tuple(
+                _measure(read.label, read.tensor, _element(func, read.tensor, tensor, first)) for read in reads
+            ),
             output=_measure(self._label("", None, tensor), tensor),
             first_index=first,
             bad_rows=tuple(tuple(int(i) for i in row) for row in rows[:MOST_ROWS].tolist()),
@@ -233,11 +235,21 @@ def _is_negative(tensor: Tensor) -> bool:
     return bool(((tensor == -math.inf) | torch.isfinite(tensor)).all())
 
 
-def _measure(name: str, tensor: Tensor) -> TensorRecord:
+def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...]) -> float | None:
+    """The element of an operand that this one of the output was made of; None where more went into it."""
+    if torch.Tag.pointwise not in func.tags and not _base_name(func).startswith("_foreach_"):
+        return None
+    try:
+        return float(operand.expand(output.shape)[index])
+    except RuntimeError:  # no broadcast
+        return None
+
+
+def _measure(name: str, tensor: Tensor, at: float | None = None) -> TensorRecord:
     finite = tensor[torch.isfinite(tensor)]
     absmax = finite.abs().max().item() if finite.numel() else 0.0
     n_nan, n_inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-    return TensorRecord(name, list(tensor.shape), dtype_name(tensor.dtype), absmax, n_nan, n_inf)
+    return TensorRecord(name, list(tensor.shape), dtype_name(tensor.dtype), absmax, n_nan, n_inf, at)
 
 
 def _base_name(func: Any) -> str:
