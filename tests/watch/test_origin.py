@@ -8,6 +8,7 @@ from bare_loop import diagnose, found, squares
 from torch import Tensor, nn
 
 from nangrid import Watch
+from nangrid.reporting.explain import explain
 from nangrid.watch import MicroBatch, Snapshot, replay, trainables
 
 
@@ -68,6 +69,7 @@ def root_of_zero(out: Tensor) -> Tensor:
 def test_a_view_between_infinities_does_not_hold_them(tmp_path: Path) -> None:
     autopsy = diagnose(Interleaved(), [torch.tensor([1.0, 2.0, 0.0, 4.0])], tmp_path)
     assert found(autopsy) == ("forward", "divide_by_zero", "aten.div.Tensor")
+    assert "at [2]: parameter weight 1, other 0\n" in explain(autopsy)
 
 
 def test_activation_past_the_largest_half(tmp_path: Path) -> None:
@@ -91,6 +93,7 @@ def test_eps_that_is_zero_in_half_precision(tmp_path: Path) -> None:
     assert found(autopsy) == ("optimizer", "invalid", "aten.addcdiv_.default")
     assert (autopsy.clock, autopsy.mechanism) == ("parameter", "adam-eps-underflow")
     assert autopsy.parameters == ["weight"]
+    assert [operand.at for operand in autopsy.inputs[1:]] == [0, 0], "nothing over nothing"
 
 
 def test_row_of_attention_that_is_masked_everywhere(tmp_path: Path) -> None:
@@ -101,6 +104,7 @@ def test_row_of_attention_that_is_masked_everywhere(tmp_path: Path) -> None:
     autopsy = diagnose(Attention(), [(x, causal), (x, nowhere)], tmp_path)
     assert found(autopsy) == ("forward", "invalid", "aten._softmax.default")
     assert (autopsy.step, autopsy.mechanism) == (1, "masked-row-softmax")
+    assert "operands up to: self" in explain(autopsy), "a whole row went into the element"
 
 
 def test_batch_that_holds_a_nan(tmp_path: Path) -> None:
