@@ -90,6 +90,29 @@ def test_what_cannot_be_replayed(grid: GridDirectory, tmp_path: Path, capsys: py
     assert "is not the directory of a finished cell" in capsys.readouterr().err
 
 
+def test_a_step_that_was_finite_under_other_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A snapshot that the watch kept: would the same step have gone well in fp16, with torch's AdamW?"""
+    common = ["model=tiny", "tracker=none", "horizon=3", "init=mean", "keep_every=2", f"out={tmp_path}"]
+    assert run(common) == 0
+    (kept,) = tmp_path.glob("cells/*/kept/2")
+    assert "step 2 of" in replay(kept, "dtype=fp32") and "(finite), the same batch" in replay(kept, "dtype=fp32")
+    said = replay(kept / "snapshot.json", "dtype=fp16", "optim=adamw_torch")
+    assert "fails too" not in said and "fails (parameter)" in said and "adam-eps-underflow" in said
+    capsys.readouterr()
+    assert main([str(kept)]) == 2
+    assert "is a step that was finite: give levels to replay it under" in capsys.readouterr().err
+
+
+def test_what_is_no_cells_is_sent_where_it_belongs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 7}')
+    assert main([str(tmp_path)]) == 2
+    assert f"src.run start_from={tmp_path} horizon=1 takes its next step" in capsys.readouterr().err
+    (tmp_path / "trainer_state.json").unlink()
+    (tmp_path / "snapshot.json").write_text('{"step": 7}')
+    assert main([str(tmp_path)]) == 2
+    assert "nangrid.diagnose takes start_from=" in capsys.readouterr().err
+
+
 def test_a_damaged_snapshot_is_named(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     failing = cell(grid, dtype="fp16", init="zero")
     tensors = failing / "snapshot.safetensors"

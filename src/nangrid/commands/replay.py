@@ -16,9 +16,10 @@ from nangrid.grid.isolation import ENVIRONMENT
 from nangrid.grid.plan import as_config
 from nangrid.grid.request import Request, read_request
 from nangrid.records.autopsy import Autopsy, read_autopsy
-from nangrid.records.cell import CellRecord
+from nangrid.records.cell import REQUEST, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.grid import read_whole
+from nangrid.records.start import SNAPSHOT, find_start
 from nangrid.reporting.explain import explain
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 python -m src.replay outputs/default/cells/30e24def...                 the same autopsy again
 python -m src.replay outputs/default/cells/30e24def... dtype=bf16      would the same step have survived?
+python -m src.replay outputs/late/cells/403f6431.../kept/16 dtype=fp16 would this finite step have failed?
 """
 TOO_LARGE = 1e6
 """A gradient norm that ends no run and yet says that something is wrong: mean rows stay below 100."""
@@ -43,15 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cell", metavar="CELL_DIR", type=Path, help="the directory of a cell that went non-finite")
+    parser.add_argument(
+        "cell",
+        metavar="CELL_DIR",
+        type=Path,
+        help="the directory of a cell that went non-finite, or of a snapshot that one kept (CELL_DIR/kept/100)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels to replay it under")
     asked = parser.parse_args(arguments)
     os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
-    return exit_code(lambda: _replay(_cell(asked.cell), asked.overrides))
+    return exit_code(lambda: _replay(*_snapshot_of(asked.cell), asked.overrides))
 
 
-def _replay(cell: Path, overrides: list[str]) -> None:
-    record = _failed_record(cell)
+def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     request = read_request(cell)
     if request is None:
         raise InputError(f"{cell} holds no request.json: it was made by an older nangrid, run the cell again.")
@@ -60,8 +66,9 @@ def _replay(cell: Path, overrides: list[str]) -> None:
     from nangrid.cell.replay import check_question, replay_cell, replay_under
     from nangrid.watch import Snapshot
 
-    folder = (cell / str(record.snapshot)).parent
     snapshot = Snapshot.load(folder)
+    if not snapshot.clock and not overrides:
+        raise InputError(f"{folder} is a step that was finite: give levels to replay it under, such as dtype=fp16.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the cell's log has them
         if not overrides:
@@ -71,9 +78,29 @@ def _replay(cell: Path, overrides: list[str]) -> None:
         _tell_under(replay_under(config, old, snapshot), snapshot, request, overrides)
 
 
+def _snapshot_of(path: Path) -> tuple[Path, Path]:
+    """The cell's directory and that of the snapshot meant: the failing step's, or the one given."""
+    cell = _cell(path)
+    if cell.is_dir() and (cell / REQUEST).is_file():
+        return cell, (cell / str(_failed_record(cell).snapshot)).parent
+    try:
+        start = find_start(str(path))
+    except InputError as error:
+        raise InputError(f"{path} is not the directory of a finished cell: give OUT/cells/CELL_ID.") from error
+    if start.kind != SNAPSHOT:
+        raise InputError(
+            f"{path} is a checkpoint, which holds no batch: src.run start_from={path} horizon=1 takes its next step."
+        )
+    if start.cell is None:
+        raise InputError(
+            f"{path} is of a script of your own, which alone can build its model: nangrid.diagnose takes start_from=."
+        )
+    return start.cell, start.folder
+
+
 def _cell(path: Path) -> Path:
     """The directory; the first digits of a cell_id, as tables show them, will do."""
-    begins_so = [] if path.is_dir() else list(path.parent.glob(f"{path.name}*"))
+    begins_so = [] if path.exists() else list(path.parent.glob(f"{path.name}*"))
     return begins_so[0] if len(begins_so) == 1 else path
 
 
@@ -115,7 +142,8 @@ def _tell_again(autopsy: Autopsy, recorded: Autopsy | None) -> None:
 
 def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, overrides: list[str]) -> None:
     levels, found = " ".join(overrides), told.replay
-    print(f"step {snapshot.step} of {request.title} ({snapshot.clock}), the same batch and trainables under {levels}:")
+    was = snapshot.clock or "finite"
+    print(f"step {snapshot.step} of {request.title} ({was}), the same batch and trainables under {levels}:")
     if told.autopsy is None:
         print(f"  survives: loss {found.loss:.4g}, gradient norm {found.norm:.3g}")
         if found.norm > TOO_LARGE:
@@ -123,7 +151,7 @@ def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, over
     elif found.clock == "frozen":
         print("  is frozen: the gradients are finite, their norm is inf, and clipping makes every update zero")
     else:
-        print(f"  fails too ({found.clock})")
+        print(f"  fails{' too' * bool(snapshot.clock)} ({found.clock})")
         print(explain(replace(told.autopsy, reproduced=True)))
     if any(key_of(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
         print("  (the trainables were trained with the rows that the cell had)")
