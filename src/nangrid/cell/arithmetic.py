@@ -51,8 +51,10 @@ def install() -> Arithmetic:
     global _installed
     if _installed is None:
         _installed = _lacking()
-        _override_products(_installed)
-        _join_as_cuda_does()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel", UserWarning)
+            _override_products(_installed)
+            _join_as_cuda_does()
     return _installed
 
 
@@ -69,11 +71,9 @@ def _override_products(arithmetic: Arithmetic) -> None:
     emulated = frozenset(dtype for dtype, level in levels.items() if level == "emulated")
     if not emulated:
         return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel", UserWarning)
-        for name in _PRODUCTS:
-            kernel = _product(getattr(torch.ops.aten, name).out, emulated)
-            _overrides.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
+    for name in _PRODUCTS:
+        kernel = _product(getattr(torch.ops.aten, name).out, emulated)
+        _overrides.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
 
 
 def _product(original: Callable[..., Tensor], emulated: frozenset[torch.dtype]) -> Callable[..., Tensor]:
