@@ -13,6 +13,7 @@ from nangrid.cell.script import LOOK_EVERY, ScriptConfig
 from nangrid.records.errors import InputError
 from nangrid.watch import (
     Headroom,
+    Host,
     Ledger,
     Reading,
     Watch,
@@ -29,12 +30,12 @@ class SeenEnoughError(BaseException):
     """The loop has taken the steps that were asked for. No Exception: a script that catches those goes on otherwise."""
 
 
-class OwnLoop:
+class OwnLoop(Host):
     """Hosts the one Watch of a loop; see nangrid.watch.Host."""
 
     def __init__(self, config: ScriptConfig, out_dir: Path, on_step: Callable[[Reading], None]) -> None:
+        super().__init__(out_dir)
         self.config = config
-        self.out_dir = out_dir
         self.on_step = on_step
         self.watch: Watch | None = None
         self.ledger: Ledger

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,11 @@ class NonFiniteError(ArithmeticError):
         self.autopsy = autopsy
 
 
-class Host(Protocol):
-    """A cell that a script's own loop runs in: it says where the records go, and when it has seen enough."""
+class Host:
+    """Where a Watch keeps its records, and who is told of its steps: nobody, unless a cell runs the loop."""
 
-    out_dir: Path
+    def __init__(self, out_dir: Path) -> None:
+        self.out_dir = out_dir
 
     def opened(self, watch: Watch) -> None:
         """A watch was made; its model and optimizer are ready."""
@@ -92,16 +93,14 @@ class Watch:
         self.scaler = scaler
         self.accumulate = accumulate
         self.background = Background(texts=texts or {})
-        self._host = _hosts[-1] if _hosts else None
+        self._host = _hosts[-1] if _hosts else Host(Path(out_dir))
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        kept_in = self._host.out_dir if self._host else Path(out_dir)
-        self.inspector = inspector_for(self._loop, kept_in, self.background, Keeping(keep_every))
+        self.inspector = inspector_for(self._loop, self._host.out_dir, self.background, Keeping(keep_every))
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
         self._calls = 0
         self._began = 0.0
-        if self._host:
-            self._host.opened(self)
+        self._host.opened(self)
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
         """Run `closure` on a micro-batch and, once a window is full, check, clip, step and check again.
@@ -113,8 +112,7 @@ class Watch:
         """
         self._loop.closure = closure
         if self._calls % self.accumulate == 0:
-            if self._host:
-                self._host.begin(self._calls // self.accumulate)
+            self._host.begin(self._calls // self.accumulate)
             self._began = time.perf_counter()
             self.started_at = self.started_at or self._began
             self._loop.optimizer.zero_grad()
@@ -130,8 +128,7 @@ class Watch:
 
     def _finish(self) -> None:
         loop, inspector = self._loop, self.inspector
-        if self._host:
-            self._host.backward_done(self._calls // self.accumulate - 1)
+        self._host.backward_done(self._calls // self.accumulate - 1)
         if self.scaler is not None:
             self.scaler.unscale_(loop.optimizer)
         inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
@@ -146,9 +143,7 @@ class Watch:
         if self.scheduler is not None:
             self.scheduler.step()
         inspector.updated()
-        complete = inspector.close(float(lr), time.perf_counter() - self._began)
-        if self._host:
-            self._host.complete(complete)
+        self._host.complete(inspector.close(float(lr), time.perf_counter() - self._began))
         self._stop_if_rung()
 
     def close(self) -> None:
