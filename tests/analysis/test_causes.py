@@ -138,7 +138,7 @@ def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..
 def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
     (asked,) = (c for c in grid.combinations.values() if in_words(c.levels) == "dtype=bf16 init=mean optim=adamw_torch")
-    assert any(line.startswith("reference:") and line.endswith("as asked") for line in verdict(grid, asked))
+    assert any(line.startswith("reference:") and line.endswith("as asked for") for line in verdict(grid, asked))
     assert any(line.endswith("furthest from what fails") for line in verdict(grid))
 
 

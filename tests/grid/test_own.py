@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import nangrid
+from nangrid.analysis.evidence import gather
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 
@@ -145,6 +146,9 @@ def test_a_loop_of_ones_own_comes_to_a_verdict(tmp_path: Path) -> None:
     assert errors == []
     assert {record.onset.step for record in records if record.onset} == {7}
     assert {record.ledger["autocast"] for record in records} == {"bfloat16"}
+    evidence = gather(GridDirectory.open(tmp_path / "out1"), None)
+    assert evidence.verdict[0].startswith("diagnosis of") and "  enough: eps=0.0" in evidence.verdict[2]
+    assert (evidence.base["eps"], evidence.base["lr"]) == ("1e-06", "0.001"), "the report compares with its reference"
     losses = {record.factors["seed"]: record.trains.loss_first for record in records if record.factors["lr"] == 1e-3}
     assert len(set(losses.values())) == len(losses) == 3, "repeats have seeds of their own, though the script sets one"
 

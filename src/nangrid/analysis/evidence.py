@@ -22,6 +22,7 @@ from nangrid.analysis.survival import durations, factors_of, incidence, survival
 from nangrid.analysis.verdict import verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
+from nangrid.records.diagnosis import DiagnosisRecord, read_diagnoses
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import GridDirectory
 from nangrid.records.headroom import read_headroom
@@ -75,7 +76,8 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     onsets = onset_table(records, autopsies)
     times = durations(onsets)
     grid = Grid(records, autopsies, {i: column(history, "loss").tolist() for i, history in histories.items()})
-    chosen = _chosen(grid, reference) if reference else None
+    diagnoses, damaged = read_diagnoses(directory.path)
+    chosen = _chosen(grid, reference) if reference else _diagnosed(grid, diagnoses)
     best = chosen or grid.reference or next(iter(grid.combinations.values()))
     base = dict(best.levels)
     compared = contrasts(times, base, histories)
@@ -90,11 +92,11 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         onsets=onsets,
         times=times,
         base=base,
-        verdict=verdict(grid, chosen),
+        verdict=[*(line for found in diagnoses for line in _found(found)), *verdict(grid, chosen)],
         limits=[
             *limits(records, times, seen, tested, compared),
             *doubles,
-            *(f"left out: {error}" for error in untrusted),
+            *(f"left out: {error}" for error in [*untrusted, *damaged]),
         ],
         tests=tested,
         contrasts=compared,
@@ -176,6 +178,18 @@ def _chosen(grid: Grid, levels: Sequence[str]) -> Combination:
     if not matching[0].trains:
         raise InputError(f"--reference {' '.join(levels)} does not train: name a combination that does.")
     return matching[0]
+
+
+def _diagnosed(grid: Grid, diagnoses: Sequence[DiagnosisRecord]) -> Combination | None:
+    """The reference of the last search in this grid, if it trains."""
+    wanted = diagnoses[-1].reference if diagnoses else None
+    having = (c for c in grid.combinations.values() if any(record.cell_id == wanted for record in c.records))
+    return next((c for c in having if c.trains), None)
+
+
+def _found(diagnosis: DiagnosisRecord) -> list[str]:
+    """A paragraph of the verdict."""
+    return [f"diagnosis of {diagnosis.failing[:8]} against {diagnosis.reference[:8]}", *diagnosis.told, ""]
 
 
 def _spelled(level: str) -> str:

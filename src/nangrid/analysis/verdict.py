@@ -30,7 +30,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     best = grid.reference
     if not grid.events() or best is None:
         return lines
-    why = "as asked" if reference else f"within {WORSE - 1:.0%} of the lowest loss, and furthest from what fails"
+    why = "as asked for" if reference else f"within {WORSE - 1:.0%} of the lowest loss, and furthest from what fails"
     reference = reference or best
     lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), {why}")
     for finding in grid.findings(reference):

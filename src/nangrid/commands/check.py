@@ -56,5 +56,6 @@ def _check(overrides: Sequence[str]) -> None:
         print(f"warning: not as asked: {line}")
     for finding in findings:
         print(finding)
-    counted = ", ".join(f"{sum(f.severity == s for f in findings)} {s}s" for s in ("error", "warning", "note"))
+    numbers = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "note")}
+    counted = ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in numbers.items())
     print(f"{counted}; nothing was trained ({time.perf_counter() - began:.1f} s)", file=sys.stderr)

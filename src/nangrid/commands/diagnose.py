@@ -15,7 +15,7 @@ from nangrid.grid.laboratory import Overrides, Question
 from nangrid.grid.origin import levels_of
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.schedule import Isolated
-from nangrid.grid.telling import told
+from nangrid.grid.telling import tell
 from nangrid.records.errors import InputError
 from nangrid.records.start import find_start
 from nangrid.search.minimal import MOST_CHANGES
@@ -60,7 +60,7 @@ def _diagnose(
 ) -> None:
     question = _question(common, failing, reference, n_jobs, seeds)
     found = diagnose(question, _horizon(common), lambda line: print(line, flush=True))
-    print("\n" + told(found, question))
+    tell(found, question, "python -m src.report")
 
 
 def _question(

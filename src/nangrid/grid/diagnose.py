@@ -15,6 +15,7 @@ from nangrid.cell.config import Config
 from nangrid.grid.counterfactual import survives
 from nangrid.grid.drill import Drilled, drill_down
 from nangrid.grid.laboratory import Answered, Laboratory, Question
+from nangrid.grid.plan import CellPlan
 from nangrid.grid.search import Rate, Say, Search, typed
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
@@ -34,6 +35,8 @@ LATE = 4
 class Diagnosis:
     """What the search found, and every cell that it looked at."""
 
+    failing: CellPlan
+    reference: CellPlan
     event: Event
     onset: int
     """The step of the run."""
@@ -95,6 +98,8 @@ def diagnose(question: Question, horizon: int, say: Say) -> Diagnosis:
     causes, cures, clash = found
     inside = {cause: drill_down(full, cause) for cause in causes.causes}
     return Diagnosis(
+        failing.plan,
+        reference.plan,
         event,
         onset,
         first_step,

@@ -14,10 +14,9 @@ from nangrid.grid.diagnose import Diagnosis, diagnose
 from nangrid.grid.laboratory import Overrides, Question
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.schedule import Isolated
-from nangrid.grid.telling import told
+from nangrid.grid.telling import tell
 from nangrid.records.errors import InputError
 from nangrid.records.start import find_start
-from nangrid.reporting.explain import explain
 from nangrid.search.minimal import MOST_CHANGES
 
 
@@ -65,10 +64,7 @@ def diagnose_own(
     changes = tuple(((_typed(key, failing[key]),), (_typed(key, reference[key]),)) for key in keys)
     question = Question(changes, plan, crew, tuple(range(1 if start else seeds)), ("failing", "reference"))
     found = diagnose(question, horizon, lambda line: print(line, flush=True))
-    print(f"\n{told(found, question)}")
-    if found.autopsy is not None:
-        print(explain(found.autopsy))
-    print(f"report: nangrid report {out}")
+    tell(found, question, "nangrid report")
     return found
 
 

@@ -8,12 +8,24 @@ from nangrid.grid.diagnose import Diagnosis
 from nangrid.grid.drill import Drilled
 from nangrid.grid.laboratory import Overrides, Question
 from nangrid.grid.search import Rate
+from nangrid.records.diagnosis import DiagnosisRecord, write_diagnosis
+from nangrid.records.grid import GridDirectory
+from nangrid.reporting.explain import explain
 from nangrid.search.minimal import Changes, NotMonotoneError
 
 
-def told(diagnosis: Diagnosis, question: Question) -> str:
-    """The event, what is enough for it, what cures it; each with the cells that show it."""
-    return "\n".join(_lines(diagnosis, question))
+def tell(diagnosis: Diagnosis, question: Question, report: str) -> None:
+    """Print and keep the event, what is enough for it, what cures it, with the cells that show it; and its origin.
+
+    `report`: the command that makes the page of a grid's directory.
+    """
+    lines = list(_lines(diagnosis, question))
+    if diagnosis.autopsy is not None:
+        lines += explain(diagnosis.autopsy).splitlines()
+    out = diagnosis.failing.config.out
+    record = DiagnosisRecord(diagnosis.failing.cell_id, diagnosis.reference.cell_id, lines)
+    write_diagnosis(GridDirectory.open(out).path, record)
+    print("\n".join(["", *lines, f"report: {report} {out}"]))
 
 
 def _lines(diagnosis: Diagnosis, question: Question) -> Iterator[str]:

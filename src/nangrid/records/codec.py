@@ -1,7 +1,7 @@
 """Is this JSON of the shape that a dataclass declares?
 
 Values are checked against the type annotations and nothing is coerced, but for a whole number where a float is
-declared; only what has a default may be left out. JSON has no infinities and no NaN: in float fields they are the
+declared; only what is null by default may be left out. JSON has no infinities and no NaN: in float fields they are the
 strings "nan", "inf", "-inf".
 """
 
@@ -62,16 +62,12 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'it'} is {value!r:.60}, not an object")
     hints = _hints(kind)
-    required = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)}
+    required = {field.name for field in dataclasses.fields(kind) if field.default is not None}
     if missing := sorted(required - value.keys()):
         raise ValueError(f"{where or 'it'} lacks {', '.join(missing)}")
     if unknown := sorted(value.keys() - hints.keys()):
         raise ValueError(f"{where or 'it'} has the unknown {', '.join(unknown)}")
     return kind(**{key: decode(hints[key], item, _join(where, key)) for key, item in value.items()})
-
-
-def _has_no_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _join(where: str, key: str) -> str:
