@@ -27,6 +27,7 @@ def outcome(
     folder = "" if inspector.autopsy else "frozen/" if inspector.frozen else None
     replaying = inspector.replay_seconds
     ledger.early_warnings = inspector.growth.said
+    ledger.warnings += [inspector.unexplained] if inspector.unexplained else []
     training = time.perf_counter() - watch.started_at - replaying
     return {
         "status": "nonfinite" if onset else "finite",

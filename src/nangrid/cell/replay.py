@@ -19,9 +19,10 @@ from nangrid.integrations.moments import fitted_state
 from nangrid.integrations.trainer import TrainerStep
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
-from nangrid.watch import Replay, Snapshot, examine
+from nangrid.watch import Replay, Snapshot, examine, surroundings
 from nangrid.watch.replay import replay
 from nangrid.watch.snapshot import param_groups
+from nangrid.watch.surroundings import Surroundings
 
 Answer = TypeVar("Answer")
 
@@ -41,7 +42,6 @@ def replay_cell(config: Config, snapshot: Snapshot) -> Autopsy:
     """The autopsy of the step, made anew from the snapshot; `reproduced` says whether the bits are the same."""
 
     def ask(cell: Cell, step: TrainerStep) -> Autopsy:
-        cell.trainer.current_gradient_accumulation_steps = len(snapshot.micro_batches)
         return examine(step, snapshot, background(config, cell.data))
 
     return where_training_begins(config, ask)
@@ -55,7 +55,6 @@ def replay_under(config: Config, old: Config, snapshot: Snapshot) -> Counterfact
     check_question(config, old, snapshot)
 
     def ask(cell: Cell, step: TrainerStep) -> Counterfactual:
-        cell.trainer.current_gradient_accumulation_steps = len(snapshot.micro_batches)
         other = _fitted(snapshot, step, keep_groups=vars(config.optim) == vars(old.optim))
         found = replay(step, other)
         autopsy = examine(step, other, background(config, cell.data)) if found.clock else None
@@ -91,7 +90,7 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
         snapshot,
         state=state,
         groups=snapshot.groups if keep_groups else param_groups(step.optimizer),
-        buffers={name: buffer.detach().clone() for name, buffer in step.model.named_buffers()},
+        surroundings=Surroundings(surroundings.of(step.model), snapshot.surroundings.modes),
     )
 
 

@@ -83,7 +83,7 @@ def run_cell(
             f"{config.script} returned a {type(made).__name__} and no nangrid.Watch was made: "
             "let it return the transformers.Trainer, not trained, or train in a loop with a Watch."
         )
-    for reading in watch.inspector.flush():
+    for reading in watch.inspector.finish():
         tell(reading)
     readings = watch.inspector.clocks.readings
     if not readings:

@@ -70,7 +70,10 @@ class TrainerStep:
         if not self.model.training:
             loss, *_ = self._prediction_step(self.trainer.model, dict(micro_batch.inputs), prediction_loss_only=True)
             return loss
-        loss = self._training_step(self.trainer.model_wrapped, dict(micro_batch.inputs), **micro_batch.extra)
+        extra = dict(micro_batch.extra)
+        usual = self.trainer.args.gradient_accumulation_steps
+        self.trainer.current_gradient_accumulation_steps = extra.pop("accumulation", usual)
+        loss = self._training_step(self.trainer.model_wrapped, dict(micro_batch.inputs), **extra)
         return loss
 
     def clip(self) -> Tensor:
@@ -151,9 +154,11 @@ class TrainerWatch(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell what was found."""
-        self._complete += self.inspector.flush()
+        self._complete += self.inspector.finish()
         self._tell(control)
         autopsy = self.inspector.autopsy or self.inspector.frozen
+        if self.inspector.unexplained:
+            logger.error(self.inspector.unexplained)
         if autopsy is not None:
             logger.error("training went non-finite at step %d\n%s", autopsy.step, explain(autopsy))
             logger.error("autopsy and snapshot: %s", self.out_dir)
@@ -173,7 +178,9 @@ class TrainerWatch(TrainerCallback):
 
         @functools.wraps(original)
         def training_step(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-            self.inspector.micro_batch(inputs, num_items_in_batch=num_items_in_batch)
+            # an epoch's last step may have fewer micro-batches than the others
+            micro_batches = trainer.current_gradient_accumulation_steps
+            self.inspector.micro_batch(inputs, num_items_in_batch=num_items_in_batch, accumulation=micro_batches)
             loss: Tensor = original(model, inputs, num_items_in_batch=num_items_in_batch)
             self.inspector.loss(loss)
             return loss

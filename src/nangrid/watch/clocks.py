@@ -45,7 +45,8 @@ class Reading:
 
 def extent(tensors: Iterable[Tensor]) -> Tensor:
     """Largest absolute value over all elements, on their device: NaN or inf as soon as one is not finite."""
-    ends = [end for tensor in tensors if tensor.numel() for end in torch.aminmax(tensor)]
+    real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors)
+    ends = [end for tensor in real if tensor.numel() for end in torch.aminmax(tensor)]
     if not ends:
         return torch.zeros(())
     # of a model spread over several devices, or over several dtypes
@@ -65,14 +66,14 @@ def gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]
 
 
 class Clocks:
-    """Watches the trainables and the optimizer of one run, step by step.
+    """Watches the trainables, which may grow in number, and the optimizer of one run, step by step.
 
     Call `begin`, `micro_batch` for each loss, `gradients` before clipping, `updated` after the optimizer
     step, and `evaluated` if there was an evaluation; `readings` and `first` hold what was seen.
     """
 
     def __init__(self, trainables: Mapping[str, torch.nn.Parameter]) -> None:
-        self.trainables = dict(trainables)
+        self.trainables = trainables
         self.readings: list[Reading] = []
         self.first: dict[str, int | None] = dict.fromkeys(CLOCKS)
         self._reached: set[str] = set()

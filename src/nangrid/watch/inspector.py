@@ -6,6 +6,7 @@ Every training loop winds the same inspector: `begin`, then for each micro-batch
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading, gradients
 from nangrid.watch.growth import Growth
 from nangrid.watch.replay import FROZEN, Step, digest
-from nangrid.watch.snapshot import Recorder, Snapshot
+from nangrid.watch.snapshot import Recorder, Snapshot, notice_trainables
+
+logger = logging.getLogger(__name__)
 
 STAY = 2
 """Snapshots kept on disk while all is finite."""
@@ -59,17 +62,21 @@ class Inspector:
         self.keeping = keeping = keeping or Keeping()
         self.clocks = Clocks(step.trainables)
         self.growth = Growth({parameter.dtype for parameter in step.trainables.values()})
-        self.recorder = Recorder(step.model, step.optimizer, step.scaler, keeping.initial)
+        self.recorder = Recorder(step.model, step.trainables, step.optimizer, step.scaler, keeping.initial)
         self.autopsy: Autopsy | None = None
         """Of the onset."""
         self.frozen: Autopsy | None = None
-        """Of the first frozen step."""
+        """Of the first frozen step, once the run has ended: a replay may disturb what a closure counts."""
+        self.unexplained = ""
+        """Why a failing step has no autopsy, or no snapshot."""
         self.replaying = False
         self.replay_seconds = 0.0
         self._losses: list[Tensor] = []
+        self._frozen: Snapshot | None = None
 
     def begin(self, step: int) -> None:
         """Open a step, before anything of it is computed."""
+        notice_trainables(self.step.model, self.step.optimizer, self.step.trainables)
         self._losses = []
         self.clocks.begin(step)
         self.recorder.begin(step)
@@ -93,8 +100,8 @@ class Inspector:
     def norm(self, norm: Tensor | float) -> None:
         """Note the gradient norm before clipping."""
         self.clocks.reading.grad_norm = float(norm)
-        if self.clocks.reading.frozen and self.frozen is None:
-            self.frozen = self._run_replay(FROZEN, {"loss": digest(self._losses)}, "frozen")
+        if self.clocks.reading.frozen:
+            self._keep_frozen({"loss": digest(self._losses)})
 
     def updated(self) -> None:
         """Check parameters and optimizer state right after the optimizer step."""
@@ -114,6 +121,12 @@ class Inspector:
         """Readings that were still on their way: none here, see nangrid.watch.late."""
         return []
 
+    def finish(self) -> list[Reading]:
+        """End the run; the readings that were still on their way."""
+        readings = self.flush()
+        self._examine_frozen()
+        return readings
+
     def evaluated(self, eval_loss: float, failed: Failed | None) -> None:
         """Note the loss of an evaluation after the step under way; `failed` is its first non-finite batch."""
         self.clocks.evaluated(eval_loss)
@@ -129,7 +142,7 @@ class Inspector:
         if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
             return
         losses = [reading.loss for reading in clocks.readings if reading.step < step]
-        recorder.snapshot("", {}, losses).save(self.out_dir / KEPT / str(step))
+        self._save(recorder.snapshot("", {}, losses), f"{KEPT}/{step}")
         for old in kept_in(self.out_dir)[:-STAY]:
             shutil.rmtree(old)
 
@@ -140,24 +153,61 @@ class Inspector:
     def _examine(self, outcome: dict[str, str]) -> None:
         onset = self.clocks.onset
         if onset is not None and self.autopsy is None:
-            self.autopsy = self._run_replay(onset.clock, outcome, ".")
+            self.autopsy = self._autopsy_of(self._snapshot(onset.clock, outcome), ".")
+            self._examine_frozen()
 
-    def _run_replay(self, clock: str, outcome: dict[str, str], folder: str) -> Autopsy | None:
-        losses = [reading.loss for reading in self.clocks.readings[:-1]]
-        return self._autopsy_of(self.recorder.snapshot(clock, outcome, losses), folder)
+    def _snapshot(self, clock: str, outcome: dict[str, str]) -> Snapshot:
+        return self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
+
+    def _keep_frozen(self, outcome: dict[str, str]) -> None:
+        """Of the first frozen step; the run goes on, and nothing is run twice before its end."""
+        if self._frozen is None:
+            self._frozen = self._snapshot(FROZEN, outcome).detached()
+            self._save(self._frozen, "frozen")
+            logger.warning(
+                "step %d is frozen: its gradients are finite and their norm is inf, by which clipping divides. Nothing "
+                "is learned by such steps.",
+                self._frozen.step,
+            )
+
+    def _examine_frozen(self) -> None:
+        if self._frozen is not None and self.frozen is None:
+            self.frozen = self._autopsy_of(self._frozen, "frozen")
 
     def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
         if self.out_dir is None:
             return None
         self.replaying, began = True, time.perf_counter()
+        autopsy = None
         try:
             autopsy = examine(self.step, snapshot, self.background)
+        except OSError:
+            raise
+        except Exception as error:  # a user's own code is run again: the onset stands whatever it raises
+            logger.debug("the replay", exc_info=True)
+            self.unexplained = f"step {snapshot.step} could not be replayed: {_in_a_line(error)}"
         finally:
             self.replaying = False
             self.replay_seconds += time.perf_counter() - began
-        snapshot.save(self.out_dir / folder)
-        write_autopsy(self.out_dir / folder, autopsy)
+        if autopsy is not None:
+            (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
+            write_autopsy(self.out_dir / folder, autopsy)
+        self._save(snapshot, folder)
         return autopsy
+
+    def _save(self, snapshot: Snapshot, folder: str) -> None:
+        if self.out_dir is None:
+            return
+        try:
+            snapshot.save(self.out_dir / folder)
+        except OSError:
+            raise
+        except Exception as error:
+            self.unexplained = self.unexplained or f"step {snapshot.step} could not be kept: {_in_a_line(error)}"
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'without a word'}"
 
 
 def still_searching(scaler: torch.amp.GradScaler | None) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor
 from nangrid.watch.autopsy import Background
 from nangrid.watch.clocks import Reading, extent, gradients, state_tensors
 from nangrid.watch.inspector import Inspector, Keeping
-from nangrid.watch.replay import FROZEN, Step, digest
-from nangrid.watch.snapshot import Recorder
+from nangrid.watch.replay import Step, digest
+from nangrid.watch.snapshot import Recorder, notice_trainables
 
 UNDER_WAY = 2
 """Steps that may be queued before the oldest one's numbers are waited for."""
@@ -70,13 +70,15 @@ class LateInspector(Inspector):
     ) -> None:
         super().__init__(step, out_dir, background, keeping)
         initial = self.recorder.initial
-        spares = [Recorder(step.model, step.optimizer, step.scaler, initial) for _ in range(UNDER_WAY)]
+        model, optimizer, scaler = step.model, step.optimizer, step.scaler
+        spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(UNDER_WAY)]
         self._recorders = deque([self.recorder, *spares])
         self._flights: deque[_Flight] = deque()
         self._flight: _Flight
 
     def begin(self, step: int) -> None:
         """Open a step."""
+        notice_trainables(self.step.model, self.step.optimizer, self.step.trainables)
         self._recorders.rotate(-1)
         self._flight = _Flight(step, self._recorders[0])
         self._flight.recorder.begin(step)
@@ -149,8 +151,8 @@ class LateInspector(Inspector):
         outcome = {"loss": digest(flight.losses)}
         if self._rang_now("loss", "gradient", "parameter", "optimizer_state"):
             self._examine(outcome)
-        elif self.clocks.reading.frozen and self.frozen is None:
-            self.frozen = self._run_replay(FROZEN, outcome, "frozen")
+        elif self.clocks.reading.frozen:
+            self._keep_frozen(outcome)
 
 
 def inspector_for(

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,9 @@ from nangrid.watch.snapshot import (
     random_states,
     restore,
     set_random_states,
+    shallow,
 )
+from nangrid.watch.surroundings import put, undisturbed
 from nangrid.watch.trace import Tracer, is_finite
 
 EVALUATION = "eval_loss"
@@ -88,11 +90,10 @@ def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay
     state, values = ({}, snapshot.initial) if untrained else (snapshot.state, snapshot.parameters)
     trace = not untrained
     # What was compiled is run eagerly: fused kernels hide their operations.
-    with _undisturbed(step), torch.compiler.set_stance("force_eager"):
+    around = snapshot.surroundings
+    with undisturbed(step.model, around.frozen), _undisturbed(step), torch.compiler.set_stance("force_eager"):
         restore(step.trainables, step.optimizer, values, state, snapshot.groups)
-        for name, buffer in step.model.named_buffers():
-            buffer.copy_(snapshot.buffers[name])
-        step.model.train(snapshot.training)
+        put(step.model, around, snapshot.training)
         if step.scaler is not None:
             step.scaler.load_state_dict(snapshot.scaler)
         with keep_places(step.model) if trace else nullcontext(Places(step.model)) as places:
@@ -129,7 +130,8 @@ def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[T
     losses: list[Tensor] = []
     for number, micro_batch in enumerate(snapshot.micro_batches):
         tracer.micro_batch = number
-        losses.append(step.forward_backward(micro_batch).detach())
+        given = replace(micro_batch, inputs=shallow(micro_batch.inputs))
+        losses.append(step.forward_backward(given).detach())
     bad_losses = [i for i, loss in enumerate(losses) if not is_finite(loss)]
     if snapshot.clock == EVALUATION:
         clock = EVALUATION if bad_losses else None
@@ -221,13 +223,12 @@ def _of_quantisation(name: str, state: Any) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def _undisturbed(step: Step) -> Iterator[None]:
-    """Put back parameters, gradients, optimizer, random states and modes at the end of the block."""
+    """Put back parameters, gradients, optimizer and random states at the end of the block."""
     parameters = {name: p.detach().clone() for name, p in step.trainables.items()}
     kept = {name: p.grad for name, p in step.trainables.items()}
     state = {name: copy_state(step.optimizer.state.get(p, {})) for name, p in step.trainables.items()}
     groups = param_groups(step.optimizer)
-    buffers = {name: b.detach().clone() for name, b in step.model.named_buffers()}
-    rng, training = random_states(), step.model.training
+    rng = random_states()
     scaled = step.scaler.state_dict() if step.scaler else {}
     unscaled = dict(step.scaler._per_optimizer_states) if step.scaler else {}
     for parameter in step.trainables.values():
@@ -244,7 +245,4 @@ def _undisturbed(step: Step) -> Iterator[None]:
         restore(step.trainables, step.optimizer, parameters, {n: s for n, s in state.items() if s}, groups)
         for name, parameter in step.trainables.items():
             parameter.grad = kept[name]
-        for name, buffer in step.model.named_buffers():
-            buffer.copy_(buffers[name])
-        step.model.train(training)
         set_random_states(rng)

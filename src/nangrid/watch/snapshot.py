@@ -6,9 +6,10 @@ random states are noted; micro-batches are kept by reference. On disk: safetenso
 
 from __future__ import annotations
 
+import copy
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nangrid.records.atomic import write_bytes
 from nangrid.records.errors import InputError, RecordError
+from nangrid.watch import surroundings
+from nangrid.watch.surroundings import Surroundings, Surveyor
 
 SCHEMA = 2
 TENSORS, FACTS = "snapshot.safetensors", "snapshot.json"
@@ -48,7 +52,7 @@ class Snapshot:
     """The optimizer's param_groups without their parameters."""
     scaler: dict[str, Any]
     """The GradScaler's state_dict; empty without one."""
-    buffers: dict[str, Tensor]
+    surroundings: Surroundings
     rng: dict[str, Any]
     micro_batches: list[MicroBatch]
     training: bool
@@ -62,6 +66,17 @@ class Snapshot:
     initial: dict[str, Tensor]
     """The trainables before the first step of the run."""
 
+    def detached(self) -> Snapshot:
+        """A copy that the next step does not overwrite."""
+
+        def own(part: Any) -> Any:
+            return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), part)
+
+        around = replace(
+            self.surroundings, buffers=own(self.surroundings.buffers), frozen=own(self.surroundings.frozen)
+        )
+        return replace(self, parameters=own(self.parameters), state=own(self.state), surroundings=around)
+
     def save(self, directory: Path) -> int:
         """Write the two files, json last; the size in bytes is returned."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,10 +89,12 @@ class Snapshot:
             "outcome": self.outcome,
             "losses": self.losses,
             "initial": _strip(self.initial, "initial", tensors),
-            "groups": self.groups,
-            "scaler": self.scaler,
+            "groups": _strip(self.groups, "groups", tensors),
+            "scaler": _strip(self.scaler, "scaler", tensors),
             "state": _strip(self.state, "state", tensors),
-            "buffers": _strip(self.buffers, "buffers", tensors),
+            "buffers": _strip(self.surroundings.buffers, "buffers", tensors),
+            "modes": self.surroundings.modes,
+            "frozen": _strip(self.surroundings.frozen, "frozen", tensors),
             "rng": _strip(self.rng, "rng", tensors),
             "parameters": _strip(self.parameters, "parameters", tensors),
             "micro_batches": [_strip(vars(b), f"micro_batch/{i}", tensors) for i, b in enumerate(self.micro_batches)],
@@ -106,10 +123,12 @@ class Snapshot:
             outcome=facts["outcome"],
             losses=facts["losses"],
             initial=_fill(facts["initial"], tensors),
-            groups=facts["groups"],
-            scaler=facts["scaler"],
+            groups=_fill(facts["groups"], tensors),
+            scaler=_fill(facts["scaler"], tensors),
             state=_fill(facts["state"], tensors),
-            buffers=_fill(facts["buffers"], tensors),
+            surroundings=Surroundings(
+                _fill(facts["buffers"], tensors), facts.get("modes", {}), _fill(facts.get("frozen", {}), tensors)
+            ),
             rng=_fill(facts["rng"], tensors),
             parameters=_fill(facts["parameters"], tensors),
             micro_batches=[MicroBatch(**_fill(batch, tensors)) for batch in facts["micro_batches"]],
@@ -121,19 +140,23 @@ def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value.clone()
         return {"tensor": name}
-    if isinstance(value, np.ndarray):
-        tensors[name] = torch.from_numpy(value.astype(np.int64))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        exact = value if value.dtype.kind in "bf" else value.astype(np.int64)  # safetensors has no unsigned kinds
+        tensors[name] = torch.from_numpy(np.array(exact))
         return {"array": name, "dtype": str(value.dtype)}
     if isinstance(value, Mapping):
         return {"mapping": {str(k): _strip(v, f"{name}/{k}", tensors) for k, v in value.items()}}
     if isinstance(value, list | tuple):
         return [_strip(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise InputError(f"{name} is a {type(value).__name__}, which a snapshot cannot keep: pass tensors or numbers.")
+    return {"unkept": f"{name} is a {type(value).__name__}"}
 
 
 def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_strip` was given; ValueError for what it could not keep."""
     if isinstance(value, list):
         return [_fill(v, tensors) for v in value]
     if not isinstance(value, dict):
@@ -142,7 +165,10 @@ def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value["tensor"]]
     if "array" in value:
         return tensors[value["array"]].numpy().astype(value["dtype"])
-    return {key: _fill(v, tensors) for key, v in value["mapping"].items()}
+    if "unkept" in value:
+        raise ValueError(f"{value['unkept']}, which is not kept: pass tensors or numbers")
+    # older snapshots keep some mappings as they are
+    return {key: _fill(v, tensors) for key, v in value.get("mapping", value).items()}
 
 
 class Recorder:
@@ -151,20 +177,20 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
+        trainables: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
         initial: dict[str, Tensor] | None = None,
     ) -> None:
+        """`trainables` may grow while the run goes on."""
         self.model = model
-        self.trainables = trainables(model)
+        self.trainables = trainables
         self.optimizer = optimizer
         self.scaler = scaler
-        self.initial = initial or {name: p.detach().clone() for name, p in self.trainables.items()}
-        self._parameters = {name: torch.empty_like(p) for name, p in self.trainables.items()}
-        # walking a model of hundreds of modules at every step would cost as much as a copy of its adapters
-        self._modules = [(f"{name}." if name else "", module) for name, module in model.named_modules()]
-        self._buffers: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
+        self.initial = initial if initial is not None else {}
+        self._parameters: dict[str, Tensor] = {}
+        self._surveyor = Surveyor(model)
+        self._make_room()
         self._state: State = {}
         self._rng: dict[str, Any] = {}
         self._groups: list[dict[str, Any]] = []
@@ -181,28 +207,25 @@ class Recorder:
     def begin(self, step: int) -> None:
         """Copy what the step will change."""
         self._step, self._micro_batches, self._rng = step, [], random_states()
+        self._make_room()
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}
-        for name, buffer in self._live_buffers():
-            # Most buffers never change: torch counts the writes to a tensor.
-            if self._versions.get(name) != buffer._version:
-                self._buffers[name], self._versions[name] = buffer.clone(), buffer._version
+        self._surveyor.copy()
         for name, parameter in self.trainables.items():
             live = self.optimizer.state.get(parameter)
             if live:
                 self._state[name] = copy_state(live, self._state.get(name, {}))
 
-    def _live_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        for prefix, module in self._modules:
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    yield prefix + name, buffer
+    def _make_room(self) -> None:
+        for name, parameter in self.trainables.items():
+            if name not in self._parameters:
+                self._parameters[name] = torch.empty_like(parameter)
+                self.initial.setdefault(name, parameter.detach().clone())
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Note what is about to go forward and backward."""
-        kept = dict(inputs) if isinstance(inputs, Mapping) else inputs
-        self._micro_batches.append(MicroBatch(kept, extra))
+        self._micro_batches.append(MicroBatch(shallow(inputs), extra))
 
     def snapshot(self, clock: str, outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """The step under way; its tensors are overwritten by the next `begin`."""
@@ -212,7 +235,7 @@ class Recorder:
             state=self._state,
             groups=self._groups,
             scaler=self._scaler,
-            buffers=self._buffers,
+            surroundings=self._surveyor.now(),
             rng=self._rng,
             micro_batches=self._micro_batches,
             training=self.model.training,
@@ -227,11 +250,28 @@ class Recorder:
         return replace(
             self.snapshot("eval_loss", outcome, losses),
             parameters={name: p.detach().clone() for name, p in self.trainables.items()},
-            buffers={name: b.detach().clone() for name, b in self.model.named_buffers()},
+            surroundings=Surroundings(surroundings.of(self.model)),
             rng=rng,
-            micro_batches=[MicroBatch(dict(inputs) if isinstance(inputs, Mapping) else inputs)],
+            micro_batches=[MicroBatch(shallow(inputs))],
             training=False,
         )
+
+
+def shallow(inputs: Any) -> Any:
+    """A micro-batch that a step may take entries out of; its tensors are the same."""
+    return copy.copy(inputs) if isinstance(inputs, Mapping | list) else inputs
+
+
+def notice_trainables(model: nn.Module, optimizer: torch.optim.Optimizer, trainables: dict[str, nn.Parameter]) -> None:
+    """Add what the optimizer trains beside: a criterion's parameters, and what was unfrozen since."""
+    known = {id(parameter) for parameter in trainables.values()}
+    asked = [p for group in optimizer.param_groups for p in group["params"]]
+    if all(id(p) in known or not p.requires_grad for p in asked):
+        return
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for number, parameter in enumerate(asked):
+        if parameter.requires_grad and id(parameter) not in known:
+            trainables[names.get(id(parameter), f"the optimizer's parameter {number}")] = parameter
 
 
 def trainables(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy
+from nangrid.records.errors import InputError
 from nangrid.reporting.explain import explain
 from nangrid.watch.autopsy import Background
 from nangrid.watch.clocks import Reading
@@ -89,6 +92,7 @@ class Watch:
         texts: Mapping[int, str] | None = None,
         keep_every: int = 0,
     ) -> None:
+        _refuse(model, optimizer, scheduler)
         self.scheduler = scheduler
         self.scaler = scaler
         self.accumulate = accumulate
@@ -148,16 +152,27 @@ class Watch:
 
     def close(self) -> None:
         """Look at the last steps, too, where they ran on a GPU; NonFiniteError as from `step`."""
-        self.inspector.flush()
+        self.inspector.finish()
         self._stop_if_rung()
+        if self.inspector.frozen is not None:
+            warnings.warn(f"a step was frozen\n{explain(self.inspector.frozen)}", stacklevel=2)
 
     def _stop_if_rung(self) -> None:
         onset = self.inspector.clocks.onset
         if onset is not None:
             autopsy, folder = self.inspector.autopsy, self.inspector.out_dir
-            told = explain(autopsy) if autopsy else ""
+            told = explain(autopsy) if autopsy else self.inspector.unexplained
             message = f"{onset.clock} went non-finite at step {onset.step}\n{told}\n{folder}/{AUTOPSY}"
             raise NonFiniteError(autopsy, message)
+
+
+def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("LBFGS runs its closure several times a step, which Watch cannot follow: take another one.")
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise InputError("ReduceLROnPlateau takes a metric: step it yourself after watch.step, and give no scheduler=.")
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise InputError("The model has lazy parameters: run it once on a batch before the Watch is made.")
 
 
 class _Loop:
