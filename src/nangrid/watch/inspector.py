@@ -184,7 +184,7 @@ class Inspector:
         except OSError:
             raise
         except Exception as error:  # a user's own code is run again: the onset stands whatever it raises
-            logger.debug("the replay", exc_info=True)
+            logger.info("the replay of step %d", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_in_a_line(error)}"
         finally:
             self.replaying = False

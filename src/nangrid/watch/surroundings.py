@@ -6,7 +6,7 @@ student). Attributes of Python's own, such as a counter, are not seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ SMALL = 4096
 class Surroundings:
     """Of a model, by name."""
 
-    buffers: dict[str, Tensor | None] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
     modes: dict[str, bool] = field(default_factory=dict)
     """Whether each module trains; a module that is not named is in the mode of the whole."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
@@ -41,8 +41,7 @@ class Surveyor:
     def copy(self) -> None:
         """Before a step."""
         kept = self.copied
-        live = {_join(name, own): b for name, module in self._modules for own, b in module._buffers.items()}
-        kept.buffers = {name: self._buffer(name, buffer) for name, buffer in live.items()}
+        kept.buffers = {name: self._buffer(name, buffer) for name, buffer in _named(self._modules)}
         for name, parameter in self._moved():
             kept.frozen[name] = _copied(parameter, kept.frozen.get(name))
 
@@ -58,9 +57,7 @@ class Surveyor:
     def _moved(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, p) for name, p, version in self._parameters if p._version != version)
 
-    def _buffer(self, name: str, live: Tensor | None) -> Tensor | None:
-        if live is None:
-            return None
+    def _buffer(self, name: str, live: Tensor) -> Tensor:
         kept, seen = self.copied.buffers.get(name), (id(live), live._version)
         if kept is None or self._seen.get(name) != seen or live.numel() <= SMALL:
             self._seen[name] = seen
@@ -74,23 +71,23 @@ def _copied(live: Tensor, into: Tensor | None) -> Tensor:
     return live.detach().clone()
 
 
-def of(model: nn.Module) -> dict[str, Tensor | None]:
+def of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of its buffers."""
-    named = model.named_modules()
-    return {_join(n, own): b if b is None else b.detach().clone() for n, m in named for own, b in m._buffers.items()}
+    return {name: buffer.detach().clone() for name, buffer in _named(model.named_modules())}
 
 
 @torch.no_grad()
 def put(model: nn.Module, state: Surroundings, training: bool) -> None:
-    """Bring a model into these surroundings; buffers that they lack are taken away."""
+    """Bring a model into these surroundings.
+
+    Buffers that were made, or grew, since then are left: such a cache goes with what Python code knows of it.
+    """
     for name, module in model.named_modules():
         module.training = state.modes.get(name, training)
-        for own in list(module._buffers):
-            full = _join(name, own)
-            if full in state.buffers:
-                module._buffers[own] = _written(module._buffers[own], state.buffers[full])
-            else:
-                del module._buffers[own]
+        for own, buffer in module._buffers.items():
+            kept = state.buffers.get(_join(name, own))
+            if buffer is not None and kept is not None and kept.shape == buffer.shape:
+                module._buffers[own] = _written(buffer, kept)
     parameters = dict(model.named_parameters())
     for name, values in state.frozen.items():
         parameters[name].copy_(values)
@@ -100,8 +97,8 @@ def put(model: nn.Module, state: Surroundings, training: bool) -> None:
 def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None]:
     """Put back the very buffers, modes and those frozen parameters at the end of the block."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    values = [{own: b if b is None else b.detach().clone() for own, b in named.items()} for _, named in buffers]
+    buffers = [(name, module, dict(module._buffers)) for name, module in model.named_modules()]
+    values = of(model)
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in frozen}
     try:
         yield
@@ -109,24 +106,25 @@ def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for (module, named), own_values in zip(buffers, values, strict=True):
+            for name, module, live in buffers:
                 module._buffers.clear()
-                module._buffers.update({own: _written(b, own_values[own]) for own, b in named.items()})
+                for own, buffer in live.items():
+                    module._buffers[own] = None if buffer is None else _written(buffer, values[_join(name, own)])
             parameters = dict(model.named_parameters())
             for name, value in kept.items():
                 parameters[name].copy_(value)
 
 
-def _written(buffer: Tensor | None, value: Tensor | None) -> Tensor | None:
-    """The buffer with that value; another tensor where it has another shape, or its elements share their memory."""
-    if buffer is None or value is None:
-        return value
-    if buffer.shape == value.shape and buffer.dtype == value.dtype:
-        if torch.equal(buffer, value):
-            return buffer
-        if 0 not in buffer.stride():
-            return buffer.copy_(value)
-    return value.to(buffer.device, copy=True)
+def _written(buffer: Tensor, value: Tensor) -> Tensor:
+    """The buffer with that value; another tensor where its elements share their memory (expand)."""
+    if buffer.shape == value.shape and not torch.equal(buffer, value.to(buffer.device)):
+        return value.to(buffer.device, copy=True) if 0 in buffer.stride() else buffer.copy_(value)
+    return buffer
+
+
+def _named(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
+    for name, module in modules:
+        yield from ((_join(name, own), buffer) for own, buffer in module._buffers.items() if buffer is not None)
 
 
 def _join(module: str, name: str) -> str:

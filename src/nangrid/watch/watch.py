@@ -161,8 +161,8 @@ class Watch:
         onset = self.inspector.clocks.onset
         if onset is not None:
             autopsy, folder = self.inspector.autopsy, self.inspector.out_dir
-            told = explain(autopsy) if autopsy else self.inspector.unexplained
-            message = f"{onset.clock} went non-finite at step {onset.step}\n{told}\n{folder}/{AUTOPSY}"
+            told = f"{explain(autopsy)}\n{folder}/{AUTOPSY}" if autopsy else self.inspector.unexplained
+            message = f"{onset.clock} went non-finite at step {onset.step}\n{told}"
             raise NonFiniteError(autopsy, message)
 
 
