@@ -113,9 +113,12 @@ class Snapshot:
             facts = json.loads((directory / FACTS).read_text())
             if facts["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {facts['schema']}, not {SCHEMA}")
-            tensors = load_file(directory / TENSORS)
+            return cls._of(facts, load_file(directory / TENSORS))
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise RecordError(f"the snapshot in {directory} cannot be read: {error}.") from error
+
+    @classmethod
+    def _of(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
         return cls(
             step=facts["step"],
             training=facts["training"],
