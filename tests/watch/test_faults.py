@@ -1,6 +1,7 @@
 """Natural faults on many architectures, each with its true origin: only what a batch holds is chosen."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,91 @@ def test_two_masks_of_the_smallest_number(tmp_path: Path) -> None:
     autopsy = diagnose(TwiceMasked(), [(x, some), (x, some | torch.tensor([[False], [True]]))], tmp_path)
     assert found(autopsy) == ("forward", "overflow", "aten.add.Tensor")
     assert (autopsy.step, autopsy.mechanism) == (1, "double-mask-overflow")
+
+
+class Calculation(nn.Module):
+    """A layer, and what is done with its output."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.then = nn.Linear(3, 3, bias=False), then
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(self.layer(x))
+
+
+def odds(logits: Tensor) -> Tensor:
+    """huggingface/trl#2564: of an answer that is sure."""
+    log_p = logits.log_softmax(-1)
+    return log_p - torch.log1p(-log_p.exp())
+
+
+POLES: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
+    (odds, "aten.log1p.default", "log-of-zero"),
+    (lambda out: out.abs().sigmoid().logit(), "aten.logit.default", "log-of-zero"),
+    (lambda out: out.norm(dim=-1).clamp(max=1.0).atanh(), "aten.atanh.default", "unknown"),
+    (lambda out: 1 / (out.sigmoid() - 1), "aten.reciprocal.default", "unknown"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("then", "op", "mechanism"), POLES)
+def test_pole_is_one_in_every_dtype(
+    then: Callable[[Tensor], Tensor], op: str, mechanism: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = Calculation(then).to(dtype)
+    nn.init.eye_(model.layer.weight)
+    batches = [torch.tensor([[0.1, 0.2, 0.3]], dtype=dtype), torch.tensor([[300.0, -300, 0]], dtype=dtype)]
+    autopsy = diagnose(model, batches, tmp_path, optimizer=torch.optim.SGD(model.parameters(), 1e-6))
+    assert (*found(autopsy), autopsy.mechanism) == ("forward", "divide_by_zero", op, mechanism)
+    assert here(autopsy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("then", "op", "large"),
+    [
+        (lambda out: 10 ** (out / 10), "aten.pow.Scalar", [0.0, 10.0, 4000.0]),
+        (lambda out: (out * 1e15).repeat(1, 20).cumprod(-1), "aten.cumprod.default", [1.0, 9.0, 9.0]),
+    ],
+)
+def test_what_grew_too_large_in_every_dtype(
+    then: Callable[[Tensor], Tensor], op: str, large: list[float], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """From decibels, among them 0; and a product of numbers far from the largest."""
+    model = Calculation(then).to(dtype)
+    nn.init.eye_(model.layer.weight)
+    autopsy = diagnose(model, [torch.tensor([large], dtype=dtype)], tmp_path)
+    assert found(autopsy) == ("forward", "overflow", op)
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.float16])
+def test_alignment_that_does_not_exist(cast: torch.dtype, tmp_path: Path) -> None:
+    """A transcript longer than its audio: infinite at operands of size 5, in any dtype."""
+
+    class Recogniser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(5, 12)
+
+        def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
+            frames = torch.full((2,), len(audio))
+            return F.ctc_loss(self.out(audio).log_softmax(-1), targets, frames, lengths).to(cast)
+
+    audio, targets = torch.randn(6, 2, 5), torch.randint(1, 12, (2, 9))
+    batches = [(audio, targets, torch.tensor([2, 3])), (audio, targets, torch.tensor([2, 9]))]
+    autopsy = diagnose(Recogniser(), batches, tmp_path, lambda out: out)
+    assert (autopsy.op, autopsy.kind) == ("aten._ctc_loss.Tensor", "divide_by_zero")
+    assert autopsy.mechanism == "unknown"
+
+
+def test_states_of_a_markov_chain_that_cannot_be_reached(tmp_path: Path) -> None:
+    """The sum of two probabilities that are zero, in logarithms: a slope of exp(-inf - -inf)."""
+    unreachable = torch.tensor([0.0, -math.inf, -math.inf])
+    model = Calculation(lambda out: torch.logaddexp(out + unreachable, unreachable.roll(1).expand(1, -1))[:, :1])
+    batches = [torch.tensor([[1.0, 2.0, 3.0]])]
+    autopsy = diagnose(model, batches, tmp_path, lambda out: out.sum())
+    assert (autopsy.phase, autopsy.kind, autopsy.node) == ("backward", "invalid", "LogaddexpBackward0")
 
 
 # backward
