@@ -115,12 +115,12 @@ class _Report:
                 birth=self.birth,
                 op=write.op,
                 leaf=self.leaf,
-                meant_inputs=bool(self.birth and any(o.n_inf for o in self.birth.inputs)),
                 labels_all_ignored=isinstance(labels, torch.Tensor) and bool((labels == -100).all()),
                 eps_underflows=_eps_underflows(self.step),
                 losses=self.snapshot.losses,
                 untrained=self.untrained,
                 growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
+                norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
                 silent_half=self.background.asked_storage not in (None, "float16"),
             )
