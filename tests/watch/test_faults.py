@@ -641,6 +641,138 @@ def test_four_bits_made_from_a_broken_weight(nested: bool, tmp_path: Path) -> No
     assert autopsy.evidence[0].startswith("parameter 1.weight (its quantisation's ")
 
 
+# tokens
+
+
+class Gated(nn.Module):
+    """Too much for the gate is the token 29; `layout` is what is done to the ids, or to what they become."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.layout = layout
+        self.embed, self.gate, self.out = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        nn.init.uniform_(self.embed.weight, -1, 1)
+        with torch.no_grad():
+            self.embed.weight[29] *= 1e4
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if self.layout == "samples, features":
+            return torch.exp(self.gate(self.embed(input_ids)).mean(1))
+        ids = input_ids.T if self.layout.startswith("times") else input_ids
+        ids = ids.reshape(-1) if self.layout.endswith("flat") else ids
+        if self.layout == "numbers":
+            return torch.exp(self.embed(ids).abs().amax(-1))
+        out: Tensor = self.out(torch.exp(self.gate(self.embed(ids))))
+        return out
+
+
+@pytest.mark.parametrize("length", [3, 5])
+@pytest.mark.parametrize("layout", ["samples", "samples flat", "times", "times flat", "numbers"])
+def test_token_in_every_layout(layout: str, length: int, tmp_path: Path) -> None:
+    """With three samples of three tokens the shape alone does not tell: the rows of the embedding that were hit do."""
+    ids = torch.arange(1, 3 * length + 1).view(3, length)
+    large = ids.clone()
+    large[1, 2] = 29
+    model = Gated(layout)
+    sgd = torch.optim.SGD(model.parameters(), 1e-9)
+    autopsy = diagnose(model, [{"input_ids": ids}, {"input_ids": large}], tmp_path, optimizer=sgd)
+    assert (autopsy.step, autopsy.kind, autopsy.op) == (1, "overflow", "aten.exp.default")
+    assert [(t.row, t.position, t.id) for t in autopsy.tokens] == [(1, 2, 29)]
+
+
+def test_square_whose_embedding_is_frozen_names_nobody(tmp_path: Path) -> None:
+    model = Gated("times")
+    model.embed.requires_grad_(False)
+    autopsy = diagnose(model, [{"input_ids": torch.tensor([[1, 2], [29, 3]])}], tmp_path)
+    assert (autopsy.op, autopsy.tokens) == ("aten.exp.default", [])
+
+
+def test_features_as_many_as_tokens_name_nobody(tmp_path: Path) -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4, 5, 6, 7, 29]] * 3)}
+    autopsy = diagnose(Gated("samples, features"), [batch], tmp_path)
+    assert (autopsy.op, autopsy.tokens) == ("aten.exp.default", [])
+
+
+class Heads(nn.Module):
+    """As many heads as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.out = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 1)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        query = self.query(self.embed(input_ids)).unflatten(-1, (4, 4)).transpose(1, 2)
+        scores = (query @ query.transpose(-1, -2)).masked_fill(~mask, -math.inf)
+        out: Tensor = self.out((scores.softmax(-1) @ query).transpose(1, 2).flatten(2))
+        return out
+
+
+@pytest.mark.parametrize(("length", "named"), [(4, []), (5, [(0, 2)])])
+def test_heads_as_many_as_tokens_name_nobody(length: int, named: list[tuple[int, int]], tmp_path: Path) -> None:
+    mask = torch.ones(2, 1, length, length, dtype=torch.bool).tril()
+    mask[0, :, 2] = False
+    batch = {"input_ids": torch.arange(2 * length).view(2, length), "mask": mask}
+    autopsy = diagnose(Heads(), [batch], tmp_path)
+    assert autopsy.mechanism == "masked-row-softmax"
+    assert [(t.row, t.position) for t in autopsy.tokens] == named
+
+
+class Translator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate, self.out = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        nn.init.constant_(self.embed.weight[29], 1e4)
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        read = self.embed(input_ids).mean(1, keepdim=True)
+        out: Tensor = self.out(torch.exp(self.gate(self.embed(decoder_input_ids) + read)))
+        return out
+
+
+@pytest.mark.parametrize(("length", "named"), [(4, []), (5, [(1, 3, 29)])])
+def test_tokens_of_the_source_are_not_named_for_those_of_the_target(
+    length: int, named: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    target = torch.arange(10, 10 + 2 * length).view(2, length)
+    target[1, 3] = 29
+    batch = {"input_ids": torch.arange(1, 9).view(2, 4), "decoder_input_ids": target}
+    autopsy = diagnose(Translator(), [batch], tmp_path)
+    assert autopsy.op == "aten.exp.default"
+    assert [(t.row, t.position, t.id) for t in autopsy.tokens] == named
+
+
+@pytest.mark.parametrize(("stack", "named"), [("encoder", True), ("decoder", False)])
+def test_t5_names_source_tokens_in_its_encoder_alone(stack: str, named: bool, tmp_path: Path) -> None:
+    """The labels are as long, and what the decoder reads is made of them."""
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)
+    model = transformers.T5ForConditionalGeneration(config).half()
+    nn.init.constant_(getattr(model, stack).block[0].layer[-1].DenseReluDense.wi.weight, 6e4)
+    autopsy = diagnose(model, [words()], tmp_path, loss)
+    assert autopsy.module.startswith(f"{stack}.block.0") and bool(autopsy.tokens) == named
+
+
+def test_rows_of_a_matrix_that_are_no_tokens(tmp_path: Path) -> None:
+    """More outputs than there are characters: the gradient of a weight overflows."""
+
+    class Characters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up = nn.Embedding(24, 16), nn.Linear(16, 128, bias=False)
+            nn.init.constant_(self.embed.weight, 300.0)
+            nn.init.constant_(self.up.weight, 1e-4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.up(self.embed(input_ids))
+
+    model = Characters().half()
+    batch = {"input_ids": torch.randint(0, 24, (2, 6))}
+    sgd = torch.optim.SGD(model.parameters(), 1e-7)
+    autopsy = diagnose(model, [batch], tmp_path, lambda out: out.float().sum() * 400, sgd)
+    assert (autopsy.phase, autopsy.kind, autopsy.module) == ("backward", "overflow", "up")
+    assert autopsy.tokens == [] and autopsy.parameters == ["up.weight"]
+
+
 # compiled, adapted
 
 

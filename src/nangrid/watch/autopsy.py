@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
-from nangrid.watch.blame import enters_as_zeros, positions, token_ids, vocabulary_size, which_rows
+from nangrid.watch.blame import enters_as_zeros, named_tokens, token_ids, vocabulary_size, which_rows
 from nangrid.watch.kinds import NONFINITE_INPUT
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
@@ -93,14 +93,12 @@ class _Report:
         return self.snapshot.micro_batches[self.birth.micro_batch if self.birth else 0].inputs
 
     def _tokens(self) -> list[TokenRecord]:
-        ids = token_ids(self._inputs())
-        if self.birth is None or ids is None:
+        if self.birth is None:
             return []
         new, texts = self.background.first_new_id, self.background.texts
         return [
             TokenRecord(row, at, token, texts.get(token, ""), new is not None and token >= new)
-            for row, at in positions(self.birth, ids)
-            for token in [int(ids[row, at])]
+            for row, at, token in named_tokens(self.birth, self._inputs(), self.step.model, self.found.nonfinite)
         ]
 
     def _mechanism(self, tokens: list[TokenRecord]) -> Mechanism:
