@@ -1,6 +1,7 @@
 """Natural faults on many architectures, each with its true origin: only what a batch holds is chosen."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,55 @@ def test_llama_without_a_label(tmp_path: Path) -> None:
     assert (autopsy.step, autopsy.mechanism) == (1, "empty-labels")
 
 
+def test_labels_that_the_shift_leaves_none_of(tmp_path: Path) -> None:
+    """All but the first are ignored, and the first is nothing's label."""
+    ignored = words()
+    ignored["labels"][:, 1:] = -100
+    autopsy = diagnose(llama(), [words(), ignored], tmp_path, loss)
+    assert (autopsy.step, autopsy.mechanism) == (1, "empty-labels")
+
+
+class Tagger(nn.Module):
+    """Its padding is ignored by a key of its own; what a sample is worth may be told apart by its class."""
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.embed, self.out, self.weight = nn.Embedding(20, 8), nn.Linear(8, 20), weight
+
+    def forward(self, ids: Tensor, tags: Tensor) -> Tensor:
+        logits = self.out(self.embed(ids)).flatten(0, 1)
+        return F.cross_entropy(logits, tags.flatten(), self.weight, ignore_index=0)
+
+
+@pytest.mark.parametrize("tag", [0, 7])
+def test_tags_of_padding_alone_or_of_a_class_that_weighs_nothing(tag: int, tmp_path: Path) -> None:
+    weight = torch.ones(20)
+    weight[7] = 0
+    ids = torch.randint(1, 20, (2, 5))
+    autopsy = diagnose(Tagger(weight), [(ids, ids), (ids, torch.full((2, 5), tag))], tmp_path, lambda out: out)
+    assert (autopsy.step, autopsy.op, autopsy.mechanism) == (1, "aten.nll_loss_forward.default", "empty-labels")
+
+
+class Spread(nn.Module):
+    """A language model that takes care of its labels, and a term that wants more than one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(20, 8), nn.Linear(8, 20)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        summed = F.cross_entropy(self.out(hidden).flatten(0, 1), labels.flatten(), reduction="sum")
+        return summed / (labels != -100).sum().clamp(min=1) + hidden.mean(1).std(0).mean()
+
+
+def test_labels_that_are_missing_are_not_blamed_for_a_lone_sample(tmp_path: Path) -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.full((1, 3), -100)}
+    autopsy = diagnose(Spread(), [batch], tmp_path, lambda out: out)
+    assert found(autopsy) == ("forward", "invalid", "aten.std.correction") and here(autopsy)
+    assert autopsy.mechanism == "unknown"
+
+
 def test_labels_that_are_missing_are_not_blamed_for_an_overflow(tmp_path: Path) -> None:
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
     config = transformers.T5Config(**sizes, initializer_factor=60.0, decoder_start_token_id=0, pad_token_id=0)
@@ -212,7 +262,174 @@ def test_two_masks_of_the_smallest_number(tmp_path: Path) -> None:
     assert (autopsy.step, autopsy.mechanism) == (1, "double-mask-overflow")
 
 
+class Calculation(nn.Module):
+    """A layer, and what is done with its output."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.then = nn.Linear(3, 3, bias=False), then
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(self.layer(x))
+
+
+def odds(logits: Tensor) -> Tensor:
+    """huggingface/trl#2564: of an answer that is sure."""
+    log_p = logits.log_softmax(-1)
+    return log_p - torch.log1p(-log_p.exp())
+
+
+POLES: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
+    (odds, "aten.log1p.default", "log-of-zero"),
+    (lambda out: out.abs().sigmoid().logit(), "aten.logit.default", "log-of-zero"),
+    (lambda out: out.norm(dim=-1).clamp(max=1.0).atanh(), "aten.atanh.default", "unknown"),
+    (lambda out: 1 / (out.sigmoid() - 1), "aten.reciprocal.default", "unknown"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("then", "op", "mechanism"), POLES)
+def test_pole_is_one_in_every_dtype(
+    then: Callable[[Tensor], Tensor], op: str, mechanism: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = Calculation(then).to(dtype)
+    nn.init.eye_(model.layer.weight)
+    batches = [torch.tensor([[0.1, 0.2, 0.3]], dtype=dtype), torch.tensor([[300.0, -300, 0]], dtype=dtype)]
+    autopsy = diagnose(model, batches, tmp_path, optimizer=torch.optim.SGD(model.parameters(), 1e-6))
+    assert (*found(autopsy), autopsy.mechanism) == ("forward", "divide_by_zero", op, mechanism)
+    assert here(autopsy) and "log1p" not in "".join(autopsy.suggestions).replace("log1p(-exp(x))", "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("then", "op", "large"),
+    [
+        (lambda out: 10 ** (out / 10), "aten.pow.Scalar", [0.0, 10.0, 4000.0]),
+        (lambda out: (out * 1e15).repeat(1, 20).cumprod(-1), "aten.cumprod.default", [1.0, 9.0, 9.0]),
+    ],
+)
+def test_what_grew_too_large_in_every_dtype(
+    then: Callable[[Tensor], Tensor], op: str, large: list[float], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """From decibels, among them 0; and a product of numbers far from the largest."""
+    model = Calculation(then).to(dtype)
+    nn.init.eye_(model.layer.weight)
+    autopsy = diagnose(model, [torch.tensor([large], dtype=dtype)], tmp_path)
+    assert found(autopsy) == ("forward", "overflow", op)
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.float16])
+def test_alignment_that_does_not_exist(cast: torch.dtype, tmp_path: Path) -> None:
+    """A transcript longer than its audio: infinite at operands of size 5, in any dtype."""
+
+    class Recogniser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(5, 12)
+
+        def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
+            frames = torch.full((2,), len(audio))
+            return F.ctc_loss(self.out(audio).log_softmax(-1), targets, frames, lengths).to(cast)
+
+    audio, targets = torch.randn(6, 2, 5), torch.randint(1, 12, (2, 9))
+    batches = [(audio, targets, torch.tensor([2, 3])), (audio, targets, torch.tensor([2, 9]))]
+    autopsy = diagnose(Recogniser(), batches, tmp_path, lambda out: out)
+    assert (autopsy.op, autopsy.kind) == ("aten._ctc_loss.Tensor", "divide_by_zero")
+    assert autopsy.mechanism == "unknown"
+
+
+def test_states_of_a_markov_chain_that_cannot_be_reached(tmp_path: Path) -> None:
+    """The sum of two probabilities that are zero, in logarithms: a slope of exp(-inf - -inf)."""
+    unreachable = torch.tensor([0.0, -math.inf, -math.inf])
+    model = Calculation(lambda out: torch.logaddexp(out + unreachable, unreachable.roll(1).expand(1, -1))[:, :1])
+    batches = [torch.tensor([[1.0, 2.0, 3.0]])]
+    autopsy = diagnose(model, batches, tmp_path, lambda out: out.sum())
+    assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("backward", "invalid", "unknown")
+    assert autopsy.node == "LogaddexpBackward0"
+
+
+class Policy(nn.Module):
+    """Probabilities of the actions that are allowed."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.out, self.fill = nn.Linear(4, 5), fill
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.out(x).masked_fill(mask, self.fill).log_softmax(-1)[:, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_state_without_an_action(dtype: torch.dtype, tmp_path: Path) -> None:
+    some, none = torch.zeros(3, 5, dtype=torch.bool), torch.zeros(3, 5, dtype=torch.bool)
+    some[0, 2:], none[0, 2:], none[1] = True, True, True
+    x = torch.randn(3, 4, dtype=dtype)
+    autopsy = diagnose(Policy(-math.inf).to(dtype), [(x, some), (x, none)], tmp_path)
+    assert found(autopsy) == ("forward", "invalid", "aten._log_softmax.default") and autopsy.step == 1
+    assert autopsy.mechanism == "masked-row-softmax" and "attention" not in autopsy.explanation
+    assert autopsy.output is not None and autopsy.output.first_index == [1, 0], "the -inf of sample 0 are meant"
+
+
+def test_token_that_is_forced_is_no_mask(tmp_path: Path) -> None:
+    forced = torch.zeros(3, 5, dtype=torch.bool)
+    forced[:, 1] = True
+    autopsy = diagnose(Policy(math.inf), [(torch.randn(3, 4), forced)], tmp_path)
+    assert found(autopsy) == ("forward", "invalid", "aten._log_softmax.default")
+    assert autopsy.mechanism == "unknown"
+
+
+class Scaled(nn.Module):
+    """A layer's scale that begins small, in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 1e-4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x.half() * self.scale.half()).float() - 1.2 * x) / x.abs().max()
+
+
+def test_parameter_that_grows_while_the_loss_falls_has_not_run_away(tmp_path: Path) -> None:
+    model, x = Scaled(), torch.rand(3, 4) * 10 + 1
+    adam = torch.optim.Adam(model.parameters(), 0.05)
+    autopsy = diagnose(model, [x] * 60 + [torch.full((3, 4), 6e4)], tmp_path, optimizer=adam)
+    assert (autopsy.kind, autopsy.mechanism) == ("overflow", "fp16-activation-overflow")
+    assert autopsy.untrained is False
+
+
 # backward
+
+
+def test_slope_of_a_logarithm_beside_zero(tmp_path: Path) -> None:
+    """The number that was added is smaller than 1 over the largest."""
+    model = Calculation(lambda out: -torch.log(out.softmax(-1)[:, 0] + 1e-45))
+    nn.init.eye_(model.layer.weight)
+    autopsy = diagnose(model, [torch.tensor([[-900.0, 900, 0]])], tmp_path, lambda out: out.mean())
+    assert (autopsy.phase, autopsy.kind, autopsy.node) == ("backward", "overflow", "LogBackward0")
+    assert autopsy.mechanism == "log-of-zero" and here(autopsy)
+
+
+class Weighted(nn.Module):
+    """Padding, a row of zeros, is given far too large a weight in the loss; there is no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(12, 8), nn.Linear(8, 8, bias=False)
+        nn.init.zeros_(self.embed.weight[:1])
+        nn.init.constant_(self.out.weight, 2.0)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out = self.out(self.embed(input_ids))
+        return ((out - out.detach()) * torch.where(input_ids == 0, 3e38, 1.0)[..., None]).sum()
+
+
+def test_row_of_zeros_without_a_norm(tmp_path: Path) -> None:
+    autopsy = diagnose(Weighted(), [{"input_ids": torch.tensor([[1, 2, 0, 0]])}], tmp_path, lambda out: out)
+    assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("backward", "overflow", "unknown")
+    assert {token.id for token in autopsy.tokens} == {0}
 
 
 def test_zero_rows_through_twelve_norms(tmp_path: Path) -> None:
@@ -331,6 +548,25 @@ def test_eps_that_underflows_elsewhere_is_not_blamed(tmp_path: Path) -> None:
     assert (autopsy.phase, autopsy.parameters, autopsy.mechanism) == ("optimizer", ["wide.weight"], "unknown")
 
 
+def test_eps_that_underflows_is_not_blamed_for_a_schedule(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1).half()
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: math.nan if step == 1 else 1.0)
+    autopsy = diagnose(model, [torch.ones(2, 3).half()] * 3, tmp_path, optimizer=adam, scheduler=schedule)
+    assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("input", "nonfinite_input", "unknown")
+
+
+def test_eps_that_underflows_is_not_blamed_for_a_root_of_less_than_nothing(tmp_path: Path) -> None:
+    """Second moments that were loaded broken."""
+    model = nn.Linear(3, 1, bias=False).half()
+    adam = torch.optim.Adam(model.parameters(), 1e-3, foreach=False)
+    squares(model(torch.ones(2, 3).half())).backward()  # type: ignore[no-untyped-call]
+    adam.step()
+    adam.state[model.weight]["exp_avg_sq"][0, 1] = -30
+    autopsy = diagnose(model, [torch.ones(2, 3).half()], tmp_path, optimizer=adam)
+    assert (*found(autopsy), autopsy.mechanism) == ("optimizer", "invalid", "aten.sqrt.default", "unknown")
+
+
 class SignDescent(torch.optim.Optimizer):
     """Written by hand: the gradient by its own size."""
 
@@ -405,6 +641,138 @@ def test_four_bits_made_from_a_broken_weight(nested: bool, tmp_path: Path) -> No
     assert autopsy.evidence[0].startswith("parameter 1.weight (its quantisation's ")
 
 
+# tokens
+
+
+class Gated(nn.Module):
+    """Too much for the gate is the token 29; `layout` is what is done to the ids, or to what they become."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.layout = layout
+        self.embed, self.gate, self.out = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        nn.init.uniform_(self.embed.weight, -1, 1)
+        with torch.no_grad():
+            self.embed.weight[29] *= 1e4
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if self.layout == "samples, features":
+            return torch.exp(self.gate(self.embed(input_ids)).mean(1))
+        ids = input_ids.T if self.layout.startswith("times") else input_ids
+        ids = ids.reshape(-1) if self.layout.endswith("flat") else ids
+        if self.layout == "numbers":
+            return torch.exp(self.embed(ids).abs().amax(-1))
+        out: Tensor = self.out(torch.exp(self.gate(self.embed(ids))))
+        return out
+
+
+@pytest.mark.parametrize("length", [3, 5])
+@pytest.mark.parametrize("layout", ["samples", "samples flat", "times", "times flat", "numbers"])
+def test_token_in_every_layout(layout: str, length: int, tmp_path: Path) -> None:
+    """With three samples of three tokens the shape alone does not tell: the rows of the embedding that were hit do."""
+    ids = torch.arange(1, 3 * length + 1).view(3, length)
+    large = ids.clone()
+    large[1, 2] = 29
+    model = Gated(layout)
+    sgd = torch.optim.SGD(model.parameters(), 1e-9)
+    autopsy = diagnose(model, [{"input_ids": ids}, {"input_ids": large}], tmp_path, optimizer=sgd)
+    assert (autopsy.step, autopsy.kind, autopsy.op) == (1, "overflow", "aten.exp.default")
+    assert [(t.row, t.position, t.id) for t in autopsy.tokens] == [(1, 2, 29)]
+
+
+def test_square_whose_embedding_is_frozen_names_nobody(tmp_path: Path) -> None:
+    model = Gated("times")
+    model.embed.requires_grad_(False)
+    autopsy = diagnose(model, [{"input_ids": torch.tensor([[1, 2], [29, 3]])}], tmp_path)
+    assert (autopsy.op, autopsy.tokens) == ("aten.exp.default", [])
+
+
+def test_features_as_many_as_tokens_name_nobody(tmp_path: Path) -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4, 5, 6, 7, 29]] * 3)}
+    autopsy = diagnose(Gated("samples, features"), [batch], tmp_path)
+    assert (autopsy.op, autopsy.tokens) == ("aten.exp.default", [])
+
+
+class Heads(nn.Module):
+    """As many heads as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.out = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 1)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        query = self.query(self.embed(input_ids)).unflatten(-1, (4, 4)).transpose(1, 2)
+        scores = (query @ query.transpose(-1, -2)).masked_fill(~mask, -math.inf)
+        out: Tensor = self.out((scores.softmax(-1) @ query).transpose(1, 2).flatten(2))
+        return out
+
+
+@pytest.mark.parametrize(("length", "named"), [(4, []), (5, [(0, 2)])])
+def test_heads_as_many_as_tokens_name_nobody(length: int, named: list[tuple[int, int]], tmp_path: Path) -> None:
+    mask = torch.ones(2, 1, length, length, dtype=torch.bool).tril()
+    mask[0, :, 2] = False
+    batch = {"input_ids": torch.arange(2 * length).view(2, length), "mask": mask}
+    autopsy = diagnose(Heads(), [batch], tmp_path)
+    assert autopsy.mechanism == "masked-row-softmax"
+    assert [(t.row, t.position) for t in autopsy.tokens] == named
+
+
+class Translator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate, self.out = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        nn.init.constant_(self.embed.weight[29], 1e4)
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        read = self.embed(input_ids).mean(1, keepdim=True)
+        out: Tensor = self.out(torch.exp(self.gate(self.embed(decoder_input_ids) + read)))
+        return out
+
+
+@pytest.mark.parametrize(("length", "named"), [(4, []), (5, [(1, 3, 29)])])
+def test_tokens_of_the_source_are_not_named_for_those_of_the_target(
+    length: int, named: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    target = torch.arange(10, 10 + 2 * length).view(2, length)
+    target[1, 3] = 29
+    batch = {"input_ids": torch.arange(1, 9).view(2, 4), "decoder_input_ids": target}
+    autopsy = diagnose(Translator(), [batch], tmp_path)
+    assert autopsy.op == "aten.exp.default"
+    assert [(t.row, t.position, t.id) for t in autopsy.tokens] == named
+
+
+@pytest.mark.parametrize(("stack", "named"), [("encoder", True), ("decoder", False)])
+def test_t5_names_source_tokens_in_its_encoder_alone(stack: str, named: bool, tmp_path: Path) -> None:
+    """The labels are as long, and what the decoder reads is made of them."""
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)
+    model = transformers.T5ForConditionalGeneration(config).half()
+    nn.init.constant_(getattr(model, stack).block[0].layer[-1].DenseReluDense.wi.weight, 6e4)
+    autopsy = diagnose(model, [words()], tmp_path, loss)
+    assert autopsy.module.startswith(f"{stack}.block.0") and bool(autopsy.tokens) == named
+
+
+def test_rows_of_a_matrix_that_are_no_tokens(tmp_path: Path) -> None:
+    """More outputs than there are characters: the gradient of a weight overflows."""
+
+    class Characters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up = nn.Embedding(24, 16), nn.Linear(16, 128, bias=False)
+            nn.init.constant_(self.embed.weight, 300.0)
+            nn.init.constant_(self.up.weight, 1e-4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.up(self.embed(input_ids))
+
+    model = Characters().half()
+    batch = {"input_ids": torch.randint(0, 24, (2, 6))}
+    sgd = torch.optim.SGD(model.parameters(), 1e-7)
+    autopsy = diagnose(model, [batch], tmp_path, lambda out: out.float().sum() * 400, sgd)
+    assert (autopsy.phase, autopsy.kind, autopsy.module) == ("backward", "overflow", "up")
+    assert autopsy.tokens == [] and autopsy.parameters == ["up.weight"]
+
+
 # compiled, adapted
 
 
@@ -424,6 +792,18 @@ def test_dora_on_a_row_of_zeros(tmp_path: Path) -> None:
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"], use_dora=True))
     autopsy = diagnose(model, [torch.randn(3, 6)], tmp_path)
     assert autopsy.mechanism == "dora-zero-norm" and autopsy.module == "0.lora_magnitude_vector.default"
+
+
+def test_file_called_dora_is_no_dora(tmp_path: Path) -> None:
+    """The name of a script says nothing of what it divides by."""
+    script = tmp_path / "finetune_dora.py"
+    script.write_text("def pool(x, keep):\n    return (x * keep).sum(1) / keep.sum(1)\n")
+    names: dict[str, Any] = {}
+    exec(compile(script.read_text(), str(script), "exec"), names)
+    model = Calculation(lambda out: names["pool"](out, (out == out.detach()).float() * 0))
+    autopsy = diagnose(model, [torch.randn(2, 3)], tmp_path / "out")
+    assert autopsy.source == "finetune_dora.py:2"
+    assert (autopsy.kind, autopsy.mechanism) == ("invalid", "unknown")
 
 
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
-from nangrid.watch.blame import enters_as_zeros, positions, token_ids, vocabulary_size, which_rows
+from nangrid.watch.blame import enters_as_zeros, named_tokens, token_ids, vocabulary_size, which_rows
 from nangrid.watch.kinds import NONFINITE_INPUT
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
@@ -93,14 +93,12 @@ class _Report:
         return self.snapshot.micro_batches[self.birth.micro_batch if self.birth else 0].inputs
 
     def _tokens(self) -> list[TokenRecord]:
-        ids = token_ids(self._inputs())
-        if self.birth is None or ids is None:
+        if self.birth is None:
             return []
         new, texts = self.background.first_new_id, self.background.texts
         return [
             TokenRecord(row, at, token, texts.get(token, ""), new is not None and token >= new)
-            for row, at in positions(self.birth, ids)
-            for token in [int(ids[row, at])]
+            for row, at, token in named_tokens(self.birth, self._inputs(), self.step.model, self.found.nonfinite)
         ]
 
     def _mechanism(self, tokens: list[TokenRecord]) -> Mechanism:
@@ -115,12 +113,12 @@ class _Report:
                 birth=self.birth,
                 op=write.op,
                 leaf=self.leaf,
-                meant_inputs=bool(self.birth and any(o.n_inf for o in self.birth.inputs)),
                 labels_all_ignored=isinstance(labels, torch.Tensor) and bool((labels == -100).all()),
                 eps_underflows=_eps_underflows(self.step),
                 losses=self.snapshot.losses,
                 untrained=self.untrained,
                 growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
+                norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
                 silent_half=self.background.asked_storage not in (None, "float16"),
             )

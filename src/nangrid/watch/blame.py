@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from nangrid.watch.trace import Birth
 MOST_TOKENS = 64
 MOST_NAMED = 5
 
+Reading = list[tuple[int, int, int]]
+"""Row, position and id of the tokens that one way to read a shape names."""
+
 
 def token_ids(inputs: Any) -> Tensor | None:
     """`input_ids` of shape (samples, tokens), if the micro-batch has them."""
@@ -20,27 +23,97 @@ def token_ids(inputs: Any) -> Tensor | None:
     return ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
 
 
-def positions(birth: Birth, ids: Tensor) -> list[tuple[int, int]]:
-    """(row, position) of the tokens whose elements are non-finite in what the origin wrote.
+def named_tokens(birth: Birth, inputs: Any, model: torch.nn.Module, nonfinite: Mapping[str, Tensor]) -> Reading:
+    """The tokens whose elements are non-finite in what the origin wrote.
 
-    Understands hidden states (B, T, ...) and (B * T, ...), attention (B, heads, T, ...) and (B * heads, T, ...),
-    and matrices with a row a vocabulary entry; empty where no dimension stands for tokens.
+    Empty where no dimension stands for tokens, or where several readings of the shape fit and name different ones.
+    `nonfinite` are masks of the trainables' non-finite elements: the embedding's rows speak against a reading.
     """
-    (batch, length), shape = ids.shape, tuple(birth.output.shape)
-    found: Iterable[tuple[int, int]]
-    if len(shape) >= 3 and shape[:2] == (batch, length):
-        found = ((index[0], index[1]) for index in birth.bad_rows)
-    elif len(shape) == 4 and shape[0] == batch and shape[2] == length:
-        found = ((index[0], index[2]) for index in birth.bad_rows)
-    elif len(shape) == 3 and shape[0] % batch == 0 and shape[1] == length:
-        found = ((index[0] // (shape[0] // batch), index[1]) for index in birth.bad_rows)
-    elif len(shape) == 2 and shape[0] == batch * length:
-        found = ((index[0] // length, index[0] % length) for index in birth.bad_rows)
-    elif len(shape) == 2 and shape[0] > int(ids.max()) and shape[0] > batch * length:
-        found = _of_vocabulary((index[0] for index in birth.bad_rows), ids)
-    else:
+    ids = token_ids(inputs)
+    if ids is None:
         return []
-    return list(dict.fromkeys(found))[:MOST_TOKENS]
+    hit = _embedding_rows(model, nonfinite, ids)
+    readings = _readings(birth, ids, model, hit)
+    other = _decoder_ids(inputs, model, birth.place.module)
+    if other is not None:
+        theirs = _readings(birth, other, model, hit)
+        known = "decoder_input_ids" in inputs
+        if theirs and not known:  # the labels, shifted by the model in its own way
+            return []
+        readings += theirs
+    readings = _not_contradicted(readings, hit)
+    return readings[0][:MOST_TOKENS] if len({frozenset(reading) for reading in readings}) == 1 else []
+
+
+def _readings(birth: Birth, ids: Tensor, model: torch.nn.Module, hit: set[int] | None) -> list[Reading]:
+    """Who is named by each way to read the shape of what the origin wrote.
+
+    Understands hidden states (B, T, ...), (T, B, ...) and (B * T, ...), attention (B, heads, T, ...) and
+    (B * heads, T, ...), a number a token (B, T), and matrices with a row a vocabulary entry.
+    """
+    (batch, length), shape, rows = ids.shape, tuple(birth.output.shape), birth.bad_rows
+    found: list[Iterable[tuple[int, int]]] = []
+    if len(shape) >= 3:
+        if shape[:2] == (batch, length):
+            found.append((i[0], i[1]) for i in rows)
+        if shape[:2] == (length, batch):
+            found.append((i[1], i[0]) for i in rows)
+        if len(shape) == 4 and shape[0] == batch and shape[2] == length:
+            found.append((i[0], i[2]) for i in rows)
+        if len(shape) == 3 and shape[0] % batch == 0 and shape[1] == length and shape[0] != batch:
+            found.append((i[0] // (shape[0] // batch), i[1]) for i in rows)
+    elif len(shape) == 2:
+        if shape[0] == batch * length:
+            found.append(_flat(rows, ids, hit))
+        if shape == (batch, length) and not _is_a_width(length, model):
+            found.append([(birth.first_index[0], birth.first_index[1])])  # the others' columns are not kept
+        if shape[0] == vocabulary_size(model):
+            found.append(_of_vocabulary((i[0] for i in rows), ids))
+    return [reading for positions in found if (reading := _named(positions, ids))]
+
+
+def _named(positions: Iterable[tuple[int, int]], ids: Tensor) -> Reading:
+    return [(row, at, int(ids[row, at])) for row, at in dict.fromkeys(positions)]
+
+
+def _flat(rows: Iterable[tuple[int, ...]], ids: Tensor, hit: set[int] | None) -> list[tuple[int, int]]:
+    """Samples after each other, unless the embedding's rows say that it is times."""
+    batch, length = ids.shape
+    samples = [(i[0] // length, i[0] % length) for i in rows]
+    times = [(i[0] % batch, i[0] // batch) for i in rows]
+    kept = _not_contradicted([_named(samples, ids), _named(times, ids)], hit)
+    return times if kept == [_named(times, ids)] != [_named(samples, ids)] else samples
+
+
+def _not_contradicted(readings: list[Reading], hit: set[int] | None) -> list[Reading]:
+    """Those that only name tokens whose embedding was hit; all of them where there are none such."""
+    return [r for r in readings if hit is not None and hit.issuperset(token for _, _, token in r)] or readings
+
+
+def _embedding_rows(model: torch.nn.Module, nonfinite: Mapping[str, Tensor], ids: Tensor) -> set[int] | None:
+    """The non-finite rows of the one embedding that has a row for each of the tokens; None where there is not one."""
+    masks = [
+        nonfinite[f"{name}.weight"]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and f"{name}.weight" in nonfinite
+    ]
+    masks = [mask for mask in masks if mask.dim() == 2 and mask.shape[0] > int(ids.max())]
+    return set(masks[0].any(dim=1).nonzero().flatten().tolist()) if len(masks) == 1 else None
+
+
+def _decoder_ids(inputs: Any, model: torch.nn.Module, module: str) -> Tensor | None:
+    """What a decoder beside the encoder of `input_ids` reads: given, or made of the labels."""
+    parts = module.split(".")
+    if "encoder" in parts and "decoder" not in parts:
+        return None
+    made = inputs.get("labels") if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else None
+    ids = inputs.get("decoder_input_ids", made)
+    return ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
+
+
+def _is_a_width(size: int, model: torch.nn.Module) -> bool:
+    """Whether a parameter has a dimension of this size: then it may be features, not tokens."""
+    return any(size in parameter.shape for parameter in model.parameters())
 
 
 def _of_vocabulary(entries: Iterable[int], ids: Tensor) -> Iterable[tuple[int, int]]:
@@ -68,20 +141,24 @@ def which_rows(mask: Tensor, ids: Tensor | None, vocabulary: int | None) -> str:
 
 def vocabulary_size(model: torch.nn.Module) -> int | None:
     """Rows of the input embedding, where the model has one."""
+    weight = _embedding_weight(model)
+    return int(weight.shape[0]) if weight is not None else None
+
+
+def _embedding_weight(model: torch.nn.Module) -> Tensor | None:
     getter = getattr(model, "get_input_embeddings", None)
     try:
-        weight = getattr(getter(), "weight", None) if getter else None
+        embedding = getter() if getter else None
     except NotImplementedError:  # a transformers model without one
         return None
-    return int(weight.shape[0]) if isinstance(weight, Tensor) else None
+    weight = getattr(getattr(embedding, "base_layer", embedding), "weight", None)
+    return weight if isinstance(weight, Tensor) else None
 
 
 def enters_as_zeros(model: torch.nn.Module, tokens: Iterable[int]) -> bool:
     """Whether every one of these tokens has an embedding row of zeros."""
-    getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if getter else None
-    weight = getattr(getattr(embedding, "base_layer", embedding), "weight", None)
+    weight = _embedding_weight(model)
     ids = sorted(set(tokens))
-    if not isinstance(weight, Tensor) or not ids or ids[-1] >= weight.shape[0]:
+    if weight is None or not ids or ids[-1] >= weight.shape[0]:
         return False
     return bool((weight[ids] == 0).all(dim=1).all())

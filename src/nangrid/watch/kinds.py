@@ -1,35 +1,23 @@
 """Which IEEE 754 exception made a non-finite number out of finite ones?
 
-The operation is made once more in float64: what is finite there overflowed here.
+The operation is made once more in float64: what is finite there overflowed here. What is infinite there too is
+made again with operands no larger than 1: a pole stays one, and what merely grew too large does not.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 OVERFLOW = "overflow"
 DIVIDE_BY_ZERO = "divide_by_zero"
 INVALID = "invalid"
 NONFINITE_INPUT = "nonfinite_input"
 
-_POLES = (
-    "log",
-    "div",
-    "reciprocal",
-    "rsqrt",
-    "pow",
-    "xlogy",
-    "logit",
-    "atanh",
-    "addcdiv",
-    "lgamma",
-    "digamma",
-)
-"""Operations with a pole: an exact infinity at finite operands."""
 _OVERWRITES = (
     "copy_",
     "fill_",
@@ -49,42 +37,54 @@ def ieee_kind(func: Any, args: Any, kwargs: Any, written: Tensor, which: int, fi
 
     `args` and `kwargs` are the operands as they were before the operation.
     """
-    exact = _in_float64(func, args, kwargs, which)
-    if exact is None or exact.shape != written.shape:
+    exact = _element(func, *_widened(func, args, kwargs), which, written, first)
+    if exact is None:
         return INVALID if written[first].isnan() else OVERFLOW
-    value = exact[first]
-    if value.isfinite():
+    if math.isfinite(exact):
         return OVERFLOW
-    if value.isnan():
+    if math.isnan(exact):
         return INVALID
-    return DIVIDE_BY_ZERO if _has_pole(func) and _has_zero(args, kwargs) else OVERFLOW
+    bounded = _element(func, *_bounded(*_widened(func, args, kwargs)), which, written, first)
+    return DIVIDE_BY_ZERO if bounded is not None and math.isinf(bounded) else OVERFLOW
 
 
-def _has_pole(func: Any) -> bool:
-    name = func._schema.name.split("::")[-1]
-    return any(pole in name for pole in _POLES)
-
-
-def _has_zero(args: Any, kwargs: Any) -> bool:
-    operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor | int | float)]
-    return any(bool((operand == 0).any()) if isinstance(operand, Tensor) else operand == 0 for operand in operands)
-
-
-def _in_float64(func: Any, args: Any, kwargs: Any, which: int) -> Tensor | None:
-    """The operation's result from float64 operands; None where it takes none (custom kernels, half casts)."""
+def _widened(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Copies of the operands in float64; integers too, where they are numbers and not indices."""
+    elementwise = is_elementwise(func)
 
     def widen(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf.detach().double()
+        if isinstance(leaf, Tensor) and leaf.dtype != torch.bool and (elementwise or leaf.is_floating_point()):
+            return leaf if leaf.is_complex() else leaf.detach().to(torch.float64, copy=True)
         return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
 
-    wide_args, wide_kwargs = tree_map(widen, (args, kwargs))
+    return tree_map(widen, args), tree_map(widen, kwargs)
+
+
+def _bounded(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The same with every number between -1 and 1: no zero and no pole moves."""
+
+    def bound(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf.clamp_(-1, 1)
+        return max(-1.0, min(1.0, leaf)) if type(leaf) is float else leaf
+
+    return tree_map(bound, args), tree_map(bound, kwargs)
+
+
+def _element(func: Any, args: Any, kwargs: Any, which: int, like: Tensor, index: tuple[int, ...]) -> float | None:
+    """One element of what the operation writes; None where it takes no such operands (custom kernels)."""
     try:
-        result = func(*wide_args, **wide_kwargs)
-        tensors = written_tensors(func, wide_args, wide_kwargs, result)
+        tensors = written_tensors(func, args, kwargs, func(*args, **kwargs))
     except Exception:  # a kernel without float64 says so in many ways
         return None
-    return tensors[which][1] if which < len(tensors) else None
+    fits = which < len(tensors) and tensors[which][1].shape == like.shape
+    return float(tensors[which][1][index]) if fits else None
+
+
+def is_elementwise(func: Any) -> bool:
+    """Whether each element of the result is made of one element of each operand."""
+    name = func._schema.name.split("::")[-1]
+    return torch.Tag.pointwise in func.tags or name.startswith(("_foreach_", "_fused_"))
 
 
 def written_tensors(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[int | None, Tensor]]:

@@ -6,6 +6,7 @@ The ids are those of MECHANISMS.md. Each rule says what it saw; none fires on a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +24,12 @@ _MASK_SIZE = 0.99
 _RISES = 3
 _GROWN = 100.0
 """A largest parameter this many times what it was before training has run away."""
+_LOST = 0.1
+"""Losses that rose by this share of what they had fallen: a parameter may grow a lot while they still fall."""
+_LOGARITHM = re.compile(r"aten\.(log|log2|log10|log1p|logit|xlogy|xlog1py)_?\.")
+_LOGARITHM_NODE = re.compile(r"(Log|Log2|Log10|Log1P|Logit|Xlogy|Xlog1Py)Backward", re.IGNORECASE)
+_STABLE = {"log1p": "log(-expm1(x)) for log1p(-exp(x)), with x below 0", "logit": "what went into the sigmoid"}
+"""Where the usual advice is what was done already."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,6 @@ class Evidence:
     op: str
     leaf: str = ""
     """The tensor that was non-finite before the step, if one was."""
-    meant_inputs: bool = False
-    """Whether the infinities among the operands were meant (a mask)."""
     labels_all_ignored: bool = False
     eps_underflows: list[str] = field(default_factory=list)
     """Optimizer state dtypes in which eps is zero."""
@@ -45,6 +50,8 @@ class Evidence:
     untrained: bool | None = None
     growth: float = 1.0
     """The largest parameter, by what was the largest before training."""
+    norms: bool = False
+    """Whether the model has a normalisation layer."""
     zero_rows: bool = False
     """Whether the tokens at the origin enter as rows of zeros."""
     silent_half: bool = False
@@ -92,29 +99,43 @@ def _frozen(e: Evidence) -> Mechanism | None:
 
 
 def _empty_labels(e: Evidence) -> Mechanism | None:
-    if not (e.labels_all_ignored and e.birth and e.birth.phase == "forward" and e.birth.kind == INVALID):
+    if not (e.birth and e.birth.phase == "forward" and e.birth.kind == INVALID and _is_mean_of_nothing(e, e.birth)):
         return None
     return Mechanism(
         "empty-labels",
-        "Every label of this micro-batch is masked (-100): the loss is a mean over nothing, 0 / 0.",
+        "Every label of this micro-batch is ignored (-100, or its like) or weighs 0: the loss is a mean over "
+        "nothing, 0 / 0.",
         ("drop samples whose labels are all -100", "data.length=... longer than the prompts"),
     )
 
 
+def _is_mean_of_nothing(e: Evidence, birth: Birth) -> bool:
+    if "nll_loss" in e.op:  # finite operands: only its own division by the weights' sum is left
+        return e.labels_all_ignored or not any(operand.n_nan or operand.n_inf for operand in birth.inputs)
+    if "aten.div" in e.op and len(birth.output.shape) <= 1:
+        return e.labels_all_ignored and bool(birth.inputs) and all(operand.at == 0 for operand in birth.inputs)
+    return e.labels_all_ignored and "aten.mean" in e.op and not birth.inputs
+
+
 def _dora(e: Evidence) -> Mechanism | None:
-    if not e.birth or e.birth.kind == OVERFLOW or "dora" not in e.birth.place.source + e.birth.place.module:
+    if not e.birth or e.birth.kind == OVERFLOW:
+        return None
+    if not (e.birth.place.source.startswith("dora.py:") or "lora_magnitude_vector" in e.birth.place.module):
         return None
     return Mechanism("dora-zero-norm", "DoRA divides by the norm of a row that is zero.", ("init=mean",))
 
 
 def _masked_row(e: Evidence) -> Mechanism | None:
-    attends = "softmax" in e.op or "attention" in e.op
-    if not (e.birth and attends and e.birth.kind == INVALID and e.meant_inputs):
+    if not (e.birth and e.birth.kind == INVALID and e.birth.masked):
+        return None
+    attends = any("attention" in name or "attn" in name for name in (e.op, e.birth.place.module.lower()))
+    if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
         return None
     return Mechanism(
         "masked-row-softmax",
-        "A row of the attention is masked everywhere: its softmax is exp(-inf) over a sum of zeros, 0 / 0.",
-        ("data.padding_side=right", "model.attn=sdpa"),
+        f"A row of {'the attention' if attends else 'a softmax'} is masked everywhere: its softmax is exp(-inf) over "
+        "a sum of zeros, 0 / 0.",
+        ("data.padding_side=right", "model.attn=sdpa") if attends else ("keep rows that are masked everywhere out",),
     )
 
 
@@ -133,22 +154,33 @@ def _double_mask(e: Evidence) -> Mechanism | None:
 
 
 def _log_of_zero(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.kind in (DIVIDE_BY_ZERO, INVALID)):
+    if not (e.birth and (e.birth.kind in (DIVIDE_BY_ZERO, INVALID) or _is_slope_near_zero(e.birth))):
         return None
-    node = e.birth.place.node
-    if not ("aten.log" in e.op or (node.startswith(("Log", "Xlogy")) and "Softmax" not in node)):
+    forward, backward = _LOGARITHM.match(e.op), _LOGARITHM_NODE.match(e.birth.place.node)
+    if not (forward or backward):
         return None
+    name = (e.op + e.birth.place.node).lower()
+    better = next((advice for part, advice in _STABLE.items() if part in name), "log_softmax, logsigmoid, log1p")
     return Mechanism(
         "log-of-zero",
         "A logarithm, or its gradient, is taken at zero (or below).",
-        ("take log-probabilities in float32", "use the stable form (log_softmax, logsigmoid, log1p)"),
+        ("take log-probabilities in float32", f"use the stable form ({better})"),
     )
 
 
+def _is_slope_near_zero(birth: Birth) -> bool:
+    """Whether 1 / x overflowed because x is smaller than any normal number; float16 is told by its own rules."""
+    divisor = birth.inputs[-1] if birth.inputs else None
+    if birth.phase != "backward" or divisor is None or divisor.at is None or divisor.dtype == HALF:
+        return False
+    return birth.kind == OVERFLOW and abs(divisor.at) < torch.finfo(getattr(torch, divisor.dtype)).tiny
+
+
 def _eps_underflow(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.phase == "optimizer" and e.birth.kind != OVERFLOW):
+    if not (e.birth and e.birth.phase == "optimizer" and e.birth.kind in (INVALID, DIVIDE_BY_ZERO)):
         return None
-    if e.birth.output.dtype not in e.eps_underflows:
+    divides = any(name in e.op for name in ("div", "reciprocal"))  # the divisor is the last operand
+    if not (divides and e.birth.inputs and e.birth.inputs[-1].at == 0 and e.birth.output.dtype in e.eps_underflows):
         return None
     return Mechanism(
         "adam-eps-underflow",
@@ -160,11 +192,15 @@ def _eps_underflow(e: Evidence) -> Mechanism | None:
 def _divergence(e: Evidence) -> Mechanism | None:
     if not (e.birth and e.birth.kind == OVERFLOW and e.untrained is False):
         return None
-    recent = [loss for loss in e.losses[-_RISES - 1 :] if math.isfinite(loss)]
-    rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent)) and recent[-1] > 2 * min(e.losses)
+    losses = [loss for loss in e.losses if math.isfinite(loss)]
+    recent = losses[-_RISES - 1 :]
+    lowest = min(losses, default=0.0)
+    rise = losses[-1] - lowest if losses else 0.0
+    rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent)) and rise > abs(lowest)
+    huge = any(operand.absmax > math.sqrt(dtype_max("float32")) for operand in e.birth.inputs)
     if rises:
         seen = f"The loss rose for {_RISES} steps and more before something overflowed"
-    elif e.growth > _GROWN:
+    elif e.growth > _GROWN and (huge or (losses and rise > _LOST * (losses[0] - lowest))):
         seen = f"The largest parameter has grown {e.growth:.3g} times since training began"
     else:
         return None
@@ -192,16 +228,17 @@ def _half_gradient(e: Evidence) -> Mechanism | None:
         return None
     if e.silent_half:
         return _silent(e)
+    amplifies = e.zero_rows and e.norms
     amplified = " They enter as rows of zeros, where each RMSNorm multiplies the gradient by 1 / sqrt(eps)."
     return Mechanism(
         "fp16-gradient-overflow",
-        "A gradient passed 65504, the largest float16, on its way back." + amplified * e.zero_rows,
-        ("init=mean", "dtype=bf16") if e.zero_rows else ("dtype=bf16", "dtype=fp32"),
+        "A gradient passed 65504, the largest float16, on its way back." + amplified * amplifies,
+        ("init=mean", "dtype=bf16") if amplifies else ("dtype=bf16", "dtype=fp32"),
     )
 
 
 def _zero_row(e: Evidence) -> Mechanism | None:
-    if not (_overflows(e, "backward") and e.zero_rows):
+    if not (_overflows(e, "backward") and e.zero_rows and e.norms):
         return None
     return Mechanism(
         "zero-row-norm-gradient",

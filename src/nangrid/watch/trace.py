@@ -54,6 +54,8 @@ class Birth:
     scalars: tuple[float, ...]
     negative: bool
     """Whether all that is non-finite is -inf."""
+    masked: bool
+    """Whether a whole row of -inf went into the first of them."""
     meant: bool
     """A fill with a non-finite scalar: an attention mask, a banned token."""
 
@@ -180,7 +182,8 @@ class Tracer(TorchDispatchMode):
         return self._hold(tensor, Write("", nan, leaf=name, negative=negative))
 
     def _birth(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> Birth:
-        bad = (~torch.isfinite(tensor)).nonzero()
+        carried = any(read.write is not None for read in reads)  # infinities: what is born here are the NaN
+        bad = (tensor.isnan() if carried else ~torch.isfinite(tensor)).nonzero()
         first = tuple(int(i) for i in bad[0])
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
@@ -197,6 +200,7 @@ class Tracer(TorchDispatchMode):
             bad_rows=tuple(tuple(int(i) for i in row) for row in rows[:MOST_ROWS].tolist()),
             scalars=scalars,
             negative=_is_negative(tensor),
+            masked=any(_is_masked(read.tensor, tensor, _dimension(func, before), first) for read in reads),
             meant=bool(scalars) and any(fill in _base_name(func) for fill in _FILLS),
         )
 
@@ -243,6 +247,25 @@ def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...])
         return float(operand.expand(output.shape)[index])
     except RuntimeError:  # no broadcast
         return None
+
+
+def _dimension(func: Any, before: tuple[Any, Any]) -> int:
+    """Along which an operation works: that of a softmax is its second argument."""
+    return int(before[0][1]) if _base_name(func) in ("_softmax", "_log_softmax", "_safe_softmax") else -1
+
+
+def _is_masked(operand: Tensor, output: Tensor, dim: int, index: tuple[int, ...]) -> bool:
+    """Whether all of the operand's row, along `dim`, that went into an element of the output is -inf."""
+    if operand.dim() == 0 or output.dim() == 0 or not -output.dim() <= dim < output.dim():
+        return False
+    place = list(index)
+    place.pop(dim)
+    try:
+        rows = operand.movedim(dim, -1)
+        row = rows.expand(*output.movedim(dim, -1).shape[:-1], rows.shape[-1])[tuple(place)]
+    except (RuntimeError, IndexError):  # not laid out as the output is
+        return False
+    return bool((row == -math.inf).all())
 
 
 def _measure(name: str, tensor: Tensor, at: float | None = None) -> TensorRecord:
