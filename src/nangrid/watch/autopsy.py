@@ -35,7 +35,7 @@ class Background:
 def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
     """Replay the snapshot's step, compare it with the live one, and say what was found."""
     found = replay(step, snapshot)
-    # The same micro-batches through the initial parameters: at step 0 these are the same.
+    # The same micro-batches through the initial trainables: at step 0 these are the same.
     untrained = found.clock if snapshot.step == 0 else replay(step, snapshot, untrained=True).clock
     same = {key: found.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = found.clock == snapshot.clock and all(same.values())
@@ -138,7 +138,7 @@ class _Report:
             lines.append(f"the replay rang {self.found.clock or 'no clock'}; different from the live run: {changed}")
         if self.snapshot.step > 0:
             ending = "fails too" if self.untrained else "is finite"
-            lines.append(f"the same batch through the initial parameters {ending}")
+            lines.append(f"the same batch through the initial trainables {ending}")
         if any(group.get("eps") == 0 for group in self.snapshot.groups):
             lines.append("eps is 0 in the optimizer's param_groups")
         return lines

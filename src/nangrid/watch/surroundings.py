@@ -124,7 +124,9 @@ def _written(buffer: Tensor, value: Tensor) -> Tensor:
 
 def _named(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
     for name, module in modules:
-        yield from ((_join(name, own), buffer) for own, buffer in module._buffers.items() if buffer is not None)
+        for own, buffer in module._buffers.items():
+            if buffer is not None:
+                yield _join(name, own), buffer
 
 
 def _join(module: str, name: str) -> str:
