@@ -105,12 +105,26 @@ def test_row_of_attention_that_is_masked_everywhere(tmp_path: Path) -> None:
     assert found(autopsy) == ("forward", "invalid", "aten._softmax.default")
     assert (autopsy.step, autopsy.mechanism) == (1, "masked-row-softmax")
     assert "operands up to: self" in explain(autopsy), "a whole row went into the element"
+    assert "(and 4 infinite)" in explain(autopsy), "a row, and what is above the diagonal"
 
 
 def test_batch_that_holds_a_nan(tmp_path: Path) -> None:
-    autopsy = diagnose(Net(), [torch.ones(2, 8), torch.full((2, 8), torch.nan)], tmp_path)
+    broken = torch.ones(2, 8)
+    broken[1, 3:] = torch.nan
+    autopsy = diagnose(Net(), [torch.ones(2, 8), broken], tmp_path)
     assert (autopsy.phase, autopsy.kind, autopsy.step) == ("input", "nonfinite_input", 1)
     assert "batch" in autopsy.evidence[0]
+    assert "non-finite before it was read; 5 of 16 elements; 1 of 2 samples (1) non-finite (input)" in explain(autopsy)
+
+
+def test_frozen_row_that_holds_a_nan(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 1))
+    with torch.no_grad():
+        model[0].weight[13, 4] = torch.nan
+    model[0].requires_grad_(False)
+    autopsy = diagnose(model, [torch.tensor([1, 2]), torch.tensor([2, 13])], tmp_path)
+    assert (autopsy.step, autopsy.phase) == (1, "input")
+    assert autopsy.evidence[1].startswith("parameter 0.weight: 1 of 160 elements; 1 of 20 rows (13); 1 of 8 columns")
 
 
 def test_learning_rate_that_is_not_a_number(tmp_path: Path) -> None:

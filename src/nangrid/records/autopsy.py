@@ -13,6 +13,8 @@ from nangrid.records.errors import RecordError
 
 SCHEMA = 1
 AUTOPSY = "autopsy.json"
+READ_NONFINITE = " was non-finite before it was read"
+"""Follows the name of a tensor in the first line of the evidence."""
 
 
 @dataclass(frozen=True)

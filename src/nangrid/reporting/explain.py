@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nangrid.records.autopsy import Autopsy
+from nangrid.records.autopsy import READ_NONFINITE, Autopsy, TensorRecord
 
 _MOST_NAMED = 4
 
@@ -34,15 +34,28 @@ def operands(autopsy: Autopsy) -> str:
     if autopsy.output and all(operand.at is not None for operand in shown):
         where = f"at {autopsy.output.first_index}" if autopsy.output.first_index else "operands"
         return f"{where}: " + ", ".join(f"{operand.name} {operand.at:.4g}" for operand in shown)
-    return "operands up to: " + ", ".join(f"{operand.name} {operand.absmax:.4g}" for operand in shown)
+    return "operands up to: " + ", ".join(f"{operand.name} {operand.absmax:.4g}{_others(operand)}" for operand in shown)
+
+
+def _others(operand: TensorRecord) -> str:
+    """What else it holds: the size is of its finite elements."""
+    counts = [(operand.n_inf, "infinite"), (operand.n_nan, "NaN")]
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f" (and {told})" if told else ""
 
 
 def _where(autopsy: Autopsy) -> str:
     if not autopsy.op:
-        return f"origin: {autopsy.evidence[0] if autopsy.evidence else 'not found'} ({autopsy.phase})"
+        return f"origin: {'; '.join(_leaf(autopsy.evidence)) or 'not found'} ({autopsy.phase})"
     place = f" in {autopsy.module}" if autopsy.module else ""
     source = f" ({autopsy.source})" if autopsy.source else ""
     return f"origin: {autopsy.op}{place}{source}, {autopsy.phase} {autopsy.kind}"
+
+
+def _leaf(evidence: list[str]) -> list[str]:
+    """That a tensor was non-finite before it was read, and in which of its elements if that is known."""
+    name = evidence[0].removesuffix(READ_NONFINITE) if evidence else ""
+    return evidence[:1] + [line.removeprefix(f"{name}: ") for line in evidence[1:2] if line.startswith(f"{name}: ")]
 
 
 def _token(text: str, token: int, position: int) -> str:

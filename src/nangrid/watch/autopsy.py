@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten_with_path
 
-from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
-from nangrid.watch.blame import enters_as_zeros, named_tokens, token_ids, vocabulary_size, which_rows
+from nangrid.records.autopsy import READ_NONFINITE, Autopsy, OutputRecord, TokenRecord
+from nangrid.watch.blame import enters_as_zeros, named_tokens, token_ids, vocabulary_size, which_rows, which_samples
 from nangrid.watch.kinds import NONFINITE_INPUT
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
@@ -127,7 +128,8 @@ class _Report:
     def _evidence(self, reproduced: bool, same: Mapping[str, bool]) -> list[str]:
         lines = []
         if self.leaf:
-            lines.append(f"{self.leaf} was non-finite before it was read")
+            lines.append(f"{self.leaf}{READ_NONFINITE}")
+            lines += self._leaf_elements()
         if self.birth:
             lines += _birth_evidence(self.birth)
         lines += self._hit()
@@ -143,11 +145,36 @@ class _Report:
             lines.append("eps is 0 in the optimizer's param_groups")
         return lines
 
+    def _leaf_elements(self) -> list[str]:
+        """Which part of the tensor that was read is non-finite, where it can still be looked at."""
+        what, _, name = self.leaf.partition(" ")
+        if what == "parameter":
+            tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
+        elif what == "buffer":
+            tensor = self.snapshot.buffers.get(name)
+        else:
+            tensor = _of_the_batch(self.snapshot).get(self.leaf)
+            return [] if tensor is None else [f"{self.leaf}: {which_samples(~torch.isfinite(tensor))} non-finite"]
+        if tensor is None or not tensor.is_floating_point():
+            return []
+        ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
+        return [f"{self.leaf}: {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)} non-finite"]
+
     def _hit(self) -> list[str]:
         """Which part of each parameter is non-finite, of the first few."""
         ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
         hit = list(self.found.nonfinite.items())[:_MOST_PARAMETERS]
         return [f"{name}: {which_rows(mask, ids, vocabulary)} non-finite" for name, mask in hit]
+
+
+def _of_the_batch(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """The tensors of the micro-batches, by the names that a replay gives them."""
+    return {
+        f"batch{''.join(map(str, path))} of micro-batch {number}": value
+        for number, micro_batch in enumerate(snapshot.micro_batches)
+        for path, value in tree_flatten_with_path(micro_batch.inputs)[0]
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def is_compiled(model: torch.nn.Module) -> bool:

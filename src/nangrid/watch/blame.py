@@ -134,9 +134,21 @@ def which_rows(mask: Tensor, ids: Tensor | None, vocabulary: int | None) -> str:
             seen = int(torch.isin(hit, ids.cpu().to(hit.device)).sum())
             told.append(f"{len(hit)} of {size} {name}, one a token: {seen} of them of tokens in the batch")
         elif len(hit) < size:
-            first = ", ".join(str(int(i)) for i in hit[:MOST_NAMED]) + ", ..." * (len(hit) > MOST_NAMED)
-            told.append(f"{len(hit)} of {size} {name} ({first})")
+            told.append(f"{len(hit)} of {size} {name} ({_first(hit)})")
     return "; ".join(told)
+
+
+def which_samples(mask: Tensor) -> str:
+    """Where the non-finite elements of a tensor of the batch are."""
+    told = f"{int(mask.sum())} of {mask.numel()} elements"
+    if mask.dim() == 0:
+        return told
+    hit = mask.flatten(1).any(dim=1).nonzero().flatten() if mask.dim() > 1 else mask.nonzero().flatten()
+    return f"{told}; {len(hit)} of {len(mask)} samples ({_first(hit)})"
+
+
+def _first(hit: Tensor) -> str:
+    return ", ".join(str(int(i)) for i in hit[:MOST_NAMED]) + ", ..." * (len(hit) > MOST_NAMED)
 
 
 def vocabulary_size(model: torch.nn.Module) -> int | None:
