@@ -49,8 +49,9 @@ class Birth:
     inputs: tuple[TensorRecord, ...]
     output: TensorRecord
     first_index: tuple[int, ...]
+    """Of the first element that was born: a NaN, if one was."""
     bad_rows: tuple[tuple[int, ...], ...]
-    """Up to 64 leading indices (all dimensions but the last) with a non-finite element."""
+    """Up to 64 leading indices (all dimensions but the last) with such an element."""
     scalars: tuple[float, ...]
     negative: bool
     """Whether all that is non-finite is -inf."""
@@ -160,7 +161,7 @@ class Tracer(TorchDispatchMode):
         if self._is_born(nan, reads):
             reads = [self._with_leaf(read) for read in reads]
         sources = self._culprits(tensor, nan, reads)
-        birth = self._birth(func, before, reads, which, tensor) if self._is_born(nan, reads) else None
+        birth = self._birth(func, before, reads, which, tensor, nan) if self._is_born(nan, reads) else None
         self._hold(tensor, Write(str(func), nan, sources, birth))
 
     def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
@@ -179,8 +180,11 @@ class Tracer(TorchDispatchMode):
         nan, negative = bool(tensor.isnan().any()), _is_negative(tensor)
         return self._hold(tensor, Write("", nan, leaf=name, negative=negative))
 
-    def _birth(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> Birth:
-        bad = (~torch.isfinite(tensor)).nonzero()
+    def _birth(
+        self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, nan: bool
+    ) -> Birth:
+        # Beside a NaN an infinity may be one that was carried on.
+        bad = (tensor.isnan() if nan else ~torch.isfinite(tensor)).nonzero()
         first = tuple(int(i) for i in bad[0])
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
