@@ -53,3 +53,50 @@ def test_nan_beside_infinities_that_are_carried_on(tmp_path: Path) -> None:
     assert autopsy.output is not None and autopsy.output.first_index == [0, 5]
     assert [operand.at for operand in autopsy.inputs] == [-math.inf, -math.inf]
     assert "at [0, 5]" in explain(autopsy)
+
+
+# memory
+
+
+class Table(nn.Module):
+    """Filled cell by cell, and then a column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        costs, table = self.head(x), torch.zeros(3, 3)
+        for i in range(3):
+            table[i, 1] = costs[i].sum() * counts[i] / counts[i]
+        table[:, 0] = costs[:, 0]
+        return table
+
+
+def test_column_written_around_a_nan_does_not_hide_it(tmp_path: Path) -> None:
+    x = torch.randn(3, 3)
+    batches = [(x, torch.ones(3)), (x, torch.tensor([1.0, 0.0, 1.0]))]
+    autopsy = diagnose(Table(), batches, tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+    assert line(autopsy).startswith("table[i, 1] =")
+
+
+class Mended(nn.Module):
+    """A column that is divided by zero and then written anew, beside one that takes a logarithm of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            table = torch.zeros(3, 3)
+            table[:, 1] = torch.log(x)
+            table[:, 0] = x / x
+            table[:, 0] = 1.0
+        return self.head(table)  # type: ignore[no-any-return]
+
+
+def test_column_that_is_written_anew_is_not_blamed(tmp_path: Path) -> None:
+    autopsy = diagnose(Mended(), [torch.ones(3), torch.tensor([1.0, 0.0, 1.0])], tmp_path)
+    assert found(autopsy) == ("forward", "divide_by_zero", "aten.log.default")

@@ -78,6 +78,8 @@ class Write:
 class _Range:
     start: int
     stop: int
+    steps: tuple[tuple[int, int], ...]
+    """Sizes and strides between the two."""
     write: int
 
 
@@ -223,16 +225,24 @@ class Tracer(TorchDispatchMode):
     def _hold(self, tensor: Tensor, write: Write) -> int:
         self._release(tensor)
         start, stop = _extent(tensor)
-        self._held.setdefault(_storage(tensor), []).append(_Range(start, stop, len(self.writes)))
+        self._held.setdefault(_storage(tensor), []).append(_Range(start, stop, _steps(tensor), len(self.writes)))
         self.writes.append(write)
         return len(self.writes) - 1
 
     def _release(self, tensor: Tensor) -> None:
-        """What is overwritten as a whole is no longer held; a fresh tensor may reuse a freed address."""
+        """What is overwritten as a whole is no longer held; a fresh tensor may reuse a freed address.
+
+        Between the elements of a column, say, much stays as it was.
+        """
         held = self._held.get(_storage(tensor))
         if held:
-            start, stop = _extent(tensor)
-            held[:] = [r for r in held if r.start < start or stop < r.stop]
+            (start, stop), steps = _extent(tensor), _steps(tensor)
+            dense = tensor.numel() * tensor.element_size() == stop - start
+            held[:] = [
+                r
+                for r in held
+                if not (start <= r.start and r.stop <= stop and (dense or (r.start, r.steps) == (start, steps)))
+            ]
 
 
 def _is_negative(tensor: Tensor) -> bool:
@@ -276,6 +286,10 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     start = tensor.storage_offset()
     reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return int(start * size), int((start + reach + 1) * size)
+
+
+def _steps(tensor: Tensor) -> tuple[tuple[int, int], ...]:
+    return tuple((n, stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
 
 
 def _copies(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
