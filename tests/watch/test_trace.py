@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from bare_loop import diagnose, found
 from torch import Tensor, nn
 
@@ -100,3 +99,134 @@ class Mended(nn.Module):
 def test_column_that_is_written_anew_is_not_blamed(tmp_path: Path) -> None:
     autopsy = diagnose(Mended(), [torch.ones(3), torch.tensor([1.0, 0.0, 1.0])], tmp_path)
     assert found(autopsy) == ("forward", "divide_by_zero", "aten.log.default")
+
+
+# layouts and dtypes
+
+
+class Rotary(nn.Module):
+    """Queries of length one, turned as complex numbers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 4, bias=False)
+        self.register_buffer("turns", torch.polar(torch.ones(3, 2), torch.arange(6.0).view(3, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x)
+        query = query / query.norm(dim=-1, keepdim=True)
+        turned = torch.view_as_complex(query.unflatten(-1, (2, 2))) * self.turns
+        return torch.view_as_real(turned.conj() * self.turns).flatten(-2)
+
+
+def test_complex_numbers_carry_a_nan_on(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 4)
+    autopsy = diagnose(Rotary(), [x, x * torch.tensor([1.0, 0.0, 1.0])[:, None]], tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+
+
+class Fourier(nn.Module):
+    """Mixes its tokens by a Fourier transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(torch.exp(self.gate(x))).real
+
+
+def test_overflow_before_a_fourier_transform(tmp_path: Path) -> None:
+    autopsy = diagnose(Fourier(), [torch.randn(2, 3, 4) * 1000], tmp_path)
+    assert found(autopsy) == ("forward", "overflow", "aten.exp.default")
+
+
+def test_infinite_product_of_complex_numbers(tmp_path: Path) -> None:
+    def loss(out: Tensor) -> Tensor:
+        turned = torch.complex(out, out)
+        return (turned * turned.detach()).abs().sum()
+
+    autopsy = diagnose(nn.Linear(2, 2), [torch.full((1, 2), 1e25)], tmp_path, loss)
+    assert found(autopsy) == ("forward", "overflow", "aten.mul.Tensor")
+
+
+class Distance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4, sparse=True)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (self.embed(a) - self.embed(b)).pow(2).sum(-1).sqrt()
+
+
+def test_gradient_that_is_sparse(tmp_path: Path) -> None:
+    model, ids = Distance(), torch.tensor([1, 2])
+    batches = [(ids, torch.tensor([3, 4])), (ids, torch.tensor([3, 2]))]
+    autopsy = diagnose(model, batches, tmp_path, torch.mean, torch.optim.SparseAdam(model.parameters(), 1e-2))
+    assert (autopsy.step, *found(autopsy)) == (1, "backward", "divide_by_zero", "aten.div.Tensor")
+    assert (autopsy.node, autopsy.parameters) == ("SqrtBackward0", ["embed.weight"])
+
+
+class Graph(nn.Module):
+    """A mean over neighbours, by a sparse product."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        self.head, self.layout = nn.Linear(3, 3), layout
+
+    def forward(self, edges: Tensor, x: Tensor) -> Tensor:
+        weights = torch.ones(edges.shape[1])
+        adjacency = torch.sparse_coo_tensor(edges, weights, (4, 4)).coalesce()
+        degree = adjacency.to_dense().sum(1)
+        scale = 1 / degree
+        scaled = torch.sparse_coo_tensor(edges, scale[edges[1]], (4, 4)).coalesce()
+        if self.layout is torch.sparse_csr:
+            scaled = scaled.to_sparse_csr()
+        return torch.sparse.mm(scaled, self.head(x))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_product_with_a_lonely_node(layout: torch.layout, tmp_path: Path) -> None:
+    edges, x = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), torch.randn(4, 3)
+    autopsy = diagnose(Graph(layout), [(edges, x), (edges[:, :3], x)], tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.reciprocal.default")
+
+
+class EightBits(nn.Module):
+    """Activations as an fp8 matrix product would see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True) / 448
+        narrow = (x / scale).to(torch.float8_e4m3fn)
+        out: Tensor = self.head(narrow.to(x.dtype) * scale)
+        return out
+
+
+def test_eight_bits_carry_a_nan_on(tmp_path: Path) -> None:
+    x = torch.randn(3, 8)
+    autopsy = diagnose(EightBits(), [x, x * torch.tensor([[1.0], [0.0], [1.0]])], tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+
+
+class Ragged(nn.Module):
+    """Sequences of several lengths in one jagged tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, *sequences: Tensor) -> Tensor:
+        offsets = torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0)
+        jagged = torch.nested.nested_tensor_from_jagged(torch.cat(sequences), offsets)
+        return self.head(torch.log(jagged)).values()  # type: ignore[no-any-return]
+
+
+def test_logarithm_of_a_jagged_tensor(tmp_path: Path) -> None:
+    some, more = torch.rand(3, 4) + 0.1, torch.rand(2, 4) + 0.1
+    autopsy = diagnose(Ragged(), [(some, more), (some, more * torch.tensor([[1.0], [0.0]]))], tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
+    assert autopsy.output is not None and autopsy.output.first_index == [4, 0]

@@ -30,6 +30,7 @@ _POLES = (
     "digamma",
 )
 """Operations with a pole: an exact infinity at finite operands."""
+_WITH_VALUES = (torch.jagged, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _OVERWRITES = (
     "copy_",
     "fill_",
@@ -76,6 +77,8 @@ def _in_float64(func: Any, args: Any, kwargs: Any, which: int) -> Tensor | None:
     def widen(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf.detach().double()
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            return leaf.detach().to(torch.complex128)
         return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
 
     wide_args, wide_kwargs = tree_map(widen, (args, kwargs))
@@ -88,7 +91,7 @@ def _in_float64(func: Any, args: Any, kwargs: Any, which: int) -> Tensor | None:
 
 
 def written_tensors(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[int | None, Tensor]]:
-    """The floating-point tensors that an operation wrote: mutated arguments, then fresh outputs.
+    """The elements of the tensors that an operation wrote: mutated arguments, then fresh outputs.
 
     Each with its place in a list of tensors (foreach and fused optimizers), or None.
     """
@@ -110,7 +113,7 @@ def _bound(func: Any, args: Any, kwargs: Any) -> list[Any]:
 
 
 def operands(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, Tensor]]:
-    """The floating-point tensors that an operation read: name in the schema, place in a list, tensor."""
+    """The elements of the tensors that an operation read: name in the schema, place in a list, tensor."""
     overwrites = func._schema.name.split("::")[-1] in _OVERWRITES
     found = []
     for argument, value in zip(func._schema.arguments, _bound(func, args, kwargs), strict=True):
@@ -121,9 +124,23 @@ def operands(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, T
 
 
 def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:
-    if isinstance(value, Tensor):
-        return [(None, value)] if value.is_floating_point() and value.numel() else []
     if isinstance(value, list | tuple):
-        pairs = enumerate(value)
-        return [(i, t) for i, t in pairs if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
-    return []
+        return [(i, tensor) for i, leaf in enumerate(value) for _, tensor in _tensors(leaf)]
+    tensor = elements(value) if isinstance(value, Tensor) else None
+    return [(None, tensor)] if tensor is not None and tensor.numel() else []
+
+
+def elements(tensor: Tensor) -> Tensor | None:
+    """The memory that holds its floating-point or complex numbers: of a sparse or jagged one the values.
+
+    None where there is none to be looked at: whole numbers, meta tensors, layouts of other libraries.
+    """
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return None
+    if tensor.layout is torch.strided:
+        return None if tensor.is_nested else tensor.detach()
+    if tensor.layout is torch.sparse_coo:
+        return tensor.detach()._values()
+    if tensor.layout in _WITH_VALUES:
+        return tensor.detach().values()
+    return None

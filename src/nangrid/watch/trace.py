@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nangrid.records.autopsy import TensorRecord
-from nangrid.watch.kinds import NONFINITE_INPUT, ieee_kind, operands, written_tensors
+from nangrid.watch.kinds import NONFINITE_INPUT, elements, ieee_kind, operands, written_tensors
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.places import Place, Places
 
@@ -85,7 +85,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Read:
-    """A floating-point operand as it was before the operation."""
+    """An operand's elements as they were before the operation."""
 
     label: str
     place: int | None
@@ -111,15 +111,20 @@ class Tracer(TorchDispatchMode):
 
     def register(self, leaves: Iterable[tuple[str, Tensor]]) -> None:
         """Name tensors that exist before the step, and note those that are non-finite already."""
-        for name, tensor in leaves:
-            self._labels[_storage(tensor)] = name
-            if tensor.is_floating_point() and tensor.numel() and not is_finite(tensor):
-                self._leaf(name, tensor)
+        for name, leaf in leaves:
+            tensor = elements(leaf)
+            if tensor is not None:
+                self._labels[_storage(tensor)] = name
+                if not is_finite(tensor):
+                    self._leaf(name, tensor)
 
     def writer(self, tensor: Tensor) -> int | None:
         """The last write of a non-finite value into the memory of `tensor`, as an index into `writes`."""
-        start, stop = _extent(tensor)
-        held = [r.write for r in self._held.get(_storage(tensor), ()) if r.start < stop and start < r.stop]
+        memory = elements(tensor)
+        if memory is None:
+            return None
+        start, stop = _extent(memory)
+        held = [r.write for r in self._held.get(_storage(memory), ()) if r.start < stop and start < r.stop]
         return max(held, default=None)
 
     def current_phase(self) -> str:
@@ -155,11 +160,11 @@ class Tracer(TorchDispatchMode):
             write = self.writer(tensor)
             if write is not None and is_finite(copy):  # between its elements, or in memory since freed and reused
                 write = None
-            reads.append(_Read(label, place, copy, write))
+            reads.append(_Read(label, place, _wide(copy), write))
         return reads
 
     def _note(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> None:
-        nan = bool(tensor.isnan().any())
+        nan = bool(_wide(tensor).isnan().any())
         if self._is_born(nan, reads):
             reads = [self._with_leaf(read) for read in reads]
         sources = self._culprits(tensor, nan, reads)
@@ -179,14 +184,15 @@ class Tracer(TorchDispatchMode):
         return replace(read, write=self._leaf(name, read.tensor))
 
     def _leaf(self, name: str, tensor: Tensor) -> int:
-        nan, negative = bool(tensor.isnan().any()), _is_negative(tensor)
+        nan, negative = bool(_wide(tensor).isnan().any()), _is_negative(tensor)
         return self._hold(tensor, Write("", nan, leaf=name, negative=negative))
 
     def _birth(
         self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, nan: bool
     ) -> Birth:
         # Beside a NaN an infinity may be one that was carried on.
-        bad = (tensor.isnan() if nan else ~torch.isfinite(tensor)).nonzero()
+        written = _wide(tensor)
+        bad = (written.isnan() if nan else ~torch.isfinite(written)).nonzero()
         first = tuple(int(i) for i in bad[0])
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
@@ -194,7 +200,7 @@ class Tracer(TorchDispatchMode):
             phase=self.current_phase(),
             micro_batch=self.micro_batch,
             place=self.places.here(),
-            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, tensor, which, first),
+            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, written, which, first),
             inputs=tuple(
                 _measure(read.label, read.tensor, _element(func, read.tensor, tensor, first)) for read in reads
             ),
@@ -215,7 +221,8 @@ class Tracer(TorchDispatchMode):
         everything = tuple(dict.fromkeys(read.write for read in held if read.write is not None))
         if len(everything) < 2:
             return everything
-        first = tuple((tensor.isnan() if nan else tensor.isinf()).nonzero()[0].tolist())
+        written = _wide(tensor)
+        first = tuple((written.isnan() if nan else written.isinf()).nonzero()[0].tolist())
         try:
             guilty = [r.write for r in held if not r.tensor.expand(tensor.shape)[first].isfinite()]
         except RuntimeError:  # no broadcast: a product, a reduction
@@ -246,7 +253,8 @@ class Tracer(TorchDispatchMode):
 
 
 def _is_negative(tensor: Tensor) -> bool:
-    return bool(((tensor == -math.inf) | torch.isfinite(tensor)).all())
+    written = _wide(tensor)
+    return bool(((written == -math.inf) | torch.isfinite(written)).all())
 
 
 def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...]) -> float | None:
@@ -254,15 +262,17 @@ def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...])
     if torch.Tag.pointwise not in func.tags and not _base_name(func).startswith("_foreach_"):
         return None
     try:
-        return float(operand.expand(output.shape)[index])
+        element = operand.expand(output.shape)[index]
     except RuntimeError:  # no broadcast
         return None
+    return None if element.is_complex() else float(element)
 
 
 def _measure(name: str, tensor: Tensor, at: float | None = None) -> TensorRecord:
-    finite = tensor[torch.isfinite(tensor)]
+    values = _wide(tensor)
+    finite = values[torch.isfinite(values)]
     absmax = finite.abs().max().item() if finite.numel() else 0.0
-    n_nan, n_inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    n_nan, n_inf = int(values.isnan().sum()), int(values.isinf().sum())
     return TensorRecord(name, list(tensor.shape), dtype_name(tensor.dtype), absmax, n_nan, n_inf, at)
 
 
@@ -272,8 +282,18 @@ def _base_name(func: Any) -> str:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether every element is: one pass, where `isfinite().all()` is twenty times slower on a CPU."""
-    extremes = torch.stack(torch.aminmax(tensor.detach()))
+    values = elements(tensor)
+    if values is None or not values.numel():
+        return True
+    values = _wide(values)
+    real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    extremes = torch.stack(torch.aminmax(real))
     return bool(torch.isfinite(extremes).all())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Numbers of eight bits in float32: there are no kernels that look at them."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def _storage(tensor: Tensor) -> int:
