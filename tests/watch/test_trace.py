@@ -230,3 +230,112 @@ def test_logarithm_of_a_jagged_tensor(tmp_path: Path) -> None:
     autopsy = diagnose(Ragged(), [(some, more), (some, more * torch.tensor([[1.0], [0.0]]))], tmp_path)
     assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
     assert autopsy.output is not None and autopsy.output.first_index == [4, 0]
+
+
+# a harmless NaN beside a real one
+
+
+class Padded(nn.Module):
+    """A frozen encoder whose padded rows are NaN, and are dropped; a weight is taken by its logarithm."""
+
+    def __init__(self, log_of_all: bool = False) -> None:
+        super().__init__()
+        self.query, self.head, self.log_of_all = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 1), log_of_all
+
+    def forward(self, x: Tensor, keep: Tensor, weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            query = self.query(x)
+            scores = query @ query.transpose(-1, -2)
+            scores = scores.masked_fill(~(keep[:, None] & keep[:, :, None]), -math.inf)
+            context = scores.softmax(-1) @ x.abs()
+        weighted = torch.log(context * weights) if self.log_of_all else torch.log(weights) + context
+        return self.head(weighted[keep])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("log_of_all", [False, True])
+def test_rows_of_padding_do_not_hide_a_logarithm_of_zero(log_of_all: bool, tmp_path: Path) -> None:
+    x, keep, weights = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 5, 1)
+    keep[1, 3:] = False
+    zero = weights.clone()
+    zero[0, 1] = 0
+    batches = [(x, keep, weights), (x, keep, zero)]
+    autopsy = diagnose(Padded(log_of_all), batches, tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
+    assert autopsy.mechanism == "log-of-zero"
+    assert autopsy.output is not None and autopsy.output.first_index[:2] == [0, 1]
+    assert autopsy.path[0] == "aten.log.default" and autopsy.path[-1] == "aten.mean.default"
+
+
+def test_row_of_padding_that_is_kept_is_blamed(tmp_path: Path) -> None:
+    x, keep, weights = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 5, 1)
+    keep[1] = False
+
+    def loss(out: Tensor) -> Tensor:
+        return out.mean()
+
+    class Kept(Padded):
+        def forward(self, x: Tensor, keep: Tensor, weights: Tensor) -> Tensor:
+            scores = self.query(x).masked_fill(~keep[..., None], -math.inf)
+            return self.head(scores.softmax(-1) + torch.log(weights))  # type: ignore[no-any-return]
+
+    zero = weights.clone()
+    zero[0, 1] = 0
+    autopsy = diagnose(Kept(), [(x, keep, zero)], tmp_path, loss)
+    assert found(autopsy) == ("forward", "invalid", "aten._softmax.default"), "both ring alone: the first"
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, n: Tensor, chosen: Tensor) -> Tensor:
+        with torch.no_grad():
+            left = x.sum(1, keepdim=True) * n / n
+        right = self.head(x) * n / n
+        return torch.where(chosen, left, right)
+
+
+@pytest.mark.parametrize(("chosen", "name"), [(False, "right"), (True, "left")])
+def test_branch_that_was_not_chosen_is_not_blamed(chosen: bool, name: str, tmp_path: Path) -> None:
+    x, one, zero = torch.randn(3, 4), torch.ones(3, 1), torch.tensor([[1.0], [0.0], [1.0]])
+    choice = torch.tensor([[not chosen], [chosen], [not chosen]])
+    autopsy = diagnose(Branches(), [(x, one, choice), (x, zero, choice)], tmp_path)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+    assert line(autopsy).startswith(f"{name} =")
+
+
+class Columns(nn.Module):
+    """One column is a diagnosis that is never looked at."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.head, self.in_place = nn.Linear(4, 1), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        unused, used = torch.zeros(3) / torch.zeros(3), torch.log(self.head(x)[:, 0] * 0 + x[:, 2])
+        if not self.in_place:
+            return torch.stack([unused, used], 1)[:, 1]
+        table = torch.zeros(3, 2)
+        table[:, 1], table[:, 0] = used, unused
+        return table[:, 1]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_column_that_is_not_looked_at_is_not_blamed(in_place: bool, tmp_path: Path) -> None:
+    positive = torch.rand(3, 4) + 0.1
+    batches = [positive, positive * torch.tensor([[1.0], [-1.0], [1.0]])]
+    autopsy = diagnose(Columns(in_place), batches, tmp_path, torch.mean)
+    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.log.default")
+
+
+def test_loop_that_refuses_a_number_it_never_had(tmp_path: Path) -> None:
+    """Nothing is learned of the births then: the first is told."""
+
+    def loss(out: Tensor) -> Tensor:
+        if out.isfinite().all():
+            raise ValueError("there is always a NaN")
+        return out.mean()
+
+    autopsy = diagnose(Columns(False), [torch.full((3, 4), -1.0)], tmp_path, loss)
+    assert found(autopsy) == ("forward", "invalid", "aten.div.Tensor")
