@@ -339,3 +339,56 @@ def test_loop_that_refuses_a_number_it_never_had(tmp_path: Path) -> None:
 
     autopsy = diagnose(Columns(False), [torch.full((3, 4), -1.0)], tmp_path, loss)
     assert found(autopsy) == ("forward", "invalid", "aten.div.Tensor")
+
+
+# lines within backward
+
+
+class Normalise(torch.autograd.Function):
+    """The slope divides by the length, of which the forward pass takes care."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        length = x.norm(dim=-1, keepdim=True)
+        ctx.save_for_backward(length)
+        return x / length.clamp(min=1e-6)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (length,) = ctx.saved_tensors
+        slope: Tensor = grad / length
+        return slope
+
+
+def test_line_of_a_backward_written_by_hand(tmp_path: Path) -> None:
+    model, x = nn.Linear(4, 4, bias=False), torch.randn(3, 4)
+    batches = [x, x * torch.tensor([[1.0], [0.0], [1.0]])]
+    autopsy = diagnose(model, batches, tmp_path, lambda out: (Normalise.apply(out) - 1).pow(2).mean())
+    assert (autopsy.step, *found(autopsy)) == (1, "backward", "divide_by_zero", "aten.div.Tensor")
+    assert autopsy.node == "NormaliseBackward" and line(autopsy).startswith("slope: Tensor =")
+
+
+def by_nothing(grad: Tensor) -> Tensor:
+    return grad * 0 / torch.zeros(1)
+
+
+def test_line_of_a_hook(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    model.bias.register_hook(by_nothing)  # type: ignore[no-untyped-call]
+    autopsy = diagnose(model, [torch.randn(2, 3)], tmp_path)
+    assert found(autopsy) == ("backward", "invalid", "aten.div.Tensor")
+    assert line(autopsy) == "return grad * 0 / torch.zeros(1)"
+
+
+def update(parameter: Tensor) -> None:
+    with torch.no_grad():
+        parameter -= 0.01 * parameter.grad / parameter.grad.abs()  # type: ignore[union-attr,operator]
+    parameter.grad = None
+
+
+def test_line_of_an_update_within_backward(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(update)
+    autopsy = diagnose(model, [torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]])], tmp_path, torch.mean)
+    assert autopsy.step == 1 and line(autopsy).startswith("parameter -=")
