@@ -151,7 +151,7 @@ class _Report:
         if what == "parameter":
             tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
         elif what == "buffer":
-            tensor = self.snapshot.buffers.get(name)
+            tensor = self.snapshot.surroundings.buffers.get(name)
         else:
             tensor = _of_the_batch(self.snapshot).get(self.leaf)
             return [] if tensor is None else [f"{self.leaf}: {which_samples(~torch.isfinite(tensor))} non-finite"]

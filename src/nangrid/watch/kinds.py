@@ -7,6 +7,7 @@ made again with operands no larger than 1: a pole stays one, and what merely gre
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ DIVIDE_BY_ZERO = "divide_by_zero"
 INVALID = "invalid"
 NONFINITE_INPUT = "nonfinite_input"
 
+_WITH_VALUES = (torch.jagged, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _OVERWRITES = (
     "copy_",
     "fill_",
@@ -37,14 +39,14 @@ def ieee_kind(func: Any, args: Any, kwargs: Any, written: Tensor, which: int, fi
 
     `args` and `kwargs` are the operands as they were before the operation.
     """
-    exact = _element(func, *_widened(func, args, kwargs), which, written, first)
+    exact = _element(func, lambda: _widened(func, args, kwargs), which, written, first)
     if exact is None:
         return INVALID if written[first].isnan() else OVERFLOW
     if math.isfinite(exact):
         return OVERFLOW
     if math.isnan(exact):
         return INVALID
-    bounded = _element(func, *_bounded(*_widened(func, args, kwargs)), which, written, first)
+    bounded = _element(func, lambda: _bounded(*_widened(func, args, kwargs)), which, written, first)
     return DIVIDE_BY_ZERO if bounded is not None and math.isinf(bounded) else OVERFLOW
 
 
@@ -53,8 +55,10 @@ def _widened(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     elementwise = is_elementwise(func)
 
     def widen(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_complex():
+            return leaf.detach().to(torch.complex128)
         if isinstance(leaf, Tensor) and leaf.dtype != torch.bool and (elementwise or leaf.is_floating_point()):
-            return leaf if leaf.is_complex() else leaf.detach().to(torch.float64, copy=True)
+            return leaf.detach().clone().double()
         return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
 
     return tree_map(widen, args), tree_map(widen, kwargs)
@@ -71,24 +75,31 @@ def _bounded(args: Any, kwargs: Any) -> tuple[Any, Any]:
     return tree_map(bound, args), tree_map(bound, kwargs)
 
 
-def _element(func: Any, args: Any, kwargs: Any, which: int, like: Tensor, index: tuple[int, ...]) -> float | None:
-    """One element of what the operation writes; None where it takes no such operands (custom kernels)."""
+def _element(
+    func: Any, operands: Callable[[], tuple[Any, Any]], which: int, like: Tensor, index: tuple[int, ...]
+) -> float | None:
+    """The size of an element of what the operation writes; None where it takes no such operands (custom kernels)."""
     try:
+        args, kwargs = operands()
         tensors = written_tensors(func, args, kwargs, func(*args, **kwargs))
     except Exception:  # a kernel without float64 says so in many ways
         return None
     fits = which < len(tensors) and tensors[which][1].shape == like.shape
-    return float(tensors[which][1][index]) if fits else None
+    return float(tensors[which][1][index].abs()) if fits else None
 
 
 def is_elementwise(func: Any) -> bool:
     """Whether each element of the result is made of one element of each operand."""
-    name = func._schema.name.split("::")[-1]
-    return torch.Tag.pointwise in func.tags or name.startswith(("_foreach_", "_fused_"))
+    return torch.Tag.pointwise in func.tags or base_name(func).startswith(("_foreach_", "_fused_", "_to_copy"))
+
+
+def base_name(func: Any) -> str:
+    """The operation's name without namespace and overload."""
+    return str(func._schema.name.split("::")[-1])
 
 
 def written_tensors(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[int | None, Tensor]]:
-    """The floating-point tensors that an operation wrote: mutated arguments, then fresh outputs.
+    """The elements of the tensors that an operation wrote: mutated arguments, then fresh outputs.
 
     Each with its place in a list of tensors (foreach and fused optimizers), or None.
     """
@@ -110,7 +121,7 @@ def _bound(func: Any, args: Any, kwargs: Any) -> list[Any]:
 
 
 def operands(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, Tensor]]:
-    """The floating-point tensors that an operation read: name in the schema, place in a list, tensor."""
+    """The elements of the tensors that an operation read: name in the schema, place in a list, tensor."""
     overwrites = func._schema.name.split("::")[-1] in _OVERWRITES
     found = []
     for argument, value in zip(func._schema.arguments, _bound(func, args, kwargs), strict=True):
@@ -121,9 +132,23 @@ def operands(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, T
 
 
 def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:
-    if isinstance(value, Tensor):
-        return [(None, value)] if value.is_floating_point() and value.numel() else []
     if isinstance(value, list | tuple):
-        pairs = enumerate(value)
-        return [(i, t) for i, t in pairs if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
-    return []
+        return [(i, tensor) for i, leaf in enumerate(value) for _, tensor in _tensors(leaf)]
+    tensor = elements(value) if isinstance(value, Tensor) else None
+    return [(None, tensor)] if tensor is not None and tensor.numel() else []
+
+
+def elements(tensor: Tensor) -> Tensor | None:
+    """The memory that holds its floating-point or complex numbers: of a sparse or jagged one the values.
+
+    None where there is none to be looked at: whole numbers, meta tensors, layouts of other libraries.
+    """
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return None
+    if tensor.layout is torch.strided:
+        return None if tensor.is_nested else tensor.detach()
+    if tensor.layout is torch.sparse_coo:
+        return tensor.detach()._values()
+    if tensor.layout in _WITH_VALUES:
+        return tensor.detach().values()
+    return None

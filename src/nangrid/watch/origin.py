@@ -2,14 +2,20 @@
 
 From that value the writes are followed back to where a non-finite number was born. Infinities that were meant
 (an attention mask) are passed over: where one of them turned into a NaN, that operation is the origin.
+
+Many a NaN is harmless: that of a padded row which is cut away. So where there are several births, the step is run
+with all but one of them silenced, and the first one that rings the clock alone is the origin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nangrid.watch.trace import Write
+
+MOST_ASKED = 5
+"""Births of which each is tried alone, at the cost of a step."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,26 @@ class Origin:
     """The operations from the origin to the value that rang the clock."""
 
 
-def find_origin(writes: list[Write], ends: Iterable[int]) -> Origin | None:
-    """The earliest birth behind any of the writes `ends`; None if there is no end."""
-    search = _Search(writes)
-    found = [(end, root) for end in ends if (root := search.root(end)) is not None]
-    if not found:
+def find_origin(
+    writes: list[Write], ends: Iterable[int], rings_without: Callable[[frozenset[tuple[int, int]]], bool]
+) -> Origin | None:
+    """The earliest birth behind any of the writes `ends`; None if there is no end.
+
+    `rings_without`: whether the clock rings when what was born at these (`Write.at`) is silenced.
+    """
+    search, ends = _Search(writes), list(ends)
+    if not ends:
         return None
-    end, index = min(found, key=lambda pair: pair[1])
-    return Origin(index, writes[index], search.path(end, index))
+    likely = min(search.root(end) for end in ends)
+    births = sorted({birth for end in ends for birth in search.births(end)})
+
+    def rings_alone(index: int) -> bool:
+        others = frozenset(writes[other].at for other in births if other != index and writes[other].birth)
+        return not others or rings_without(others)
+
+    asked = [likely, *(birth for birth in births if birth != likely)][:MOST_ASKED]
+    index = next(filter(rings_alone, asked), likely)
+    return Origin(index, writes[index], next(path for end in ends if (path := search.path(end, index))))
 
 
 class _Search:
@@ -43,13 +61,23 @@ class _Search:
             self.roots[index] = self._settle(index)
         return self.roots[end]
 
+    def births(self, end: int) -> list[int]:
+        """The writes behind `end` that bore something which was not meant, and not out of what was."""
+        return [index for index in self._behind(end) if self._is_genuine(index)]
+
+    def _is_genuine(self, index: int) -> bool:
+        write = self.writes[index]
+        if is_meant(write) or not (write.leaf or write.birth):
+            return False
+        return all(is_meant(self.writes[self.roots[cause]]) for cause in write.causes)
+
     def _behind(self, end: int) -> list[int]:
         seen, waiting = set(), [end]
         while waiting:
             index = waiting.pop()
             if index not in seen:
                 seen.add(index)
-                waiting += self.writes[index].sources
+                waiting += self.writes[index].reads
         return sorted(seen)
 
     def _settle(self, index: int) -> int:
@@ -63,10 +91,17 @@ class _Search:
         return index if write.birth is not None or not roots else roots[0]
 
     def path(self, end: int, root: int) -> tuple[str, ...]:
-        """Operations from `root` to `end`, along sources with that root."""
+        """Operations from `root` to `end`, preferably along sources; empty if none lead there."""
+        leads = {root}
+        for index in self._behind(end):
+            if not leads.isdisjoint(self.writes[index].reads):
+                leads.add(index)
+        if end not in leads:
+            return ()
         steps, index = [self.writes[end].op], end
         while index != root:
-            index = next(s for s in self.writes[index].sources if self.roots[s] == root)
+            write = self.writes[index]
+            index = next(source for source in (*write.sources, *write.reads) if source in leads)
             steps.append(self.writes[index].op)
         return tuple(reversed(steps))
 

@@ -1,9 +1,10 @@
 """Where in the model, and on which source line, does an operation stand?
 
 Forward operations are placed by the module call under way in their thread. Backward ones are placed by their
-autograd node: anomaly mode asks `torch.fx.traceback.format_stack` for a note when a node is made, in whatever
-thread, and keeps it on the node. While places are kept that note is ours, so it survives backward in another
-thread and recomputation in checkpointed regions, where sequence numbers collide.
+autograd node, and on the line of a hook or of a custom function's backward where one is under way: anomaly mode
+asks `torch.fx.traceback.format_stack` for a note when a node is made, in whatever thread, and keeps it on the
+node. While places are kept that note is ours, so it survives backward in another thread and recomputation in
+checkpointed regions, where sequence numbers collide.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ from torch.nn.modules import module as module_hooks
 
 _TORCH = str(Path(torch.__file__).parent)
 _OPTIM = str(Path(_TORCH) / "optim")
+_AUTOGRAD = str(Path(_TORCH) / "autograd")
 _HERE = str(Path(__file__).parents[1])
 _PEFT_PREFIX = "base_model.model."
 
@@ -55,7 +57,8 @@ class Places(threading.local):
         """The place of the operation that is being dispatched now."""
         node = torch._C._current_autograd_node()
         if node is not None and not self.stack:
-            return _noted(node)
+            noted = _noted(node)
+            return replace(noted, source=_within_backward(sys._getframe(1)) or noted.source)
         return Place(self.stack[-1] if self.stack else "", source_line(sys._getframe(1)))
 
     def note(self) -> list[str]:
@@ -81,9 +84,17 @@ def _noted(node: Any) -> Place:
     return Place(node=node.name())
 
 
-def source_line(frame: FrameType | None) -> str:
+def _within_backward(frame: FrameType | None) -> str:
+    """The line of a custom function's backward or of a hook; empty where the engine itself is at work."""
+    inner = frame
+    while inner is not None and not inner.f_code.co_filename.startswith(_AUTOGRAD):
+        inner = inner.f_back
+    return source_line(frame, inner)
+
+
+def source_line(frame: FrameType | None, outermost: FrameType | None = None) -> str:
     """`file.py:123` of the innermost frame that is neither torch's (but its optimizers) nor ours."""
-    while frame is not None:
+    while frame is not outermost and frame is not None:
         path = frame.f_code.co_filename
         torchs = path.startswith(_TORCH) and not path.startswith(_OPTIM)
         if not torchs and not path.startswith((_HERE, "<")):

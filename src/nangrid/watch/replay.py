@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path
 
+from nangrid.watch.born import is_finite
 from nangrid.watch.clocks import gradients
 from nangrid.watch.origin import Origin, find_origin
 from nangrid.watch.places import Places, keep_places
+from nangrid.watch.silence import Silencer
 from nangrid.watch.snapshot import (
     MicroBatch,
     Snapshot,
@@ -32,7 +35,7 @@ from nangrid.watch.snapshot import (
     shallow,
 )
 from nangrid.watch.surroundings import put, undisturbed
-from nangrid.watch.trace import Tracer, is_finite
+from nangrid.watch.trace import Tracer
 
 EVALUATION = "eval_loss"
 FROZEN = "frozen"
@@ -81,14 +84,17 @@ class Replay:
     origin: Origin | None = None
 
 
-def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay:
+def replay(
+    step: Step, snapshot: Snapshot, *, untrained: bool = False, silenced: Collection[tuple[int, int]] = ()
+) -> Replay:
     """Run the snapshot's step under the tracer.
 
     `untrained`: its micro-batches through the trainables as they were before the run's first step, with an
     empty optimizer, and without looking for an origin.
+    `silenced`: with zeros in the place of what was born at these writes, and without looking for an origin.
     """
     state, values = ({}, snapshot.initial) if untrained else (snapshot.state, snapshot.parameters)
-    trace = not untrained
+    trace = not untrained and not silenced
     # What was compiled is run eagerly: fused kernels hide their operations.
     around = snapshot.surroundings
     with undisturbed(step.model, around.frozen), _undisturbed(step), torch.compiler.set_stance("force_eager"):
@@ -101,15 +107,24 @@ def replay(step: Step, snapshot: Snapshot, *, untrained: bool = False) -> Replay
             if trace:
                 tracer.register(_leaves(step, snapshot))
             set_random_states(snapshot.rng)
-            with _in_every_thread(tracer) if trace else nullcontext():
-                found, ends = _run(step, snapshot, tracer)
-        if trace:
-            found.origin = find_origin(tracer.writes, [w for t in ends if (w := tracer.writer(t)) is not None])
+            mode = tracer if trace else Silencer(silenced) if silenced else None
+            with _in_every_thread(mode) if mode else nullcontext():
+                found, tensors = _run(step, snapshot, tracer)
+        ends = [write for tensor in tensors if (write := tracer.writer(tensor)) is not None]
+    if trace:
+        found.origin = find_origin(tracer.writes, ends, lambda births: _rings(step, snapshot, found.clock, births))
     return found
 
 
+def _rings(step: Step, snapshot: Snapshot, clock: str | None, silenced: Collection[tuple[int, int]]) -> bool:
+    try:
+        return replay(step, snapshot, silenced=silenced).clock == clock
+    except Exception:  # a loop may refuse the numbers it never had: nothing is learned of its origin
+        return True
+
+
 @contextmanager
-def _in_every_thread(tracer: Tracer) -> Iterator[None]:
+def _in_every_thread(tracer: TorchDispatchMode) -> Iterator[None]:
     """Enter the tracer here, and in any thread that runs a backward pass meanwhile: modes are a thread's own."""
     original, here = torch.autograd.backward, threading.get_ident()
 

@@ -15,10 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from nangrid.records.autopsy import TensorRecord
-from nangrid.watch.kinds import NONFINITE_INPUT, ieee_kind, operands, written_tensors
+from nangrid.watch.born import born_elements, copies, is_finite, wide
+from nangrid.watch.kinds import (
+    NONFINITE_INPUT,
+    base_name,
+    elements,
+    ieee_kind,
+    is_elementwise,
+    operands,
+    written_tensors,
+)
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.places import Place, Places
 
@@ -49,8 +58,9 @@ class Birth:
     inputs: tuple[TensorRecord, ...]
     output: TensorRecord
     first_index: tuple[int, ...]
+    """Of the first element that was born: a NaN, if one was."""
     bad_rows: tuple[tuple[int, ...], ...]
-    """Up to 64 leading indices (all dimensions but the last) with a non-finite element."""
+    """Up to 64 leading indices (all dimensions but the last) with such an element."""
     scalars: tuple[float, ...]
     negative: bool
     """Whether all that is non-finite is -inf."""
@@ -68,7 +78,14 @@ class Write:
     nan: bool
     """Whether a NaN is among what was written, not infinities alone."""
     sources: tuple[int, ...] = ()
+    """Those of its first non-finite element that was carried on."""
+    reads: tuple[int, ...] = ()
+    """All of them: another element may come from another write."""
     birth: Birth | None = None
+    causes: tuple[int, ...] = ()
+    """What the birth's first element was made of, where a NaN was born of infinities."""
+    at: tuple[int, int] = (0, 0)
+    """The number of the operation in its step, and which of its results this is."""
     leaf: str = ""
     """Not an operation: a tensor that was non-finite before the step, by name."""
     negative: bool = False
@@ -79,19 +96,26 @@ class Write:
 class _Range:
     start: int
     stop: int
+    steps: tuple[tuple[int, int], ...]
+    """Sizes and strides between the two."""
     write: int
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A floating-point operand as it was before the operation."""
+    """An operand's elements as they were before the operation."""
 
     label: str
     place: int | None
     """Where it stands in a list of tensors (foreach and fused optimizers)."""
     tensor: Tensor
-    write: int | None
-    """The write of a non-finite value that it holds."""
+    writes: tuple[int, ...]
+    """The writes of non-finite values that its memory holds."""
+
+    @property
+    def write(self) -> int | None:
+        """The last of them."""
+        return max(self.writes, default=None)
 
 
 class Tracer(TorchDispatchMode):
@@ -105,21 +129,31 @@ class Tracer(TorchDispatchMode):
         self.writes: list[Write] = []
         self._labels: dict[int, str] = {}
         self._held: dict[int, list[_Range]] = {}
+        self._operations = 0
         self._unwritten: set[int] = set()
         """Storages that were allocated and not written yet."""
 
     def register(self, leaves: Iterable[tuple[str, Tensor]]) -> None:
         """Name tensors that exist before the step, and note those that are non-finite already."""
-        for name, tensor in leaves:
-            self._labels[_storage(tensor)] = name
-            if tensor.is_floating_point() and tensor.numel() and not is_finite(tensor):
-                self._leaf(name, tensor)
+        for name, leaf in leaves:
+            tensor = elements(leaf)
+            if tensor is not None:
+                self._labels[_storage(tensor)] = name
+                if not is_finite(tensor):
+                    self._leaf(name, tensor)
 
     def writer(self, tensor: Tensor) -> int | None:
         """The last write of a non-finite value into the memory of `tensor`, as an index into `writes`."""
-        start, stop = _extent(tensor)
-        held = [r.write for r in self._held.get(_storage(tensor), ()) if r.start < stop and start < r.stop]
-        return max(held, default=None)
+        return max(self._writers(tensor), default=None)
+
+    def _writers(self, tensor: Tensor) -> tuple[int, ...]:
+        """Those whose range it overlaps: between the elements of one column another may lie."""
+        memory = elements(tensor)
+        if memory is None:
+            return ()
+        start, stop = _extent(memory)
+        held = self._held.get(_storage(memory), ())
+        return tuple(r.write for r in held if r.start < stop and start < r.stop)
 
     def current_phase(self) -> str:
         """forward, backward or optimizer; recomputation in a checkpointed region belongs to backward."""
@@ -130,10 +164,11 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and look at what it wrote."""
         kwargs = kwargs or {}
-        before = _copies(func, args, kwargs)
+        self._operations += 1
+        before = copies(func, args, kwargs)
         reads = self._reads(func, args, kwargs, before)
         result = func(*args, **kwargs)
-        allocates = _base_name(func) in _ALLOCATIONS
+        allocates = base_name(func) in _ALLOCATIONS
         for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
             if allocates:
                 self._unwritten.add(_storage(tensor))
@@ -151,19 +186,30 @@ class Tracer(TorchDispatchMode):
         kept = operands(func, *before)
         for (name, place, tensor), (_, _, copy) in zip(operands(func, args, kwargs), kept, strict=True):
             label = self._label(name, place, tensor)
-            write = self.writer(tensor)
-            if write is not None and is_finite(copy):  # between its elements, or in memory since freed and reused
-                write = None
-            reads.append(_Read(label, place, copy, write))
+            writes = self._writers(tensor)
+            if writes and is_finite(copy):  # between its elements, or in memory since freed and reused
+                writes = ()
+            reads.append(_Read(label, place, wide(copy), writes))
         return reads
 
     def _note(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> None:
-        nan = bool(tensor.isnan().any())
+        written = wide(tensor)
+        nan = bool(written.isnan().any())
         if self._is_born(nan, reads):
             reads = [self._with_leaf(read) for read in reads]
-        sources = self._culprits(tensor, nan, reads)
-        birth = self._birth(func, before, reads, which, tensor) if self._is_born(nan, reads) else None
-        self._hold(tensor, Write(str(func), nan, sources, birth))
+        born = born_elements(func, [read.tensor for read in reads], written)
+        bad = written.isnan() if nan else written.isinf()
+        carried = bad & ~born
+        everything = tuple(dict.fromkeys(write for read in reads for write in read.writes))
+        last = tuple(dict.fromkeys(read.write for read in reads if read.write is not None))
+        first = _first(carried if carried.any() else bad)
+        sources = _culprits(reads, written, first) or last
+        birth, causes = None, last
+        if born.any():
+            first = _first(born & bad if (born & bad).any() else born)
+            birth = self._birth(func, before, reads, which, tensor, born & bad if written[first].isnan() else born)
+            causes = _culprits(reads, written, first) if is_elementwise(func) else last
+        self._hold(tensor, Write(str(func), nan, sources, everything, birth, causes, (self._operations, which)))
 
     def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
         held = [self.writes[read.write] for read in reads if read.write is not None]
@@ -175,23 +221,23 @@ class Tracer(TorchDispatchMode):
             return read
         unwritten = _storage(read.tensor) in self._unwritten
         name = f"{read.label} (memory that was allocated and never written)" if unwritten else read.label
-        return replace(read, write=self._leaf(name, read.tensor))
+        return replace(read, writes=(self._leaf(name, read.tensor),))
 
     def _leaf(self, name: str, tensor: Tensor) -> int:
-        nan, negative = bool(tensor.isnan().any()), _is_negative(tensor)
+        nan, negative = bool(wide(tensor).isnan().any()), _is_negative(tensor)
         return self._hold(tensor, Write("", nan, leaf=name, negative=negative))
 
-    def _birth(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> Birth:
-        carried = any(read.write is not None for read in reads)  # infinities: what is born here are the NaN
-        bad = (tensor.isnan() if carried else ~torch.isfinite(tensor)).nonzero()
-        first = tuple(int(i) for i in bad[0])
+    def _birth(
+        self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, born: Tensor
+    ) -> Birth:
+        bad, first = born.nonzero(), _first(born)
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
         return Birth(
             phase=self.current_phase(),
             micro_batch=self.micro_batch,
             place=self.places.here(),
-            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, tensor, which, first),
+            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, wide(tensor), which, first),
             inputs=tuple(
                 _measure(read.label, read.tensor, _element(func, read.tensor, tensor, first)) for read in reads
             ),
@@ -201,57 +247,68 @@ class Tracer(TorchDispatchMode):
             scalars=scalars,
             negative=_is_negative(tensor),
             masked=any(_is_masked(read.tensor, tensor, _dimension(func, before), first) for read in reads),
-            meant=bool(scalars) and any(fill in _base_name(func) for fill in _FILLS),
+            meant=bool(scalars) and any(fill in base_name(func) for fill in _FILLS),
         )
 
     def _label(self, name: str, place: int | None, tensor: Tensor) -> str:
         return self._labels.get(_storage(tensor)) or (name if place is None else f"{name}[{place}]")
 
-    def _culprits(self, tensor: Tensor, nan: bool, reads: list[_Read]) -> tuple[int, ...]:
-        """The writes that were read; where elements correspond, those non-finite at the first bad element."""
-        held = [read for read in reads if read.write is not None]
-        everything = tuple(dict.fromkeys(read.write for read in held if read.write is not None))
-        if len(everything) < 2:
-            return everything
-        first = tuple((tensor.isnan() if nan else tensor.isinf()).nonzero()[0].tolist())
-        try:
-            guilty = [r.write for r in held if not r.tensor.expand(tensor.shape)[first].isfinite()]
-        except RuntimeError:  # no broadcast: a product, a reduction
-            return everything
-        return tuple(dict.fromkeys(write for write in guilty if write is not None)) or everything
-
     def _hold(self, tensor: Tensor, write: Write) -> int:
         self._release(tensor)
         start, stop = _extent(tensor)
-        self._held.setdefault(_storage(tensor), []).append(_Range(start, stop, len(self.writes)))
+        self._held.setdefault(_storage(tensor), []).append(_Range(start, stop, _steps(tensor), len(self.writes)))
         self.writes.append(write)
         return len(self.writes) - 1
 
     def _release(self, tensor: Tensor) -> None:
-        """What is overwritten as a whole is no longer held; a fresh tensor may reuse a freed address."""
+        """What is overwritten as a whole is no longer held; a fresh tensor may reuse a freed address.
+
+        Between the elements of a column, say, much stays as it was.
+        """
         held = self._held.get(_storage(tensor))
         if held:
-            start, stop = _extent(tensor)
-            held[:] = [r for r in held if r.start < start or stop < r.stop]
+            (start, stop), steps = _extent(tensor), _steps(tensor)
+            dense = tensor.numel() * tensor.element_size() == stop - start
+            held[:] = [
+                r
+                for r in held
+                if not (start <= r.start and r.stop <= stop and (dense or (r.start, r.steps) == (start, steps)))
+            ]
+
+
+def _first(mask: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0])
+
+
+def _culprits(reads: list[_Read], written: Tensor, index: tuple[int, ...]) -> tuple[int, ...]:
+    """The writes that were read; where elements correspond, those non-finite at this one of the output."""
+    held = [(read.write, read.tensor) for read in reads if read.write is not None]
+    try:
+        guilty = [write for write, tensor in held if not tensor.expand(written.shape)[index].isfinite()]
+    except RuntimeError:  # no broadcast: a product, a reduction
+        guilty = [write for write, _ in held]
+    return tuple(dict.fromkeys(guilty))
 
 
 def _is_negative(tensor: Tensor) -> bool:
-    return bool(((tensor == -math.inf) | torch.isfinite(tensor)).all())
+    written = wide(tensor)
+    return bool(((written == -math.inf) | torch.isfinite(written)).all())
 
 
 def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...]) -> float | None:
     """The element of an operand that this one of the output was made of; None where more went into it."""
-    if torch.Tag.pointwise not in func.tags and not _base_name(func).startswith("_foreach_"):
+    if not is_elementwise(func):
         return None
     try:
-        return float(operand.expand(output.shape)[index])
+        element = operand.expand(output.shape)[index]
     except RuntimeError:  # no broadcast
         return None
+    return None if element.is_complex() else float(element)
 
 
 def _dimension(func: Any, before: tuple[Any, Any]) -> int:
     """Along which an operation works: that of a softmax is its second argument."""
-    return int(before[0][1]) if _base_name(func) in ("_softmax", "_log_softmax", "_safe_softmax") else -1
+    return int(before[0][1]) if base_name(func) in ("_softmax", "_log_softmax", "_safe_softmax") else -1
 
 
 def _is_masked(operand: Tensor, output: Tensor, dim: int, index: tuple[int, ...]) -> bool:
@@ -269,20 +326,11 @@ def _is_masked(operand: Tensor, output: Tensor, dim: int, index: tuple[int, ...]
 
 
 def _measure(name: str, tensor: Tensor, at: float | None = None) -> TensorRecord:
-    finite = tensor[torch.isfinite(tensor)]
+    values = wide(tensor)
+    finite = values[torch.isfinite(values)]
     absmax = finite.abs().max().item() if finite.numel() else 0.0
-    n_nan, n_inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    n_nan, n_inf = int(values.isnan().sum()), int(values.isinf().sum())
     return TensorRecord(name, list(tensor.shape), dtype_name(tensor.dtype), absmax, n_nan, n_inf, at)
-
-
-def _base_name(func: Any) -> str:
-    return str(func._schema.name.split("::")[-1])
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every element is: one pass, where `isfinite().all()` is twenty times slower on a CPU."""
-    extremes = torch.stack(torch.aminmax(tensor.detach()))
-    return bool(torch.isfinite(extremes).all())
 
 
 def _storage(tensor: Tensor) -> int:
@@ -297,15 +345,5 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return int(start * size), int((start + reach + 1) * size)
 
 
-def _copies(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The operands as they are now, where the operation is about to overwrite some of them."""
-    if not func._schema.is_mutable:
-        return args, kwargs
-    writes = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-    names = [argument.name for argument in func._schema.arguments]
-
-    def copied(value: Any) -> Any:
-        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
-
-    args = tuple(copied(a) if names[i] in writes else a for i, a in enumerate(args))
-    return args, {name: copied(value) if name in writes else value for name, value in kwargs.items()}
+def _steps(tensor: Tensor) -> tuple[tuple[int, int], ...]:
+    return tuple((n, stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
