@@ -14,6 +14,7 @@ from bare_loop import diagnose, found, train
 from torch import Tensor, nn
 
 from nangrid import NonFiniteError, Watch
+from nangrid.records.autopsy import read_autopsy
 from nangrid.records.errors import InputError, RecordError
 from nangrid.watch import Snapshot
 
@@ -164,6 +165,53 @@ def test_a_replay_that_raises_hides_no_onset(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"loss went non-finite at step 0\nstep 0 could not be replayed: KeyError"):
         train(model, [torch.ones(2, 4)], tmp_path, loss_of)
     assert Snapshot.load(tmp_path).step == 0
+
+
+class Normalised(nn.Module):
+    """Observations by their spread, which is zero where all are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        scores = torch.zeros(2).masked_fill(torch.tensor([True, False]), float("-inf")).softmax(0)
+        return self.layer((x - x.mean(0)) / x.std(0)) * scores.sum()
+
+
+def guarded(out: Tensor) -> Tensor:
+    loss = out.pow(2).mean()
+    if not torch.isfinite(loss):
+        raise FloatingPointError("loss is nan")
+    return loss
+
+
+def of_a_policy(out: Tensor) -> Tensor:
+    policy = torch.distributions.Normal(out, 1.0)
+    return -policy.log_prob(policy.sample()).mean()
+
+
+def of_another_kind(out: Tensor) -> Tensor:
+    raise FloatingPointError("nothing to do with it")
+
+
+@pytest.mark.parametrize(("loss_of", "error"), [(guarded, FloatingPointError), (of_a_policy, ValueError)])
+def test_a_guard_of_the_closures_own_is_told_where_the_nan_arose(
+    loss_of: Callable[[Tensor], Tensor], error: type[Exception], tmp_path: Path
+) -> None:
+    batches = [torch.randn(5, 3), torch.ones(5, 3)]
+    with pytest.raises(error) as raised:
+        train(Normalised(), batches, tmp_path, loss_of)
+    (note,) = raised.value.__notes__
+    assert "by then a number was non-finite:\norigin: aten.div.Tensor" in note and "self 0, other 0" in note
+    autopsy = read_autopsy(tmp_path)
+    assert autopsy is not None and (autopsy.step, autopsy.clock, autopsy.reproduced) == (1, "raised", True)
+
+
+def test_an_exception_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError) as raised:
+        train(Normalised(), [torch.ones(5, 3)], tmp_path, of_another_kind)
+    assert not hasattr(raised.value, "__notes__") and read_autopsy(tmp_path) is None
 
 
 @dataclass

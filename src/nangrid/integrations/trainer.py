@@ -181,7 +181,11 @@ class TrainerWatch(TrainerCallback):
             # an epoch's last step may have fewer micro-batches than the others
             micro_batches = trainer.current_gradient_accumulation_steps
             self.inspector.micro_batch(inputs, num_items_in_batch=num_items_in_batch, accumulation=micro_batches)
-            loss: Tensor = original(model, inputs, num_items_in_batch=num_items_in_batch)
+            try:
+                loss: Tensor = original(model, inputs, num_items_in_batch=num_items_in_batch)
+            except Exception as error:
+                self.inspector.raised(error)
+                raise
             self.inspector.loss(loss)
             return loss
 

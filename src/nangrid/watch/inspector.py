@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nangrid.records.autopsy import Autopsy, write_autopsy
+from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
 from nangrid.records.start import KEPT, kept_in
+from nangrid.reporting.explain import explain
 from nangrid.watch.autopsy import Background, examine
 from nangrid.watch.clocks import Clocks, Reading, gradients
 from nangrid.watch.growth import Growth
-from nangrid.watch.replay import FROZEN, Step, digest
+from nangrid.watch.mechanism import UNKNOWN
+from nangrid.watch.replay import FROZEN, RAISED, Step, digest
 from nangrid.watch.snapshot import Recorder, Snapshot, notice_trainables
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,14 @@ class Inspector:
         """Check the loss of a micro-batch that went forward and backward."""
         self._losses.append(loss.detach())
         self.clocks.micro_batch(loss)
+
+    def raised(self, error: Exception) -> None:
+        """The step under way was left by an exception: note on it where a number was non-finite by then, if one was."""
+        if self.autopsy is not None or self.replaying or isinstance(error, torch.OutOfMemoryError):
+            return
+        self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
+        if self.autopsy is not None:
+            error.add_note(f"by then a number was non-finite:\n{explain(self.autopsy)}\n{self.out_dir}/{AUTOPSY}")
 
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Check the gradients; a loss or gradient onset is examined here, while the parameters are clean."""
@@ -189,6 +199,8 @@ class Inspector:
         finally:
             self.replaying = False
             self.replay_seconds += time.perf_counter() - began
+        if snapshot.clock == RAISED and (autopsy is None or autopsy.phase == UNKNOWN):
+            return None  # another matter
         if autopsy is not None:
             (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
             write_autopsy(self.out_dir / folder, autopsy)

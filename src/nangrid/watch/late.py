@@ -91,6 +91,11 @@ class LateInspector(Inspector):
         """Keep the loss of a micro-batch."""
         self._flight.losses.append(loss.detach())
 
+    def raised(self, error: Exception) -> None:
+        """Of the step under way, whose numbers are not on their way yet."""
+        self.recorder = self._flight.recorder
+        super().raised(error)
+
     @torch.no_grad()
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Measure the gradients."""

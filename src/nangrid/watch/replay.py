@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.watch.born import is_finite
 from nangrid.watch.clocks import gradients
-from nangrid.watch.origin import Origin, find_origin
+from nangrid.watch.origin import Origin, find_origin, is_meant
 from nangrid.watch.places import Places, keep_places
 from nangrid.watch.silence import Silencer
 from nangrid.watch.snapshot import (
@@ -40,6 +40,8 @@ from nangrid.watch.trace import Tracer
 EVALUATION = "eval_loss"
 FROZEN = "frozen"
 """Not a clock: an infinite norm over finite gradients, which clipping turns into zero updates."""
+RAISED = "raised"
+"""Not a clock either: the step was left by an exception, such as a user's own guard against NaN."""
 
 
 class Step(Protocol):
@@ -109,11 +111,29 @@ def replay(
             set_random_states(snapshot.rng)
             mode = tracer if trace else Silencer(silenced) if silenced else None
             with _in_every_thread(mode) if mode else nullcontext():
-                found, tensors = _run(step, snapshot, tracer)
+                try:
+                    found, tensors = _run(step, snapshot, tracer)
+                except Exception:
+                    if snapshot.clock != RAISED:
+                        raise
+                    found, tensors = Replay(RAISED, {}), []
         ends = [write for tensor in tensors if (write := tracer.writer(tensor)) is not None]
+    if trace and found.clock == RAISED:
+        ends = _before_raising(step, snapshot, tracer)
     if trace:
         found.origin = find_origin(tracer.writes, ends, lambda births: _rings(step, snapshot, found.clock, births))
     return found
+
+
+def _before_raising(step: Step, snapshot: Snapshot, tracer: Tracer) -> list[int]:
+    """The last NaN, or else infinity, that was written; none if the step raises without any of them, too."""
+    births = {write.at for write in tracer.writes if write.birth}
+    if births and _rings(step, snapshot, RAISED, births):
+        return []
+    written = range(len(tracer.writes))
+    return [i for i in written if tracer.writes[i].nan][-1:] or [i for i in written if not is_meant(tracer.writes[i])][
+        -1:
+    ]
 
 
 def _rings(step: Step, snapshot: Snapshot, clock: str | None, silenced: Collection[tuple[int, int]]) -> bool:

@@ -112,7 +112,8 @@ class Watch:
         `closure` may also be of torch's own kind: no argument, zeroing gradients itself. Raises NonFiniteError
         at the first non-finite loss, gradient, parameter or optimizer state: the first two before the
         optimizer step, so that the parameters are still clean. On a GPU, which is never waited for, it is raised
-        up to two steps later, with the autopsy of the very step.
+        up to two steps later, with the autopsy of the very step. An exception of the closure's own, such as a guard
+        against NaN, is passed on, with a note on it if a number was non-finite by then.
         """
         self._loop.closure = closure
         if self._calls % self.accumulate == 0:
@@ -124,7 +125,11 @@ class Watch:
         self._calls += 1
         micro_batch = MicroBatch(None if batch is _NO_BATCH else batch, {"given": batch is not _NO_BATCH})
         self.inspector.micro_batch(micro_batch.inputs, **micro_batch.extra)
-        loss = self._loop.forward_backward(micro_batch)
+        try:
+            loss = self._loop.forward_backward(micro_batch)
+        except Exception as error:
+            self.inspector.raised(error)
+            raise
         self.inspector.loss(loss)
         if self._calls % self.accumulate == 0:
             self._finish()
