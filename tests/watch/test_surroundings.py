@@ -187,7 +187,7 @@ def guarded(out: Tensor) -> Tensor:
 
 
 def of_a_policy(out: Tensor) -> Tensor:
-    policy = torch.distributions.Normal(out, 1.0)
+    policy = torch.distributions.Normal(out, 1.0, validate_args=True)
     return -policy.log_prob(policy.sample()).mean()
 
 
