@@ -74,6 +74,8 @@ class Write:
     birth: Birth | None = None
     causes: tuple[int, ...] = ()
     """What the birth's first element was made of, where a NaN was born of infinities."""
+    place: Place | None = None
+    """Of an operation that read a tensor which was non-finite before the step."""
     at: tuple[int, int] = (0, 0)
     """The number of the operation in its step, and which of its results this is."""
     leaf: str = ""
@@ -199,7 +201,9 @@ class Tracer(TorchDispatchMode):
             first = _first(born & bad if (born & bad).any() else born)
             birth = self._birth(func, before, reads, which, tensor, born & bad if written[first].isnan() else born)
             causes = _culprits(reads, written, first) if is_elementwise(func) else last
-        self._hold(tensor, Write(str(func), nan, sources, everything, birth, causes, (self._operations, which)))
+        place = self.places.here() if any(self.writes[write].leaf for write in everything) else None
+        at = self._operations, which
+        self._hold(tensor, Write(str(func), nan, sources, everything, birth, causes, place=place, at=at))
 
     def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
         held = [self.writes[read.write] for read in reads if read.write is not None]
