@@ -425,3 +425,21 @@ def test_module_that_reads_a_broken_buffer(tmp_path: Path) -> None:
     autopsy = diagnose(model, [torch.randn(3, 4)], tmp_path)
     assert (autopsy.phase, autopsy.module) == ("input", "1")
     assert autopsy.evidence[1].startswith("first read by aten.")
+
+
+class Multiplied(nn.Module):
+    """A mask that is multiplied by minus infinity: where nothing is masked that is 0 * -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        query, bias = self.query(x), (1 - keep) * -math.inf
+        return (query @ query.transpose(-1, -2) + bias[:, None]).softmax(-1) @ query  # type: ignore[no-any-return]
+
+
+def test_mask_times_minus_infinity(tmp_path: Path) -> None:
+    autopsy = diagnose(Multiplied(), [(torch.randn(2, 3, 4), torch.ones(2, 3))], tmp_path)
+    assert found(autopsy) == ("forward", "invalid", "aten.mul.Tensor")
+    assert "scalar operand -inf" in autopsy.evidence

@@ -227,11 +227,14 @@ class Tracer(TorchDispatchMode):
         bad, first = born.nonzero(), _first(born)
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
+        # 0 * -inf is a mistake of the model's, but a learning rate of inf is one of whoever gave it.
+        mistaken = self.phase != "optimizer" and bool(wide(tensor)[first].isnan()) and not any(map(math.isnan, scalars))
+        given = bool(scalars) and not mistaken
         return Birth(
             phase=self.current_phase(),
             micro_batch=self.micro_batch,
             place=self.places.here(),
-            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, wide(tensor), which, first),
+            kind=NONFINITE_INPUT if given else ieee_kind(func, *before, wide(tensor), which, first),
             inputs=tuple(
                 _measure(read.label, read.tensor, _element(func, read.tensor, tensor, first)) for read in reads
             ),
