@@ -4,8 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from bare_loop import diagnose, found
 from torch import Tensor, nn
 
@@ -392,3 +394,52 @@ def test_line_of_an_update_within_backward(tmp_path: Path) -> None:
         parameter.register_post_accumulate_grad_hook(update)
     autopsy = diagnose(model, [torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]])], tmp_path, torch.mean)
     assert autopsy.step == 1 and line(autopsy).startswith("parameter -=")
+
+
+def test_line_that_reads_a_constant_which_was_never_finite(tmp_path: Path) -> None:
+    """Weights by the inverse of how many samples a class has, made outside of torch."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            counts = numpy.bincount(labels.numpy(), minlength=3)
+            with numpy.errstate(divide="ignore"):
+                weight = torch.from_numpy((1 / counts).astype(numpy.float32))
+            weight = weight / weight.sum()
+            return F.cross_entropy(self.head(x), labels, weight=weight)
+
+    x = torch.randn(3, 4)
+    batches = [(x, torch.tensor([0, 1, 2])), (x, torch.tensor([0, 1, 1]))]
+    autopsy = diagnose(Weighted(), batches, tmp_path, same)
+    assert (autopsy.step, autopsy.phase, autopsy.kind) == (1, "input", "nonfinite_input")
+    assert line(autopsy) == "weight = weight / weight.sum()"
+    assert f"first read by {autopsy.path[1]} ({autopsy.source})" in autopsy.evidence
+
+
+def test_module_that_reads_a_broken_buffer(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    model[1].running_var[2] = math.nan
+    autopsy = diagnose(model, [torch.randn(3, 4)], tmp_path)
+    assert (autopsy.phase, autopsy.module) == ("input", "1")
+    assert any(told.startswith("first read by aten.") for told in autopsy.evidence)
+
+
+class Multiplied(nn.Module):
+    """A mask that is multiplied by minus infinity: where nothing is masked that is 0 * -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        query, bias = self.query(x), (1 - keep) * -math.inf
+        return (query @ query.transpose(-1, -2) + bias[:, None]).softmax(-1) @ query  # type: ignore[no-any-return]
+
+
+def test_mask_times_minus_infinity(tmp_path: Path) -> None:
+    autopsy = diagnose(Multiplied(), [(torch.randn(2, 3, 4), torch.ones(2, 3))], tmp_path)
+    assert found(autopsy) == ("forward", "invalid", "aten.mul.Tensor")
+    assert "scalar operand -inf" in autopsy.evidence

@@ -15,6 +15,7 @@ from nangrid.watch.blame import enters_as_zeros, named_tokens, token_ids, vocabu
 from nangrid.watch.kinds import NONFINITE_INPUT
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
+from nangrid.watch.places import Place
 from nangrid.watch.replay import Replay, Step, replay
 from nangrid.watch.snapshot import Snapshot
 from nangrid.watch.trace import Birth
@@ -52,9 +53,11 @@ class _Report:
         self.untrained = untrained
         self.birth = found.origin.write.birth if found.origin else None
         self.leaf = found.origin.write.leaf if found.origin else ""
+        self.reader = found.origin.reader if found.origin else None
 
     def autopsy(self, reproduced: bool, same: Mapping[str, bool]) -> Autopsy:
         birth, origin = self.birth, self.found.origin
+        place = birth.place if birth else (self.reader and self.reader.place) or Place()
         tokens = self._tokens()
         mechanism = self._mechanism(tokens)
         return Autopsy(
@@ -63,9 +66,9 @@ class _Report:
             phase=self._phase(),
             kind=birth.kind if birth else NONFINITE_INPUT if self.leaf else UNKNOWN,
             op=origin.write.op if origin else "",
-            module=birth.place.module if birth else "",
-            source=birth.place.source if birth else "",
-            node=birth.place.node if birth else "",
+            module=place.module,
+            source=place.source,
+            node=place.node,
             micro_batch=birth.micro_batch if birth else self.found.micro_batch,
             dtype=birth.output.dtype if birth else "",
             dtype_max=dtype_max(birth.output.dtype) if birth else 0.0,
@@ -130,6 +133,10 @@ class _Report:
         if self.leaf:
             lines.append(f"{self.leaf}{READ_NONFINITE}")
             lines += self._leaf_elements()
+        if self.reader and self.reader.place:
+            place = self.reader.place
+            where = f" in {place.module}" * bool(place.module) + f" ({place.source})" * bool(place.source)
+            lines.append(f"first read by {self.reader.op}{where}")
         if self.birth:
             lines += _birth_evidence(self.birth)
         lines += self._hit()

@@ -67,7 +67,7 @@ def _readings(birth: Birth, ids: Tensor, model: torch.nn.Module, hit: set[int] |
             found.append(_flat(rows, ids, hit))
         if shape == (batch, length) and not _is_a_width(length, model):
             found.append([(birth.first_index[0], birth.first_index[1])])  # the others' columns are not kept
-        if shape[0] == vocabulary_size(model):
+        if shape[0] == vocabulary_size(model) or birth.place.node.startswith("EmbeddingBackward"):
             found.append(_of_vocabulary((i[0] for i in rows), ids))
     return [reading for positions in found if (reading := _named(positions, ids))]
 

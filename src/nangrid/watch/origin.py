@@ -26,6 +26,8 @@ class Origin:
     write: Write
     path: tuple[str, ...]
     """The operations from the origin to the value that rang the clock."""
+    reader: Write | None = None
+    """The first of them that read a tensor non-finite before the step."""
 
 
 def find_origin(
@@ -47,7 +49,10 @@ def find_origin(
 
     asked = [likely, *(birth for birth in births if birth != likely)][:MOST_ASKED]
     index = next(filter(rings_alone, asked), likely)
-    return Origin(index, writes[index], next(path for end in ends if (path := search.path(end, index))))
+    steps = next(filter(None, (search.path(end, index) for end in ends)))
+    path = [writes[step] for step in steps]
+    reader = path[1] if writes[index].leaf and len(path) > 1 else None
+    return Origin(index, writes[index], tuple(write.op for write in path), reader)
 
 
 class _Search:
@@ -90,20 +95,19 @@ class _Search:
         # A NaN out of meant infinities is this operation's doing; an infinity is the mask's, carried on.
         return index if write.birth is not None or not roots else roots[0]
 
-    def path(self, end: int, root: int) -> tuple[str, ...]:
-        """Operations from `root` to `end`, preferably along sources; empty if none lead there."""
+    def path(self, end: int, root: int) -> list[int]:
+        """Writes from `root` to `end`, preferably along sources; empty if none lead there."""
         leads = {root}
         for index in self._behind(end):
             if not leads.isdisjoint(self.writes[index].reads):
                 leads.add(index)
         if end not in leads:
-            return ()
-        steps, index = [self.writes[end].op], end
-        while index != root:
-            write = self.writes[index]
-            index = next(source for source in (*write.sources, *write.reads) if source in leads)
-            steps.append(self.writes[index].op)
-        return tuple(reversed(steps))
+            return []
+        steps = [end]
+        while steps[-1] != root:
+            write = self.writes[steps[-1]]
+            steps.append(next(source for source in (*write.sources, *write.reads) if source in leads))
+        return steps[::-1]
 
 
 def is_meant(write: Write) -> bool:

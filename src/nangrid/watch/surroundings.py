@@ -116,7 +116,12 @@ def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None
 
 
 def _written(buffer: Tensor, value: Tensor) -> Tensor:
-    """The buffer with that value; another tensor where its elements share their memory (expand)."""
+    """The buffer with that value; another tensor where its elements share their memory (expand).
+
+    A sparse one, such as a graph's adjacency, is taken to be a constant.
+    """
+    if buffer.layout is not torch.strided:
+        return buffer
     if buffer.shape == value.shape and not torch.equal(buffer, value.to(buffer.device)):
         return value.to(buffer.device, copy=True) if 0 in buffer.stride() else buffer.copy_(value)
     return buffer

@@ -84,6 +84,8 @@ class Write:
     birth: Birth | None = None
     causes: tuple[int, ...] = ()
     """What the birth's first element was made of, where a NaN was born of infinities."""
+    place: Place | None = None
+    """Of an operation that read a tensor which was non-finite before the step."""
     at: tuple[int, int] = (0, 0)
     """The number of the operation in its step, and which of its results this is."""
     leaf: str = ""
@@ -209,7 +211,9 @@ class Tracer(TorchDispatchMode):
             first = _first(born & bad if (born & bad).any() else born)
             birth = self._birth(func, before, reads, which, tensor, born & bad if written[first].isnan() else born)
             causes = _culprits(reads, written, first) if is_elementwise(func) else last
-        self._hold(tensor, Write(str(func), nan, sources, everything, birth, causes, (self._operations, which)))
+        place = self.places.here() if any(self.writes[write].leaf for write in everything) else None
+        at = self._operations, which
+        self._hold(tensor, Write(str(func), nan, sources, everything, birth, causes, place=place, at=at))
 
     def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
         held = [self.writes[read.write] for read in reads if read.write is not None]
@@ -233,11 +237,14 @@ class Tracer(TorchDispatchMode):
         bad, first = born.nonzero(), _first(born)
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
+        # 0 * -inf is a mistake of the model's, but a learning rate of inf is one of whoever gave it.
+        mistaken = self.phase != "optimizer" and bool(wide(tensor)[first].isnan()) and not any(map(math.isnan, scalars))
+        given = bool(scalars) and not mistaken
         return Birth(
             phase=self.current_phase(),
             micro_batch=self.micro_batch,
             place=self.places.here(),
-            kind=NONFINITE_INPUT if scalars else ieee_kind(func, *before, wide(tensor), which, first),
+            kind=NONFINITE_INPUT if given else ieee_kind(func, *before, wide(tensor), which, first),
             inputs=tuple(
                 _measure(read.label, read.tensor, _element(func, read.tensor, tensor, first)) for read in reads
             ),
