@@ -53,7 +53,7 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
     elif name == "diagnose":
         monkeypatch.setattr("nangrid.commands.diagnose.diagnose", lambda question, horizon, say: question)
         asked: list[Question] = []
-        monkeypatch.setattr("nangrid.commands.diagnose.told", lambda question, _: asked.append(question) or "")
+        monkeypatch.setattr("nangrid.commands.diagnose.tell", lambda question, *_: asked.append(question))
         assert diagnose(arguments) == 0
         assert asked[0].plan(asked[0].levels(asked[0].everything), 4, 0).cell_id
     elif name == "check":
