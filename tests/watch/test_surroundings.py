@@ -153,6 +153,23 @@ def test_a_layer_that_is_unfrozen_later_is_watched(tmp_path: Path) -> None:
     assert autopsy.step == 2 and set(autopsy.parameters) == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
+def test_the_first_update_of_an_unfrozen_layer_is_replayed_from_before_it(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    groups = [{"params": list(model[0].parameters()), "lr": 1e38}, {"params": list(model[1].parameters())}]
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
+    calls: list[int] = []
+
+    def loss_of(out: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            model[0].requires_grad_(True)
+        return out.sum() * 100
+
+    autopsy = diagnose(model, [torch.ones(2, 4)] * 3, tmp_path, loss_of, optimizer)
+    assert (autopsy.step, autopsy.clock, autopsy.phase) == (1, "parameter", "optimizer")
+
+
 def test_a_replay_that_raises_hides_no_onset(tmp_path: Path) -> None:
     model, calls = nn.Linear(4, 1), []
 

@@ -55,7 +55,8 @@ class Surveyor:
         return Surroundings(self.copied.buffers, modes, self.copied.frozen | late)
 
     def _moved(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, p) for name, p, version in self._parameters if p._version != version)
+        # what was unfrozen since is the optimizer's to change, and is kept with the trainables
+        return ((name, p) for name, p, version in self._parameters if p._version != version and not p.requires_grad)
 
     def _buffer(self, name: str, live: Tensor) -> Tensor:
         kept, seen = self.copied.buffers.get(name), (id(live), live._version)
