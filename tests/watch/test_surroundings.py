@@ -160,13 +160,12 @@ def test_the_first_update_of_an_unfrozen_layer_is_replayed_from_before_it(tmp_pa
     optimizer = torch.optim.SGD(groups, lr=1e-3)
     calls: list[int] = []
 
-    def loss_of(out: Tensor) -> Tensor:
+    def thaw(module: nn.Module, args: Any) -> None:
         calls.append(1)
-        if len(calls) == 1:
-            model[0].requires_grad_(True)
-        return out.sum() * 100
+        model[0].requires_grad_(len(calls) > 1)  # in the very step
 
-    autopsy = diagnose(model, [torch.ones(2, 4)] * 3, tmp_path, loss_of, optimizer)
+    model.register_forward_pre_hook(thaw)
+    autopsy = diagnose(model, [torch.ones(2, 4)] * 3, tmp_path, lambda out: out.sum() * 100, optimizer)
     assert (autopsy.step, autopsy.clock, autopsy.phase) == (1, "parameter", "optimizer")
 
 

@@ -24,7 +24,7 @@ from nangrid.watch.clocks import Clocks, Reading, gradients
 from nangrid.watch.growth import Growth
 from nangrid.watch.mechanism import UNKNOWN
 from nangrid.watch.replay import FROZEN, RAISED, Step, digest
-from nangrid.watch.snapshot import Recorder, Snapshot, notice_trainables
+from nangrid.watch.snapshot import Recorder, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,6 @@ class Inspector:
 
     def begin(self, step: int) -> None:
         """Open a step, before anything of it is computed."""
-        notice_trainables(self.step.model, self.step.optimizer, self.step.trainables)
         self._losses = []
         self.clocks.begin(step)
         self.recorder.begin(step)
@@ -102,6 +101,7 @@ class Inspector:
 
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Check the gradients; a loss or gradient onset is examined here, while the parameters are clean."""
+        self.recorder.notice()
         self.clocks.gradients(ignore_nonfinite)
         if self._rang_now("loss", "gradient"):
             bits = digest(gradients(self.step.trainables).values())

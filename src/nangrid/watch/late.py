@@ -22,7 +22,7 @@ from nangrid.watch.autopsy import Background
 from nangrid.watch.clocks import Reading, extent, gradients, state_tensors
 from nangrid.watch.inspector import Inspector, Keeping
 from nangrid.watch.replay import Step, digest
-from nangrid.watch.snapshot import Recorder, notice_trainables
+from nangrid.watch.snapshot import Recorder
 
 UNDER_WAY = 2
 """Steps that may be queued before the oldest one's numbers are waited for."""
@@ -78,7 +78,6 @@ class LateInspector(Inspector):
 
     def begin(self, step: int) -> None:
         """Open a step."""
-        notice_trainables(self.step.model, self.step.optimizer, self.step.trainables)
         self._recorders.rotate(-1)
         self._flight = _Flight(step, self._recorders[0])
         self._flight.recorder.begin(step)
@@ -99,6 +98,7 @@ class LateInspector(Inspector):
     @torch.no_grad()
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Measure the gradients."""
+        self._flight.recorder.notice()
         found = gradients(self.step.trainables)
         self.clocks.note_reached(found)
         self._flight.measures["gradient"] = extent(found.values())

@@ -180,7 +180,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        trainables: Mapping[str, nn.Parameter],
+        trainables: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
         initial: dict[str, Tensor] | None = None,
@@ -193,7 +193,7 @@ class Recorder:
         self.initial = initial if initial is not None else {}
         self._parameters: dict[str, Tensor] = {}
         self._surveyor = Surveyor(model)
-        self._make_room()
+        self.notice()
         self._state: State = {}
         self._rng: dict[str, Any] = {}
         self._groups: list[dict[str, Any]] = []
@@ -210,7 +210,7 @@ class Recorder:
     def begin(self, step: int) -> None:
         """Copy what the step will change."""
         self._step, self._micro_batches, self._rng = step, [], random_states()
-        self._make_room()
+        self.notice()
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}
@@ -220,10 +220,13 @@ class Recorder:
             if live:
                 self._state[name] = copy_state(live, self._state.get(name, {}))
 
-    def _make_room(self) -> None:
+    @torch.no_grad()
+    def notice(self) -> None:
+        """Copy the trainables that came since: their values are those before the step until its optimizer's part."""
+        notice_trainables(self.model, self.optimizer, self.trainables)
         for name, parameter in self.trainables.items():
             if name not in self._parameters:
-                self._parameters[name] = torch.empty_like(parameter)
+                self._parameters[name] = parameter.detach().clone()
                 self.initial.setdefault(name, parameter.detach().clone())
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
