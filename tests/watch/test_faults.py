@@ -773,6 +773,18 @@ def test_rows_of_a_matrix_that_are_no_tokens(tmp_path: Path) -> None:
     assert autopsy.tokens == [] and autopsy.parameters == ["up.weight"]
 
 
+def test_model_that_says_it_has_no_embeddings(tmp_path: Path) -> None:
+    """As those of transformers do that read sounds or images: an overflow on the way back is told all the same."""
+
+    class Sounds(Calculation):
+        def get_input_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    model = Sounds(lambda out: (out - out.detach()) * 3e38 * 3)
+    autopsy = diagnose(model, [torch.full((2, 3), 9.0)], tmp_path, lambda out: out.sum())
+    assert (autopsy.phase, autopsy.kind, autopsy.tokens) == ("backward", "overflow", [])
+
+
 # compiled, adapted
 
 
