@@ -752,6 +752,24 @@ def test_t5_names_source_tokens_in_its_encoder_alone(stack: str, named: bool, tm
     assert autopsy.module.startswith(f"{stack}.block.0") and bool(autopsy.tokens) == named
 
 
+def test_rows_of_the_only_embedding_are_tokens(tmp_path: Path) -> None:
+    """One token, many times: its gradient is a sum."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(24, 4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            out: Tensor = self.embed(input_ids)
+            return out
+
+    batch = {"input_ids": torch.full((1, 64), 7)}
+    autopsy = diagnose(Table().half(), [batch], tmp_path, lambda out: out.float().sum() * 2000)
+    assert (autopsy.phase, autopsy.op) == ("backward", "aten.embedding_dense_backward.default")
+    assert {token.id for token in autopsy.tokens} == {7}
+
+
 def test_rows_of_a_matrix_that_are_no_tokens(tmp_path: Path) -> None:
     """More outputs than there are characters: the gradient of a weight overflows."""
 
@@ -771,6 +789,18 @@ def test_rows_of_a_matrix_that_are_no_tokens(tmp_path: Path) -> None:
     autopsy = diagnose(model, [batch], tmp_path, lambda out: out.float().sum() * 400, sgd)
     assert (autopsy.phase, autopsy.kind, autopsy.module) == ("backward", "overflow", "up")
     assert autopsy.tokens == [] and autopsy.parameters == ["up.weight"]
+
+
+def test_model_that_says_it_has_no_embeddings(tmp_path: Path) -> None:
+    """As those of transformers do that read sounds or images: an overflow on the way back is told all the same."""
+
+    class Sounds(Calculation):
+        def get_input_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    model = Sounds(lambda out: (out - out.detach()) * 3e38 * 3)
+    autopsy = diagnose(model, [torch.full((2, 3), 9.0)], tmp_path, lambda out: out.sum())
+    assert (autopsy.phase, autopsy.kind, autopsy.tokens) == ("backward", "overflow", [])
 
 
 # compiled, adapted

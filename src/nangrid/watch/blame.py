@@ -152,8 +152,11 @@ def _first(hit: Tensor) -> str:
 
 
 def vocabulary_size(model: torch.nn.Module) -> int | None:
-    """Rows of the input embedding, where the model has one."""
+    """Rows of the input embedding: the one that the model gives out, or the only one it has."""
     weight = _embedding_weight(model)
+    if weight is None:
+        tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+        weight = tables[0] if len(tables) == 1 else None
     return int(weight.shape[0]) if weight is not None else None
 
 
