@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.records.autopsy import READ_NONFINITE, Autopsy, OutputRecord, TokenRecord
 from nangrid.watch.blame import enters_as_zeros, named_tokens, token_ids, vocabulary_size, which_rows, which_samples
@@ -16,7 +15,7 @@ from nangrid.watch.kinds import NONFINITE_INPUT
 from nangrid.watch.ledger import dtype_name
 from nangrid.watch.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
 from nangrid.watch.places import Place
-from nangrid.watch.replay import Replay, Step, replay
+from nangrid.watch.replay import Replay, Step, batch_tensors, replay
 from nangrid.watch.snapshot import Snapshot
 from nangrid.watch.trace import Birth
 
@@ -160,7 +159,7 @@ class _Report:
         elif what == "buffer":
             tensor = self.snapshot.surroundings.buffers.get(name)
         else:
-            tensor = _of_the_batch(self.snapshot).get(self.leaf)
+            tensor = dict(batch_tensors(self.snapshot)).get(self.leaf)
             return [] if tensor is None else [f"{self.leaf}: {which_samples(~torch.isfinite(tensor))} non-finite"]
         if tensor is None or not tensor.is_floating_point():
             return []
@@ -172,16 +171,6 @@ class _Report:
         ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
         hit = list(self.found.nonfinite.items())[:_MOST_PARAMETERS]
         return [f"{name}: {which_rows(mask, ids, vocabulary)} non-finite" for name, mask in hit]
-
-
-def _of_the_batch(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """The tensors of the micro-batches, by the names that a replay gives them."""
-    return {
-        f"batch{''.join(map(str, path))} of micro-batch {number}": value
-        for number, micro_batch in enumerate(snapshot.micro_batches)
-        for path, value in tree_flatten_with_path(micro_batch.inputs)[0]
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def is_compiled(model: torch.nn.Module) -> bool:

@@ -130,10 +130,9 @@ def _before_raising(step: Step, snapshot: Snapshot, tracer: Tracer) -> list[int]
     births = {write.at for write in tracer.writes if write.birth}
     if births and _rings(step, snapshot, RAISED, births):
         return []
-    written = range(len(tracer.writes))
-    return [i for i in written if tracer.writes[i].nan][-1:] or [i for i in written if not is_meant(tracer.writes[i])][
-        -1:
-    ]
+    nans = [number for number, write in enumerate(tracer.writes) if write.nan]
+    infinities = [number for number, write in enumerate(tracer.writes) if not is_meant(write)]
+    return nans[-1:] or infinities[-1:]
 
 
 def _rings(step: Step, snapshot: Snapshot, clock: str | None, silenced: Collection[tuple[int, int]]) -> bool:
@@ -240,6 +239,11 @@ def _leaves(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
         yield from _of_quantisation(f"parameter {name}", getattr(parameter, "quant_state", None))
     yield from ((f"buffer {name}", b) for name, b in step.model.named_buffers())
     yield from ((f"{key} of {name}", value) for name, key, value in named_state(step))
+    yield from batch_tensors(snapshot)
+
+
+def batch_tensors(snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
+    """Those of the micro-batches, by the names that autopsies give them."""
     for number, micro_batch in enumerate(snapshot.micro_batches):
         for path, value in tree_flatten_with_path(micro_batch.inputs)[0]:
             if isinstance(value, Tensor):

@@ -97,23 +97,17 @@ def put(model: nn.Module, state: Surroundings, training: bool) -> None:
 @contextmanager
 def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None]:
     """Put back the very buffers, modes and those frozen parameters at the end of the block."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(name, module, dict(module._buffers)) for name, module in model.named_modules()]
-    values = of(model)
+    modes = {name: module.training for name, module in model.named_modules()}
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in frozen}
+    before = Surroundings(of(model), modes, kept)
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for name, module, live in buffers:
-                module._buffers.clear()
-                for own, buffer in live.items():
-                    module._buffers[own] = None if buffer is None else _written(buffer, values[_join(name, own)])
-            parameters = dict(model.named_parameters())
-            for name, value in kept.items():
-                parameters[name].copy_(value)
+        for module, live in buffers:
+            module._buffers.clear()
+            module._buffers.update(live)
+        put(model, before, model.training)
 
 
 def _written(buffer: Tensor, value: Tensor) -> Tensor:
