@@ -12,6 +12,7 @@ from torch import nn
 from nangrid.cell.script import LOOK_EVERY, ScriptConfig
 from nangrid.records.errors import InputError
 from nangrid.watch import (
+    Finding,
     Headroom,
     Host,
     Ledger,
@@ -54,11 +55,8 @@ class OwnLoop(Host):
         self.watch = watch
         model = watch.inspector.step.model
         device = next(iter(watch.inspector.step.trainables.values())).device.type
-        self.ledger = read_model(model, None)
-        self.ledger.arithmetic = read_arithmetic(device, None)
-        self.ledger.preflight = [str(finding) for finding in preflight(model, [], settings_of(None), trial=False)]
+        self.ledger = read_ledger(model, None, device, preflight(model, [], settings_of(None), trial=False))
         _observe_autocast(model, device, self.ledger)
-        observe_residual(model, self.ledger)
         self.headroom = Headroom(model, LOOK_EVERY)
 
     def begin(self, step: int) -> None:
@@ -75,6 +73,15 @@ class OwnLoop(Host):
         """Pass them on."""
         for reading in readings:
             self.on_step(reading)
+
+
+def read_ledger(model: nn.Module, autocast: torch.dtype | None, device: str, findings: Sequence[Finding]) -> Ledger:
+    """Of a script's model before its first step, which tells the rest."""
+    ledger = read_model(model, autocast)
+    ledger.arithmetic = read_arithmetic(device, None)
+    ledger.preflight = [str(finding) for finding in findings]
+    observe_residual(model, ledger)
+    return ledger
 
 
 def _observe_autocast(model: nn.Module, device: str, ledger: Ledger) -> None:

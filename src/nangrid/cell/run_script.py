@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from nangrid.cell.environment import read_environment
 from nangrid.cell.outcome import history_row, keep_headroom, outcome
-from nangrid.cell.own_loop import OwnLoop, SeenEnoughError
+from nangrid.cell.own_loop import OwnLoop, SeenEnoughError, read_ledger
 from nangrid.cell.script import LOOK_EVERY, ScriptConfig
 from nangrid.integrations import Looking, TrainerWatch, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
@@ -38,10 +38,7 @@ from nangrid.watch import (
     Reading,
     Watch,
     hosted,
-    observe_residual,
     preflight,
-    read_arithmetic,
-    read_model,
     read_optimizer,
     settings_of,
 )
@@ -179,13 +176,9 @@ def _read(trainer: Trainer) -> Ledger:
     """The ledger, preflight included."""
     model, arguments = trainer.model, trainer.args
     autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    ledger = read_model(model, autocast)
-    ledger.arithmetic = read_arithmetic(arguments.device.type, None)
-    observe_residual(model, ledger)
     samples = _samples(trainer.train_dataset)
-    if samples:
-        ledger.preflight = [str(finding) for finding in preflight(model, samples, settings_of(arguments), trial=False)]
-    return ledger
+    findings = preflight(model, samples, settings_of(arguments), trial=False) if samples else []
+    return read_ledger(model, autocast, arguments.device.type, findings)
 
 
 def _samples(dataset: Any) -> list[Mapping[str, Any]]:
