@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from nangrid.grid.attempts import ATTEMPTS
+from nangrid.grid.lock import ATTEMPTS
 from nangrid.records.cell import RESULT, read_record
 from nangrid.records.errors import RecordError
 from nangrid.records.grid import GRID, GridDirectory

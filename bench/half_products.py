@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from nangrid.cell.arithmetic import install
+from nangrid.cell.model.arithmetic import install
 
 ROWS, INNER, COLUMNS = 128, 640, 2048
 ROUNDS = 7

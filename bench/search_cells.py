@@ -16,7 +16,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from statistics import median
 
-from nangrid.search.minimal import Changes, search
+from nangrid.diagnosis.minimal_sets import Changes, search
 
 SPACES = 50
 FACTORS = (5, 6, 7)

@@ -44,7 +44,7 @@ class Comparison:
     """Variants of one step, taken in turn on the same trainer."""
 
     def __init__(self, cell: Any, config: Any, step: Any) -> None:
-        from nangrid.cell.preflight import look_over
+        from nangrid.cell.build import look_over
         from nangrid.watch import Background, Headroom, Inspector
 
         class Timed(Headroom):
@@ -135,7 +135,8 @@ class Comparison:
             module._forward_hooks.update(hooks)
 
     def _replays(self) -> list[float]:
-        from nangrid.watch import MicroBatch, replay
+        from nangrid.watch import MicroBatch
+        from nangrid.watch.autopsy import replay
 
         batch = next(self.batches)
         self.inspector.begin(self.number)

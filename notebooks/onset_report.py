@@ -28,10 +28,10 @@ import pandas as pd
 from IPython.display import SVG, display
 
 from nangrid.analysis.evidence import gather
-from nangrid.analysis.report import events_of, traces_of
 from nangrid.analysis.survival import common_horizon
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.figures import effects_figure, survival_figure, traces_figure
+from nangrid.reporting.report import events_of, traces_of
 
 pd.set_option("display.max_rows", 200)
 evidence = gather(GridDirectory.at(GRID), Path(HYPOTHESES), REFERENCE)

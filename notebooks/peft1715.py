@@ -30,10 +30,10 @@ from IPython.display import SVG, display
 
 from nangrid.analysis.evidence import gather
 from nangrid.analysis.histories import column
-from nangrid.analysis.report import events_of, traces_of
 from nangrid.analysis.survival import common_horizon
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.figures import effects_figure, traces_figure
+from nangrid.reporting.report import events_of, traces_of
 
 pd.set_option("display.max_rows", 300, "display.max_colwidth", 120)
 evidence = gather(GridDirectory.at(GRID), Path(HYPOTHESES))

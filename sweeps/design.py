@@ -7,12 +7,41 @@ Change a level here, run it, commit both. A factor's first level is the reported
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
-from nangrid.search.designs import Combination, covering, full, one_factor
+Levels = Mapping[str, Sequence[str]]
+Combination = dict[str, str]
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
+
+
+def full(levels: Levels) -> list[Combination]:
+    """The whole product."""
+    return [dict(zip(levels, chosen, strict=True)) for chosen in product(*levels.values())]
+
+
+def one_factor(base: Mapping[str, str], levels: Levels) -> list[Combination]:
+    """The base, and every combination that differs from it in one factor."""
+    return [dict(base)] + [
+        {**base, factor: level} for factor, own in levels.items() for level in own if level != base[factor]
+    ]
+
+
+def covering(levels: Levels, excluded: Sequence[Mapping[str, str]] = ()) -> list[Combination]:
+    """Every pair of levels in at least one combination, but for those that hold an excluded set of levels."""
+    from covertable import make
+
+    # covertable reads a dot in a name as nesting
+    names = {factor: factor.replace(".", "/") for factor in levels}
+    differs = [
+        {"operator": "or", "conditions": [{"operator": "ne", "left": names[f], "value": v} for f, v in some.items()]}
+        for some in excluded
+    ]
+    rows = make({names[factor]: list(own) for factor, own in levels.items()}, strength=2, constraints=differs)
+    return [{factor: str(row[name]) for factor, name in names.items()} for row in rows]
+
 
 LEVELS = {
     "dtype": ("bf16", "fp16", "fp32", "silent_fp16", "amp_bf16"),

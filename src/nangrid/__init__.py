@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nangrid.grid.diagnose import Diagnosis
+    from nangrid.diagnosis.diagnose import Diagnosis
     from nangrid.watch import Finding
 
 __all__ = ["NonFiniteError", "Watch", "check", "diagnose"]
@@ -51,7 +51,7 @@ def diagnose(
     watch or a checkpoint of the Trainer, which all runs go on from. Prints the verdict, and returns it. Call it under
     `if __name__ == "__main__":`. nangrid.records.errors.InputError for end points that are none.
     """
-    from nangrid.grid.own import diagnose_own
+    from nangrid.diagnosis.script import diagnose_own
 
     return diagnose_own(
         make_trainer,

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nangrid.cell import checkpoint
-from nangrid.cell.checkpoint import Checkpoint
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
 from nangrid.cell.identity import cell_factors, cell_id, hash_science, starred
+from nangrid.cell.model import checkpoint
+from nangrid.cell.model.checkpoint import Checkpoint
 from nangrid.records.errors import InputError
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

@@ -1,13 +1,13 @@
 """What a person sees of a grid from its directory alone."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_cell import plan_in
 
 from nangrid.commands.status import main
 from nangrid.grid.lock import acquire, release
@@ -16,10 +16,6 @@ from nangrid.grid.progress import report_steps
 from nangrid.grid.request import write_request
 from nangrid.records.cell import CellError, CellRecord, Seconds, write_record
 from nangrid.records.grid import GridDirectory
-
-sys.path.append(str(Path(__file__).parents[1] / "grid"))
-
-from fake_cell import plan_in
 
 MakeRecord = Callable[..., CellRecord]
 

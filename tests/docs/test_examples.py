@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nangrid.cell.tiny import tiny_gemma
+from nangrid.cell.model.tiny import tiny_gemma
 from nangrid.records.grid import GridDirectory
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from nangrid import NonFiniteError
-from nangrid.cell.tiny import tiny_gemma
+from nangrid.cell.model.tiny import tiny_gemma
 from nangrid.commands.check import main as check
 from nangrid.commands.compose import composed
 from nangrid.commands.diagnose import main as diagnose
@@ -20,7 +20,7 @@ from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
-from nangrid.grid.laboratory import Question
+from nangrid.diagnosis.oracle import Question
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.records.grid import GridDirectory
 

@@ -53,7 +53,7 @@ def test_what_a_job_refuses_is_bad_input(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_moved_grid_runs_where_it_is_now(tmp_path: Path) -> None:
-    from nangrid.grid.job import run_requested
+    from nangrid.grid.worker import run_requested
 
     assert run(tmp_path / "here", "seed=4") == 1
     (tmp_path / "here").rename(tmp_path / "there")

@@ -10,7 +10,7 @@ import transformers
 from datasets import Dataset
 from torch import Tensor
 
-from nangrid.cell.tiny import tiny_gemma
+from nangrid.cell.model.tiny import tiny_gemma
 from nangrid.integrations import watch_trainer
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.watch import Clocks

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cluster import cluster, missing
 
 from nangrid.commands.run import main
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
 from nangrid.records.grid import GridDirectory
 from nangrid.records.history import read_history
-
-sys.path.append(str(Path(__file__).parent))
-
-from cluster import cluster, missing
 
 pytestmark = [
     pytest.mark.slurm,

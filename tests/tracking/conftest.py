@@ -1,5 +1,4 @@
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +7,6 @@ import pytest
 import wandb
 
 from nangrid.tracking import wandb_run
-
-sys.path.append(str(Path(__file__).parent))  # for fake_server and runs
 
 if TYPE_CHECKING:
     from fake_server import FakeServer

@@ -44,6 +44,6 @@ class IsolatedLauncher(GridLauncher):
     """`hydra/launcher=isolated`: on this machine."""
 
     def __init__(self, n_jobs: int = 1, timeout_s: float | None = None) -> None:
-        from nangrid.grid.schedule import Isolated
+        from nangrid.grid.local import Isolated
 
         super().__init__(Isolated(n_jobs, timeout_s))

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from peft import PeftModel
 
-from nangrid.cell import arithmetic
-from nangrid.cell.adapters import add_adapters
-from nangrid.cell.checkpoint import locate_checkpoint
 from nangrid.cell.config import Config
-from nangrid.cell.data import CellData, load_data
-from nangrid.cell.model import DTYPES, check_length, device, load_model
-from nangrid.cell.rows import add_rows
-from nangrid.cell.targets import find_targets, renamed
+from nangrid.cell.data.dataset import CellData, load_data
+from nangrid.cell.model import arithmetic
+from nangrid.cell.model.adapters import add_adapters
+from nangrid.cell.model.base import DTYPES, check_length, device, load_model
+from nangrid.cell.model.checkpoint import locate_checkpoint
+from nangrid.cell.model.embedding_rows import add_rows
+from nangrid.cell.model.targets import find_targets, renamed
 from nangrid.cell.trainer import CellTrainer, make_deterministic, make_trainer
-from nangrid.watch import Ledger, observe_residual, read_arithmetic, read_model
-from nangrid.watch.ledger import dtype_name
+from nangrid.watch import (
+    Background,
+    Finding,
+    Ledger,
+    observe_residual,
+    preflight,
+    read_arithmetic,
+    read_model,
+    settings_of,
+)
+from nangrid.watch.state.tensors import dtype_name
 
 
 @dataclass
@@ -74,3 +83,17 @@ def differences(config: Config, ledger: Ledger) -> list[str]:
 def _differs(what: str, asked: str, found: str) -> list[str]:
     wanted = dtype_name(DTYPES[asked])
     return [] if found == wanted else [f"{what}: asked for {wanted}, the model has {found}"]
+
+
+def background(config: Config, data: CellData) -> Background:
+    """What an autopsy needs to know of the cell beyond its model."""
+    storage = dtype_name(DTYPES[config.dtype.storage])
+    return Background(texts=data.texts, first_new_id=data.base_vocab_size, asked_storage=storage)
+
+
+def look_over(cell: Cell, config: Config, *, trial: bool) -> list[Finding]:
+    """Of a cell that is built. `trial` costs a step, which a cell's own first step saves."""
+    settings = replace(settings_of(cell.trainer.args), first_new_id=cell.data.base_vocab_size, texts=cell.data.texts)
+    folder = Path(locate_checkpoint(config.model).path)
+    quantised = folder if trial and config.quant.name != "none" and folder.is_dir() else None
+    return preflight(cell.model, cell.data.train, settings, checkpoint=quantised, trial=trial)

@@ -15,16 +15,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
-from nangrid.records.start import find_start
+from nangrid.records.start_from import find_start
 
 ID_DIGITS = 12
 
 
 def cell_id(config: Config) -> str:
     """12 hex digits; reads the data and the tokenizer, and raises InputError where they are not to be had."""
-    from nangrid.cell.chat import template_sha256
-    from nangrid.cell.checkpoint import locate_checkpoint
-    from nangrid.cell.data import data_sha256
+    from nangrid.cell.data.chat import template_sha256
+    from nangrid.cell.data.dataset import data_sha256
+    from nangrid.cell.model.checkpoint import locate_checkpoint
 
     checkpoint = locate_checkpoint(config.model)
     science = factors(config) | {

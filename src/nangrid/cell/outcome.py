@@ -14,7 +14,7 @@ from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import Seconds, Trains
 from nangrid.records.headroom import write_headroom
 from nangrid.watch import Clocks, Headroom, Ledger, Reading, Watch
-from nangrid.watch.snapshot import FACTS
+from nangrid.watch.state.snapshot import FACTS
 
 
 def outcome(

@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from nangrid.cell.build import Cell, build_cell
+from nangrid.cell.build import Cell, background, build_cell
 from nangrid.cell.config import Config, factors, is_how_not_which
-from nangrid.cell.run import background
-from nangrid.integrations.moments import fitted_state
+from nangrid.integrations.optimizer_state import fitted_state
 from nangrid.integrations.trainer import TrainerStep
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
-from nangrid.watch import Replay, Snapshot, examine, surroundings
-from nangrid.watch.replay import replay
-from nangrid.watch.snapshot import param_groups
-from nangrid.watch.surroundings import Surroundings
+from nangrid.watch import Replay, Snapshot, examine
+from nangrid.watch.autopsy.replay import replay
+from nangrid.watch.state import module_state
+from nangrid.watch.state.module_state import Surroundings
+from nangrid.watch.state.tensors import param_groups
 
 Answer = TypeVar("Answer")
 
@@ -90,7 +90,7 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
         snapshot,
         state=state,
         groups=snapshot.groups if keep_groups else param_groups(step.optimizer),
-        surroundings=Surroundings(surroundings.of(step.model), snapshot.surroundings.modes),
+        surroundings=Surroundings(module_state.of(step.model), snapshot.surroundings.modes),
     )
 
 

@@ -7,21 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nangrid.cell.build import build_cell
+from nangrid.cell.build import background, build_cell, look_over
 from nangrid.cell.config import Config
-from nangrid.cell.data import CellData
 from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
-from nangrid.cell.model import DTYPES, device
+from nangrid.cell.model.base import device
 from nangrid.cell.outcome import history_row, keep_headroom, outcome
-from nangrid.cell.preflight import look_over
 from nangrid.integrations import Looking, train_from, unwrapped, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.history import write_history
-from nangrid.records.start import find_start
+from nangrid.records.start_from import find_start
 from nangrid.tracking import Run, open_run
-from nangrid.watch import Background, Headroom, Reading, read_optimizer
-from nangrid.watch.ledger import dtype_name
+from nangrid.watch import Headroom, Reading, read_optimizer
 
 
 def run_cell(
@@ -81,9 +78,3 @@ def _train(
     read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
     environment = read_environment(device(), cell.data.sha256)
     return outcome(watch, began, config.horizon, cell.ledger, environment), rows
-
-
-def background(config: Config, data: CellData) -> Background:
-    """What an autopsy needs to know of the cell beyond its model."""
-    storage = dtype_name(DTYPES[config.dtype.storage])
-    return Background(texts=data.texts, first_new_id=data.base_vocab_size, asked_storage=storage)

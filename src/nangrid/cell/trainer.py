@@ -12,9 +12,9 @@ from torch.utils import deterministic
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from nangrid.cell.config import Config
-from nangrid.cell.data import CellData, Collate
-from nangrid.cell.model import device
-from nangrid.records.start import find_start
+from nangrid.cell.data.dataset import CellData, Collate
+from nangrid.cell.model.base import device
+from nangrid.records.start_from import find_start
 
 _OPTIM_NAMES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "paged_adamw_32bit"}
 """Where TrainingArguments has another name for a level."""

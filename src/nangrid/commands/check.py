@@ -13,8 +13,8 @@ from pathlib import Path
 
 from nangrid.commands.compose import composed, going_on
 from nangrid.commands.exits import exit_code
-from nangrid.grid.isolation import ENVIRONMENT
 from nangrid.grid.plan import plan_cell
+from nangrid.grid.worker import ENVIRONMENT
 
 EPILOG = """\
 python -m src.check                                                    the run of huggingface/peft issue 1715
@@ -42,8 +42,7 @@ def _check(overrides: Sequence[str]) -> None:
     config = plan_cell(composed(overrides), overrides).cell_config
     from transformers.utils.logging import disable_progress_bar
 
-    from nangrid.cell.build import build_cell
-    from nangrid.cell.preflight import look_over
+    from nangrid.cell.build import build_cell, look_over
 
     disable_progress_bar()
     with warnings.catch_warnings():

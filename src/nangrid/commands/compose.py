@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, flattened
-from nangrid.grid.origin import inherited
 from nangrid.grid.plan import plain_config
+from nangrid.grid.start_from import inherited
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:

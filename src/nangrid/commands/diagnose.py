@@ -10,15 +10,15 @@ from typing import Any
 from nangrid.cell.identity import level_fields
 from nangrid.commands.compose import composed, going_on, key_of, typed
 from nangrid.commands.exits import exit_code
-from nangrid.grid.diagnose import diagnose
-from nangrid.grid.laboratory import Overrides, Question
-from nangrid.grid.origin import levels_of
+from nangrid.diagnosis.diagnose import diagnose
+from nangrid.diagnosis.minimal_sets import MOST_CHANGES
+from nangrid.diagnosis.oracle import Overrides, Question
+from nangrid.diagnosis.summary import tell
+from nangrid.grid.local import Isolated
 from nangrid.grid.plan import CellPlan, plan_cell
-from nangrid.grid.schedule import Isolated
-from nangrid.grid.telling import tell
+from nangrid.grid.start_from import levels_of
 from nangrid.records.errors import InputError
-from nangrid.records.start import find_start
-from nangrid.search.minimal import MOST_CHANGES
+from nangrid.records.start_from import find_start
 
 EPILOG = """\
 python -m src.diagnose --failing dtype=fp16 init=zero --reference dtype=fp32 init=mean

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from nangrid.commands.compose import composed, key_of
 from nangrid.commands.exits import exit_code
-from nangrid.grid.isolation import ENVIRONMENT
 from nangrid.grid.plan import as_config
 from nangrid.grid.request import Request, read_request
+from nangrid.grid.worker import ENVIRONMENT
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import REQUEST, CellRecord
 from nangrid.records.errors import InputError
+from nangrid.records.explain import explain
 from nangrid.records.grid import read_whole
-from nangrid.records.start import SNAPSHOT, find_start
-from nangrid.reporting.explain import explain
+from nangrid.records.start_from import SNAPSHOT, find_start
 
 if TYPE_CHECKING:
     from nangrid.cell.config import Config

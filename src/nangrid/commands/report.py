@@ -11,12 +11,12 @@ from rich.console import Console
 from nangrid.analysis.evidence import Evidence, gather
 from nangrid.analysis.headroom import in_fp16
 from nangrid.analysis.onsets import onset_pivot, write_onsets
-from nangrid.analysis.report import report_html
 from nangrid.cell.config import CONF_DIR
 from nangrid.commands.exits import exit_code
 from nangrid.records.atomic import write_bytes
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.notebook import begin
+from nangrid.reporting.report import report_html
 from nangrid.reporting.terminal import grid_summary
 
 HYPOTHESES = CONF_DIR / "hypotheses"

@@ -21,8 +21,8 @@ from nangrid.commands.compose import going_on
 from nangrid.commands.exits import exit_code
 from nangrid.commands.help import usage
 from nangrid.grid.launch import launch
+from nangrid.grid.local import Isolated
 from nangrid.grid.plan import plain_config, task_overrides
-from nangrid.grid.schedule import Isolated
 from nangrid.records.errors import InputError
 
 

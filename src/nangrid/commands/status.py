@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nangrid.grid.pace import in_words
+from nangrid.grid.estimate import in_words
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.errors import InputError
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED

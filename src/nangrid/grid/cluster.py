@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nangrid.grid import child
+from nangrid.grid import worker
+from nangrid.grid.collect import GridOutcome, Settlement
 from nangrid.grid.display import GridDisplay
 from nangrid.grid.ending import OUT_OF_MEMORY, Ending, of_process
-from nangrid.grid.isolation import ENVIRONMENT
-from nangrid.grid.job import run_requested
 from nangrid.grid.lock import is_held
 from nangrid.grid.plan import CellPlan
-from nangrid.grid.settle import GridOutcome, Settlement
+from nangrid.grid.worker import ENVIRONMENT, run_requested
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, read_own
 
@@ -92,7 +91,7 @@ class Cluster:
         )
         cells = [str(plan.directory()) for plan in plans]
         try:
-            handles = executor.map_array(run_requested, cells, [child.CELL_MODULE] * len(cells))
+            handles = executor.map_array(run_requested, cells, [worker.CELL_MODULE] * len(cells))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             said = " ".join(str(error).split())
             raise InputError(
@@ -115,14 +114,14 @@ class Job:
         """Whether the job has said its last word."""
         return bool(self.handle.paths.result_pickle.exists())
 
-    def reply(self) -> child.Reply:
+    def reply(self) -> worker.Reply:
         """That word; ("", "") if it has not come."""
         if not self.returned:
             return "", ""
         try:
-            reply: child.Reply = self.handle.results()[0]
+            reply: worker.Reply = self.handle.results()[0]
         except Exception as error:  # whatever went wrong in the job before the cell began
-            return child.STOPPED, str(error).strip().splitlines()[-1]
+            return worker.STOPPED, str(error).strip().splitlines()[-1]
         return reply
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from nangrid.grid.collect import GridOutcome
 from nangrid.grid.ending import LOG
-from nangrid.grid.pace import in_words, pace
+from nangrid.grid.estimate import in_words, pace
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
-from nangrid.grid.settle import GridOutcome
 from nangrid.records.cell import RESULT, CellRecord
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import GridDirectory, read_whole
-from nangrid.records.history import read_history
 
 
 class CellsFailedError(Exception):
@@ -52,10 +50,12 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], crew: Crew, *, 
     grid = GridDirectory.open(plans[0].config.out)
     outcome = crew.run(plans, grid)
     records = [outcome.records[plan.cell_id] for plan in plans if plan.cell_id in outcome.records]
+    from nangrid.reporting.finished import print_cell, print_grid  # pandas and rich take a second
+
     if single and records:
-        _show_cell(records[0], plans[0])
+        print_cell(records[0], plans[0].directory())
     elif records:
-        _show_grid(grid, records)
+        print_grid(grid, records)
     _raise_failures(plans, outcome)
 
 
@@ -98,40 +98,6 @@ def _estimate(to_run: list[CellPlan], records: list[CellRecord], crew: Crew) -> 
     width = min(crew.width, len(to_run))
     total = sum(expected.cell_seconds(horizon) for expected, horizon in known) / width
     return f": at most about {in_words(total)}, {width} side by side ({known[0][0].source})"
-
-
-def _show_cell(record: CellRecord, plan: CellPlan) -> None:
-    from nangrid.records.autopsy import read_autopsy
-    from nangrid.reporting.explain import explain
-    from nangrid.reporting.terminal import cell_summary
-
-    try:
-        history = read_history(plan.directory())
-    except RecordError:
-        history = None  # a cell that crashed has none
-    print(cell_summary(record, history, plan.directory()))
-    if record.autopsy and (autopsy := read_autopsy((plan.directory() / record.autopsy).parent)):
-        print(explain(autopsy))
-        asked = next((s for s in autopsy.suggestions if re.fullmatch(r"[\w.]+=[\w.-]+", s)), "[levels]")
-        print(f"  would it have saved this step? python -m src.replay {plan.directory()} {asked}")
-
-
-def _show_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
-    """Print the cells asked for; the files hold all of the directory's."""
-    from rich.console import Console
-
-    from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
-    from nangrid.reporting.terminal import grid_summary
-
-    everything, untrusted = grid.records()
-    autopsies = grid.autopsies(everything)
-    write_onsets(grid, onset_table(everything, autopsies))
-    table = onset_table(records, autopsies)
-    console = Console()
-    console.print(grid_summary(table, onset_pivot(table)))
-    files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: python -m src.report {grid.path}"]
-    for line in [*(f"left out: {error}" for error in untrusted), *files]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _raise_failures(plans: list[CellPlan], outcome: GridOutcome) -> None:

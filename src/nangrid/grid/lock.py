@@ -11,7 +11,10 @@ import os
 import time
 from pathlib import Path
 
+from nangrid.records.cell import REQUEST, RESULT
+
 LOCK = "lock"
+ATTEMPTS = "attempts"
 
 
 def acquire(cell: Path, timeout_s: float = 0.0) -> int | None:
@@ -49,3 +52,17 @@ def is_held(cell: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def set_aside(cell: Path) -> None:
+    """Empty the cell's directory for the next attempt. For the holder of its lock."""
+    left = [path for path in cell.iterdir() if path.name not in (LOCK, REQUEST, ATTEMPTS)]
+    if not left:
+        return
+    attempts = cell / ATTEMPTS
+    attempts.mkdir(exist_ok=True)
+    folder = attempts / str(len(list(attempts.iterdir())))
+    folder.mkdir()
+    # the record first: killed between two renames, the cell must be unfinished
+    for path in sorted(left, key=lambda path: path.name != RESULT):
+        path.rename(folder / path.name)

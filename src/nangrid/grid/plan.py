@@ -12,14 +12,14 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from nangrid.cell.config import Config, DataConfig
-from nangrid.cell.documents import load_documents
+from nangrid.cell.data.documents import load_documents
+from nangrid.cell.device import refuse_unsupported
 from nangrid.cell.identity import cell_factors, cell_id
-from nangrid.cell.script import ScriptConfig
-from nangrid.grid.device import refuse_unsupported
-from nangrid.grid.origin import check_origin
+from nangrid.cell.script.config import ScriptConfig
+from nangrid.grid.start_from import check_origin
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
-from nangrid.records.start import find_start
+from nangrid.records.start_from import find_start
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nangrid.cell.script import ScriptConfig, is_script
+from nangrid.cell.script.config import ScriptConfig, is_script
 from nangrid.grid.plan import CellPlan, as_config
 from nangrid.records.atomic import write_bytes
 from nangrid.records.cell import REQUEST

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nangrid.grid.estimate import Pace, pace
 from nangrid.grid.lock import is_held
-from nangrid.grid.pace import Pace, pace
 from nangrid.grid.progress import Progress, read_progress
 from nangrid.grid.request import Request, read_request
 from nangrid.records.cell import CellRecord

@@ -1,7 +1,7 @@
 """The watch on other people's training loops."""
 
 from nangrid.integrations.headroom import Looking
-from nangrid.integrations.start import train_from
+from nangrid.integrations.start_from import train_from
 from nangrid.integrations.trainer import TrainerStep, TrainerWatch, unwrapped, watch_trainer
 
 __all__ = ["Looking", "TrainerStep", "TrainerWatch", "train_from", "unwrapped", "watch_trainer"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from nangrid.reporting.explain import explain
+from nangrid.records.explain import explain
 from nangrid.watch import (
     Background,
     Clocks,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
-from nangrid.reporting.explain import operands
+from nangrid.records.explain import operands
 from nangrid.reporting.figures import MARKERS, colours
 
 _NAMED = {"X": "✖", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚", "*": "★"}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nangrid.records.cell import CLOCKS, Onset, earliest_onset
+from nangrid.watch.state.tensors import gradients, state_tensors
 
 STEPS_AFTER_ONSET = 3
 """How long a run goes on after its onset for the loss clock, the one a user sees."""
@@ -57,12 +58,6 @@ def extent(tensors: Iterable[Tensor]) -> Tensor:
 
 def _count(tensors: Iterable[Tensor]) -> int:
     return sum(int((~torch.isfinite(t)).sum()) for t in tensors)
-
-
-def gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    """Gradients by name, sparse ones by their values."""
-    found = {name: p.grad for name, p in trainables.items() if p.grad is not None}
-    return {name: g.coalesce().values() if g.is_sparse else g for name, g in found.items()}
 
 
 class Clocks:
@@ -171,11 +166,3 @@ class Clocks:
     def without_gradient(self) -> list[str]:
         """Trainables that no backward pass ever reached."""
         return [name for name in self.trainables if name not in self._reached]
-
-
-def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    """Every floating-point tensor of the optimizer's state (of 8-bit states: their float32 scales)."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                yield value

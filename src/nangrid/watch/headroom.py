@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nangrid.watch.places import module_names
+from nangrid.watch.state.tensors import module_names
 
 ACTIVATION, GRADIENT = "activation", "gradient"
 EVERY = 10

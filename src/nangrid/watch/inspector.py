@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
-from nangrid.records.start import KEPT, kept_in
-from nangrid.reporting.explain import explain
-from nangrid.watch.autopsy import Background, examine
-from nangrid.watch.clocks import Clocks, Reading, gradients
+from nangrid.records.explain import explain
+from nangrid.records.start_from import KEPT, kept_in
+from nangrid.watch.autopsy.examine import Background, examine
+from nangrid.watch.autopsy.mechanism import UNKNOWN
+from nangrid.watch.autopsy.replay import FROZEN, RAISED, Step, digest
+from nangrid.watch.clocks import Clocks, Reading
 from nangrid.watch.growth import Growth
-from nangrid.watch.mechanism import UNKNOWN
-from nangrid.watch.replay import FROZEN, RAISED, Step, digest
-from nangrid.watch.snapshot import Recorder, Snapshot
+from nangrid.watch.state.recorder import Recorder
+from nangrid.watch.state.snapshot import Snapshot
+from nangrid.watch.state.tensors import gradients
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ class Inspector:
         return [self.clocks.reading]
 
     def flush(self) -> list[Reading]:
-        """Readings that were still on their way: none here, see nangrid.watch.late."""
+        """Readings that were still on their way: none here, see nangrid.watch.deferred."""
         return []
 
     def finish(self) -> list[Reading]:

@@ -14,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nangrid.watch.clocks import state_tensors
+from nangrid.watch.state.tensors import dtype_name, state_tensors
 
 _ADAPTER_MARKS = ("lora_", "modules_to_save")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nangrid.watch.ledger import dtype_name
-from nangrid.watch.snapshot import trainables
+from nangrid.watch.state.tensors import dtype_name, trainables
 
 IGNORED = -100
 SAMPLES = 1_000

@@ -15,12 +15,13 @@ from torch.nn.parameter import UninitializedParameter
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.records.errors import InputError
-from nangrid.reporting.explain import explain
-from nangrid.watch.autopsy import Background
+from nangrid.records.explain import explain
+from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.clocks import Reading
+from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import Keeping, still_searching
-from nangrid.watch.late import inspector_for
-from nangrid.watch.snapshot import MicroBatch, trainables
+from nangrid.watch.state.snapshot import MicroBatch
+from nangrid.watch.state.tensors import trainables
 
 _NO_BATCH = object()
 

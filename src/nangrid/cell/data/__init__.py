@@ -1,0 +1,1 @@
+"""Which samples is a cell trained on?"""

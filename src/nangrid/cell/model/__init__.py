@@ -1,0 +1,1 @@
+"""How is the model of a cell loaded, extended and adapted?"""

@@ -1,0 +1,1 @@
+"""How does a cell run a user's own training script?"""

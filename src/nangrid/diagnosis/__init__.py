@@ -1,0 +1,1 @@
+"""Which level changes cause a failure, and which cure it?"""

@@ -1,0 +1,57 @@
+"""Would the failing step have survived with one change undone? Asked of its snapshot, before any cell is run.
+
+An answer about one step ranks what to try and proves nothing: the cells decide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from nangrid.cell.config import Config
+from nangrid.grid.plan import CellPlan
+from nangrid.grid.process import context, warm_up
+from nangrid.grid.worker import redirect_output
+from nangrid.records.cell import CellRecord
+from nangrid.records.errors import InputError
+
+
+def survives(failed: CellPlan, record: CellRecord, others: Sequence[Config]) -> list[bool | None]:
+    """For each config whether the cell's failing step, replayed under it, stays finite.
+
+    None where the question makes no sense (the config asks for another step) or the replay crashes.
+    """
+    if record.snapshot is None:
+        return [None] * len(others)
+    warm_up()
+    return [_ask(failed, record.snapshot, config) for config in others]
+
+
+def _ask(failed: CellPlan, snapshot: str, config: Config) -> bool | None:
+    made_by = context()
+    receiver, sender = made_by.Pipe(duplex=False)
+    process = made_by.Process(target=_answer, args=(failed, snapshot, config, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        answer: bool | None = receiver.recv()
+    except EOFError:
+        answer = None
+    process.join()
+    return answer
+
+
+def _answer(failed: CellPlan, snapshot: str, config: Config, reply: Connection) -> None:
+    """In a process of its own, as any cell."""
+    redirect_output(Path(os.devnull))
+    from nangrid.cell.replay import replay_under
+    from nangrid.watch import Snapshot
+
+    try:
+        told = replay_under(config, failed.cell_config, Snapshot.load((failed.directory() / snapshot).parent))
+    except InputError:
+        reply.send(None)
+        return
+    reply.send(told.replay.clock is None)

@@ -1,0 +1,105 @@
+"""In what order are the cells run on this machine?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from nangrid.grid.collect import GridOutcome, Settlement
+from nangrid.grid.display import GridDisplay
+from nangrid.grid.ending import Ending
+from nangrid.grid.plan import CellPlan
+from nangrid.grid.process import CellProcess, start, stop, warm_up
+from nangrid.records.errors import InputError
+from nangrid.records.grid import GridDirectory
+
+TICK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """The cells on this machine, each in a process of its own, `n_jobs` side by side."""
+
+    n_jobs: Any = 1
+    timeout_s: Any = None
+
+    def check(self) -> None:
+        """InputError for a number out of range."""
+        if not isinstance(self.n_jobs, int) or self.n_jobs < 1:
+            raise InputError(f"hydra.launcher.n_jobs={self.n_jobs} is out of range: give a whole number of at least 1.")
+        if self.timeout_s is None:
+            return
+        if not isinstance(self.timeout_s, int | float) or not math.isfinite(self.timeout_s) or self.timeout_s <= 0:
+            raise InputError(
+                f"hydra.launcher.timeout_s={self.timeout_s} is out of range: give seconds above 0, or null."
+            )
+
+    @property
+    def width(self) -> int:
+        """Cells side by side."""
+        return int(self.n_jobs)
+
+    def get_ready(self) -> None:
+        """Begin with the imports, while the other cells are composed."""
+        warm_up()
+
+    def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
+        """Run the cells that are not done and return when all have ended.
+
+        A cell that raises, dies, runs out of memory or overruns its time gets a record that says so, and the
+        others go on. A cell that is killed from outside stays unfinished, and so do the running ones on Ctrl-C.
+        """
+        with GridDisplay(len(plans)) as display:
+            schedule = _Schedule(Settlement(grid, display), self.n_jobs, self.timeout_s)
+            try:
+                schedule.run(plans)
+            finally:
+                stop(schedule.running)
+        return schedule.settlement.outcome
+
+
+class _Schedule:
+    def __init__(self, settlement: Settlement, n_jobs: int, timeout_s: float | None) -> None:
+        self.settlement = settlement
+        self.n_jobs = n_jobs
+        self.timeout_s = timeout_s
+        self.waiting: deque[CellPlan] = deque()
+        self.running: list[CellProcess] = []
+
+    def run(self, plans: Sequence[CellPlan]) -> None:
+        self.waiting.extend(self.settlement.still_to_run(plans))
+        while self.waiting or self.running or self.settlement.elsewhere:
+            self._start_waiting()
+            self._wait_a_tick()
+            self._settle_running()
+            self.waiting.extend(self.settlement.settle_elsewhere())
+
+    def _start_waiting(self) -> None:
+        while self.waiting and len(self.running) < self.n_jobs:
+            plan = self.waiting.popleft()
+            self.settlement.display.begin(plan)
+            self.running.append(start(plan, self.settlement.grid.grid_id))
+
+    def _wait_a_tick(self) -> None:
+        if self.running:
+            wait([cell.process.sentinel for cell in self.running], timeout=TICK_S)
+        else:
+            time.sleep(TICK_S)
+        for plan in [*(cell.plan for cell in self.running), *self.settlement.elsewhere]:
+            self.settlement.display.refresh(plan)
+
+    def _settle_running(self) -> None:
+        for cell in list(self.running):
+            if self.timeout_s is not None and cell.seconds > self.timeout_s:
+                stop([cell])
+                ending = Ending("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
+                self.running.remove(cell)
+                self.settlement.settle(cell.plan, ("", ""), ending, cell.seconds)
+            elif not cell.is_alive():
+                self.running.remove(cell)
+                self.settlement.settle(cell.plan, cell.reply(), cell.ending(), cell.seconds)

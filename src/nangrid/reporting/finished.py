@@ -1,0 +1,43 @@
+"""Prints what a finished cell or grid shows, and which command to type next."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
+from nangrid.records.autopsy import read_autopsy
+from nangrid.records.cell import CellRecord
+from nangrid.records.errors import RecordError
+from nangrid.records.explain import explain
+from nangrid.records.grid import GridDirectory
+from nangrid.records.history import read_history
+from nangrid.reporting.terminal import cell_summary, grid_summary
+
+
+def print_cell(record: CellRecord, directory: Path) -> None:
+    """Print one cell's summary; for a failing one its autopsy and the command that tests a fix."""
+    try:
+        history = read_history(directory)
+    except RecordError:
+        history = None  # a cell that crashed has none
+    print(cell_summary(record, history, directory))
+    if record.autopsy and (autopsy := read_autopsy((directory / record.autopsy).parent)):
+        print(explain(autopsy))
+        override = next((s for s in autopsy.suggestions if re.fullmatch(r"[\w.]+=[\w.-]+", s)), "[levels]")
+        print(f"  would it have saved this step? python -m src.replay {directory} {override}")
+
+
+def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
+    """Print the onset table of `records`; onsets.csv and onsets.parquet hold every cell of the directory."""
+    everything, untrusted = grid.records()
+    autopsies = grid.autopsies(everything)
+    write_onsets(grid, onset_table(everything, autopsies))
+    table = onset_table(records, autopsies)
+    console = Console()
+    console.print(grid_summary(table, onset_pivot(table)))
+    files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: python -m src.report {grid.path}"]
+    for line in [*(f"left out: {error}" for error in untrusted), *files]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,179 @@
+"""How is the evidence of a grid laid out as a page?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from nangrid.analysis.effects import ANY
+from nangrid.analysis.evidence import Evidence, rerun_command
+from nangrid.analysis.headroom import forecast, in_fp16, room
+from nangrid.analysis.histories import column
+from nangrid.analysis.limits import MACHINE, PACKAGES
+from nangrid.analysis.survival import common_horizon
+from nangrid.records.cell import CellRecord
+from nangrid.records.explain import explain
+from nangrid.records.headroom import LIMITS
+from nangrid.reporting.figures import (
+    Trace,
+    autopsy_figure,
+    effects_figure,
+    headroom_figure,
+    survival_figure,
+    traces_figure,
+)
+from nangrid.reporting.page import DrawnAutopsy, Page, Section, render
+from nangrid.reporting.terminal import counted_statuses
+
+_MOST_TRACES = 100
+_SHOWN = 12
+
+
+def report_html(evidence: Evidence) -> str:
+    """The whole report as one HTML page."""
+    return render(page_of(evidence))
+
+
+def page_of(evidence: Evidence) -> Page:
+    """Sections that a grid gives no ground for (no factor varies, nothing failed) are left out."""
+    events = events_of(evidence)
+    factors = evidence.factors
+    sections = [_effects(evidence), _survival(evidence)] if factors else []
+    if evidence.histories:
+        sections.append(_traces(evidence, events))
+    if evidence.headroom:
+        sections.append(_headroom(*evidence.headroom, _early_warnings(evidence.records)))
+    return Page(
+        title=f"nangrid: {evidence.grid_id}",
+        facts=_facts(evidence),
+        verdict=evidence.verdict,
+        onsets=evidence.times,
+        factors=factors,
+        base=evidence.base,
+        sections=sections,
+        autopsies=_drawn(evidence, events),
+        hypotheses=evidence.hypotheses,
+        limits=evidence.limits,
+        records=evidence.records,
+        commands={record.cell_id: rerun_command(record) for record in evidence.records},
+        events=events,
+    )
+
+
+def events_of(evidence: Evidence) -> list[str]:
+    """The mechanisms met, the commonest first."""
+    return [str(event) for event in evidence.times["event"].dropna().value_counts().index]
+
+
+def traces_of(evidence: Evidence) -> list[Trace]:
+    """Loss and gradient norm of the cells that have a history, the failing ones first where they are too many."""
+    times = evidence.times.sort_values("event", na_position="last", kind="stable")
+    traces: list[Trace] = []
+    for cell_id, event in zip(times["cell_id"], times["event"], strict=True):
+        history = evidence.histories.get(cell_id)
+        if history is not None and len(traces) < _MOST_TRACES:
+            met = None if pd.isna(event) else str(event)
+            loss, norm = (column(history, name).tolist() for name in ("loss", "grad_norm"))
+            traces.append(Trace(cell_id[:8], met, loss, norm))
+    return traces
+
+
+def _facts(evidence: Evidence) -> dict[str, str]:
+    models = sorted({str(record.factors.get("model", "?")) for record in evidence.records})
+    machine = evidence.records[0].environment
+    starts = ", ".join(map(str, sorted({record.first_step for record in evidence.records} - {0})))
+    begun = {"begun at": f"step {starts} of another run, from where steps count below"} if starts else {}
+    return {
+        "cells": f"{len(evidence.records)} ({counted_statuses(evidence.onsets)})",
+        "model": ", ".join(models),
+        **begun,
+        "machine": " ".join(str(machine[key]) for key in MACHINE if key in machine),
+        "versions": ", ".join(f"{name} {machine[name]}" for name in PACKAGES if name in machine),
+    }
+
+
+def _effects(evidence: Evidence) -> Section:
+    horizon = common_horizon(evidence.times)
+    any_event = evidence.tests[evidence.tests["event"] == ANY].drop(columns="event")
+    by_event = evidence.tests[(evidence.tests["event"] != ANY) & (evidence.tests["strata"] > 0)]
+    lead = [
+        "Cells that are equal in all other factors and the seed are compared. difference: mean steps survived up to "
+        f"step {horizon}, against the reference's level; lower and upper: 95 % over seeds. p: the stratified log-rank "
+        "under permutation of the levels inside the matched sets, p holm over the factors; below, each event with the "
+        "others as competing risks."
+    ]
+    tables = [evidence.contrasts, any_event, *([by_event] if len(by_event) else [])]
+    crossed = evidence.interactions[evidence.interactions["difference"].abs() > 0].head(10)
+    if len(crossed):
+        lead.append(
+            "The last table has the interactions: by how many steps a level's effect changes when the other factor is "
+            "at other level instead of the reference's."
+        )
+        tables.append(crossed)
+    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables)
+
+
+def _survival(evidence: Evidence) -> Section:
+    lead = [
+        "Kaplan-Meier over all cells of a level, whatever else they have; a tick marks censored cells. The table "
+        "counts the cells of each combination that met an event, with Wilson's interval over seeds; the shares after "
+        "it are Aalen and Johansen's, with the other events competing."
+    ]
+    shares = [
+        frame.pivot(index=["level", "cells"], columns="event", values="share").reset_index().assign(factor=factor)
+        for factor, frame in evidence.incidence.items()
+        if len(frame)
+    ]
+    tables = [evidence.rates]
+    if shares:
+        joined = pd.concat(shares)
+        tables.append(joined[["factor", *joined.columns.drop("factor")]].rename_axis(columns=None))
+    return Section("Survival", lead, [survival_figure(evidence.curves, common_horizon(evidence.times))], tables)
+
+
+def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
+    traces = traces_of(evidence)
+    shown = "" if len(traces) == len(evidence.histories) else f" ({len(traces)} of {len(evidence.histories)} cells)"
+    lead = [f"Every cell to its onset, the last finite value of a failing one marked{shown}."]
+    return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
+
+
+def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
+    table = room(frame)
+    lead = [
+        f"What cell {cell_id[:8]} saw of its own activations and gradients, on its first step and every few after it. "
+        "fp16, bf16 and fp32 are the bits that are left before the format ends (log2 of limit / largest): below 0 it "
+        "would overflow.",
+        in_fp16(frame),
+    ]
+    growing = forecast(frame)
+    if len(growing):
+        lead.append("The second table has what grows towards fp16's end, by a straight line through log2 of its size.")
+    if len(warned):
+        lead.append("The last table has the early warnings: gradients that grew towards the end of their format.")
+    tables = [table.head(_SHOWN), *(rest.head(_SHOWN) for rest in (growing, warned) if len(rest))]
+    return Section("Headroom", lead, [headroom_figure(table, LIMITS)], tables)
+
+
+def _early_warnings(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """What each cell said while it ran, and what came of it."""
+    rows = [
+        (record.cell_id[:8], warning, "finite" if record.onset is None else f"onset at step {record.onset.step}")
+        for record in records
+        for warning in record.ledger.get("early_warnings", [])
+    ]
+    return pd.DataFrame(rows, columns=["cell", "early_warning", "ended"])
+
+
+def _drawn(evidence: Evidence, events: Sequence[str]) -> list[DrawnAutopsy]:
+    drawn = []
+    layers = max(int(record.ledger.get("layers", 0)) for record in evidence.records)
+    for event in events:
+        cells = [i for i in evidence.times.loc[evidence.times["event"] == event, "cell_id"] if i in evidence.autopsies]
+        if not cells:
+            continue
+        autopsy = evidence.autopsies[cells[0]]
+        told = explain(autopsy)
+        drawn.append(DrawnAutopsy(event, cells[0], autopsy, told, autopsy_figure(autopsy, layers), len(cells)))
+    return drawn

@@ -1,0 +1,1 @@
+"""Where did the first non-finite number of a failing step come from?"""

@@ -1,0 +1,216 @@
+"""What is written down about a failing step: its origin, who is involved, the mechanism, and how sure we are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nangrid.records.autopsy import READ_NONFINITE, Autopsy, OutputRecord, TokenRecord
+from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
+from nangrid.watch.autopsy.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
+from nangrid.watch.autopsy.places import Place
+from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay
+from nangrid.watch.autopsy.tokens import (
+    enters_as_zeros,
+    named_tokens,
+    token_ids,
+    vocabulary_size,
+    which_rows,
+    which_samples,
+)
+from nangrid.watch.autopsy.trace import Birth
+from nangrid.watch.state.snapshot import Snapshot
+from nangrid.watch.state.tensors import dtype_name
+
+_LONGEST_PATH = 12
+_MOST_PARAMETERS = 4
+
+
+@dataclass(frozen=True)
+class Background:
+    """What only the caller knows of the run."""
+
+    texts: Mapping[int, str] = field(default_factory=dict)
+    first_new_id: int | None = None
+    asked_storage: str | None = None
+    """Name of the storage dtype that was asked for, such as `bfloat16`."""
+
+
+def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
+    """Replay the snapshot's step, compare it with the live one, and say what was found."""
+    found = replay(step, snapshot)
+    # The same micro-batches through the initial trainables: at step 0 these are the same.
+    untrained = found.clock if snapshot.step == 0 else replay(step, snapshot, untrained=True).clock
+    same = {key: found.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
+    reproduced = found.clock == snapshot.clock and all(same.values())
+    return _Report(step, snapshot, found, background, untrained is not None).autopsy(reproduced, same)
+
+
+class _Report:
+    def __init__(self, step: Step, snapshot: Snapshot, found: Replay, background: Background, untrained: bool) -> None:
+        self.step = step
+        self.snapshot = snapshot
+        self.found = found
+        self.background = background
+        self.untrained = untrained
+        self.birth = found.origin.write.birth if found.origin else None
+        self.leaf = found.origin.write.leaf if found.origin else ""
+        self.reader = found.origin.reader if found.origin else None
+
+    def autopsy(self, reproduced: bool, same: Mapping[str, bool]) -> Autopsy:
+        birth, origin = self.birth, self.found.origin
+        place = birth.place if birth else (self.reader and self.reader.place) or Place()
+        tokens = self._tokens()
+        mechanism = self._mechanism(tokens)
+        return Autopsy(
+            step=self.snapshot.step,
+            clock=self.snapshot.clock,
+            phase=self._phase(),
+            kind=birth.kind if birth else NONFINITE_INPUT if self.leaf else UNKNOWN,
+            op=origin.write.op if origin else "",
+            module=place.module,
+            source=place.source,
+            node=place.node,
+            micro_batch=birth.micro_batch if birth else self.found.micro_batch,
+            dtype=birth.output.dtype if birth else "",
+            dtype_max=dtype_max(birth.output.dtype) if birth else 0.0,
+            inputs=list(birth.inputs) if birth else [],
+            output=_output_record(birth) if birth else None,
+            path=list(origin.path[:_LONGEST_PATH]) if origin else [],
+            tokens=tokens,
+            parameters=list(self.found.nonfinite),
+            mechanism=mechanism.id,
+            explanation=mechanism.explanation,
+            evidence=self._evidence(reproduced, same),
+            suggestions=list(mechanism.suggestions),
+            reproduced=reproduced,
+            untrained=self.untrained,
+        )
+
+    def _phase(self) -> str:
+        if self.leaf:
+            return "input"
+        if self.birth is None:
+            return UNKNOWN
+        given = self.birth.phase == "optimizer" and self.birth.kind == NONFINITE_INPUT and not self.birth.meant
+        return "input" if given else self.birth.phase
+
+    def _inputs(self) -> Any:
+        return self.snapshot.micro_batches[self.birth.micro_batch if self.birth else 0].inputs
+
+    def _tokens(self) -> list[TokenRecord]:
+        if self.birth is None:
+            return []
+        new, texts = self.background.first_new_id, self.background.texts
+        return [
+            TokenRecord(row, at, token, texts.get(token, ""), new is not None and token >= new)
+            for row, at, token in named_tokens(self.birth, self._inputs(), self.step.model, self.found.nonfinite)
+        ]
+
+    def _mechanism(self, tokens: list[TokenRecord]) -> Mechanism:
+        if self.found.origin is None:
+            return Mechanism(UNKNOWN, "The replay met no non-finite number: the failing step did not fail again.")
+        write = self.found.origin.write
+        labels = self._inputs().get("labels") if isinstance(self._inputs(), Mapping) else None
+        return name_mechanism(
+            Evidence(
+                step=self.snapshot.step,
+                clock=self.snapshot.clock,
+                birth=self.birth,
+                op=write.op,
+                leaf=self.leaf,
+                labels_all_ignored=isinstance(labels, torch.Tensor) and bool((labels == -100).all()),
+                eps_underflows=_eps_underflows(self.step),
+                losses=self.snapshot.losses,
+                untrained=self.untrained,
+                growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
+                norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
+                zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
+                silent_half=self.background.asked_storage not in (None, "float16"),
+            )
+        )
+
+    def _evidence(self, reproduced: bool, same: Mapping[str, bool]) -> list[str]:
+        lines = []
+        if self.leaf:
+            lines.append(f"{self.leaf}{READ_NONFINITE}")
+            lines += self._leaf_elements()
+        if self.reader and self.reader.place:
+            place = self.reader.place
+            where = f" in {place.module}" * bool(place.module) + f" ({place.source})" * bool(place.source)
+            lines.append(f"first read by {self.reader.op}{where}")
+        if self.birth:
+            lines += _birth_evidence(self.birth)
+        lines += self._hit()
+        if is_compiled(self.step.model):
+            lines.append("the model is compiled; the replay runs it eagerly, where the last bits may differ")
+        if not reproduced:
+            changed = ", ".join(key for key, equal in same.items() if not equal) or "the clock"
+            lines.append(f"the replay rang {self.found.clock or 'no clock'}; different from the live run: {changed}")
+        if self.snapshot.step > 0:
+            ending = "fails too" if self.untrained else "is finite"
+            lines.append(f"the same batch through the initial trainables {ending}")
+        if any(group.get("eps") == 0 for group in self.snapshot.groups):
+            lines.append("eps is 0 in the optimizer's param_groups")
+        return lines
+
+    def _leaf_elements(self) -> list[str]:
+        """Which part of the tensor that was read is non-finite, where it can still be looked at."""
+        what, _, name = self.leaf.partition(" ")
+        if what == "parameter":
+            tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
+        elif what == "buffer":
+            tensor = self.snapshot.surroundings.buffers.get(name)
+        else:
+            tensor = dict(batch_tensors(self.snapshot)).get(self.leaf)
+            return [] if tensor is None else [f"{self.leaf}: {which_samples(~torch.isfinite(tensor))} non-finite"]
+        if tensor is None or not tensor.is_floating_point():
+            return []
+        ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
+        return [f"{self.leaf}: {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)} non-finite"]
+
+    def _hit(self) -> list[str]:
+        """Which part of each parameter is non-finite, of the first few."""
+        ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
+        hit = list(self.found.nonfinite.items())[:_MOST_PARAMETERS]
+        return [f"{name}: {which_rows(mask, ids, vocabulary)} non-finite" for name, mask in hit]
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether torch.compile has wrapped the model or one of its modules."""
+    return any(
+        m._compiled_call_impl is not None or type(m).__name__ == "OptimizedModule"  # type: ignore[truthy-function]
+        for m in model.modules()
+    )
+
+
+def _birth_evidence(birth: Birth) -> list[str]:
+    sizes = ", ".join(f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in birth.inputs if not o.n_nan and not o.n_inf)
+    lines = [f"operands finite: {sizes}"] if sizes else []
+    lines += [f"scalar operand {scalar}" for scalar in birth.scalars]
+    written = birth.output
+    lines.append(f"{written.n_nan} NaN and {written.n_inf} infinities of {math.prod(written.shape)} written")
+    return lines
+
+
+def _eps_underflows(step: Step) -> list[str]:
+    found = set()
+    for group in step.optimizer.param_groups:
+        for parameter in group["params"]:
+            eps = group.get("eps")
+            if isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=parameter.dtype)) == 0:
+                found.add(dtype_name(parameter.dtype))
+    return sorted(found)
+
+
+def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:
+    return max((float(t.abs().max()) for t in tensors.values() if t.numel()), default=0.0)
+
+
+def _output_record(birth: Birth) -> OutputRecord:
+    out = birth.output
+    return OutputRecord(out.shape, out.dtype, out.n_nan, out.n_inf, list(birth.first_index))

@@ -1,0 +1,285 @@
+"""By which of the known mechanisms did it go non-finite? Rules over evidence; without evidence, `unknown`.
+
+The ids are those of MECHANISMS.md. Each rule says what it saw; none fires on a symptom alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from nangrid.records.autopsy import TensorRecord
+from nangrid.watch.autopsy.ieee import DIVIDE_BY_ZERO, INVALID, OVERFLOW
+from nangrid.watch.autopsy.trace import Birth
+
+UNKNOWN = "unknown"
+HALF = "float16"
+_MASK_SIZE = 0.99
+"""An operand this close to the largest number of its dtype is a mask made of finfo.min."""
+_RISES = 3
+_GROWN = 100.0
+"""A largest parameter this many times what it was before training has run away."""
+_LOST = 0.1
+"""Losses that rose by this share of what they had fallen: a parameter may grow a lot while they still fall."""
+_LOGARITHM = re.compile(r"aten\.(log|log2|log10|log1p|logit|xlogy|xlog1py)_?\.")
+_LOGARITHM_NODE = re.compile(r"(Log|Log2|Log10|Log1P|Logit|Xlogy|Xlog1Py)Backward", re.IGNORECASE)
+_STABLE = {"log1p": "log(-expm1(x)) for log1p(-exp(x)), with x below 0", "logit": "what went into the sigmoid"}
+"""Where the usual advice is what was done already."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules look at."""
+
+    step: int
+    clock: str
+    birth: Birth | None
+    op: str
+    leaf: str = ""
+    """The tensor that was non-finite before the step, if one was."""
+    labels_all_ignored: bool = False
+    eps_underflows: list[str] = field(default_factory=list)
+    """Optimizer state dtypes in which eps is zero."""
+    losses: list[float] = field(default_factory=list)
+    """Of the steps before."""
+    untrained: bool | None = None
+    growth: float = 1.0
+    """The largest parameter, by what was the largest before training."""
+    norms: bool = False
+    """Whether the model has a normalisation layer."""
+    zero_rows: bool = False
+    """Whether the tokens at the origin enter as rows of zeros."""
+    silent_half: bool = False
+    """Whether the model is stored in float16 and another dtype was asked for."""
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """An id, in plain words, and what to try first."""
+
+    id: str
+    explanation: str
+    suggestions: tuple[str, ...] = ()
+
+
+def name_mechanism(evidence: Evidence) -> Mechanism:
+    """The first rule that fires."""
+    for rule in _RULES:
+        found = rule(evidence)
+        if found is not None:
+            return found
+    return Mechanism(UNKNOWN, "No known mechanism fits the evidence; the origin stands for itself.")
+
+
+def _uninitialised(e: Evidence) -> Mechanism | None:
+    before_training = e.step == 0 and e.leaf.startswith(("parameter ", "buffer "))
+    if not before_training and "never written" not in e.leaf:
+        return None
+    return Mechanism(
+        "uninitialised-parameter",
+        f"{e.leaf} was non-finite before the first step: it was never initialised, or loaded broken.",
+        ("init=mean",),
+    )
+
+
+def _frozen(e: Evidence) -> Mechanism | None:
+    if e.clock != "frozen":
+        return None
+    return Mechanism(
+        "infinite-norm-freeze",
+        "Every gradient is finite but their norm is not: clipping divides by it, so every update is zero, "
+        "the loss stays finite and nothing is learned.",
+        ("init=mean", "data.bos=true"),
+    )
+
+
+def _empty_labels(e: Evidence) -> Mechanism | None:
+    if not (e.birth and e.birth.phase == "forward" and e.birth.kind == INVALID and _is_mean_of_nothing(e, e.birth)):
+        return None
+    return Mechanism(
+        "empty-labels",
+        "Every label of this micro-batch is ignored (-100, or its like) or weighs 0: the loss is a mean over "
+        "nothing, 0 / 0.",
+        ("drop samples whose labels are all -100", "data.length=... longer than the prompts"),
+    )
+
+
+def _is_mean_of_nothing(e: Evidence, birth: Birth) -> bool:
+    if "nll_loss" in e.op:  # finite operands: only its own division by the weights' sum is left
+        return e.labels_all_ignored or not any(operand.n_nan or operand.n_inf for operand in birth.inputs)
+    if "aten.div" in e.op and len(birth.output.shape) <= 1:
+        return e.labels_all_ignored and bool(birth.inputs) and all(operand.at == 0 for operand in birth.inputs)
+    return e.labels_all_ignored and "aten.mean" in e.op and not birth.inputs
+
+
+def _dora(e: Evidence) -> Mechanism | None:
+    if not e.birth or e.birth.kind == OVERFLOW:
+        return None
+    if not (e.birth.place.source.startswith("dora.py:") or "lora_magnitude_vector" in e.birth.place.module):
+        return None
+    return Mechanism("dora-zero-norm", "DoRA divides by the norm of a row that is zero.", ("init=mean",))
+
+
+def _masked_row(e: Evidence) -> Mechanism | None:
+    if not (e.birth and e.birth.kind == INVALID and e.birth.masked):
+        return None
+    attends = any("attention" in name or "attn" in name for name in (e.op, e.birth.place.module.lower()))
+    if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
+        return None
+    return Mechanism(
+        "masked-row-softmax",
+        f"A row of {'the attention' if attends else 'a softmax'} is masked everywhere: its softmax is exp(-inf) over "
+        "a sum of zeros, 0 / 0.",
+        ("data.padding_side=right", "model.attn=sdpa") if attends else ("keep rows that are masked everywhere out",),
+    )
+
+
+def _double_mask(e: Evidence) -> Mechanism | None:
+    if not (e.birth and e.birth.kind == OVERFLOW and ".add" in e.op and len(e.birth.inputs) == 2):
+        return None
+    if not e.birth.negative:
+        return None
+    if not all(_share_of_max(operand) > _MASK_SIZE for operand in e.birth.inputs):
+        return None
+    return Mechanism(
+        "double-mask-overflow",
+        "Two masks of the smallest finite number are added: together they are -inf.",
+        ("use boolean masks",),
+    )
+
+
+def _log_of_zero(e: Evidence) -> Mechanism | None:
+    if not (e.birth and (e.birth.kind in (DIVIDE_BY_ZERO, INVALID) or _is_slope_near_zero(e.birth))):
+        return None
+    forward, backward = _LOGARITHM.match(e.op), _LOGARITHM_NODE.match(e.birth.place.node)
+    if not (forward or backward):
+        return None
+    name = (e.op + e.birth.place.node).lower()
+    better = next((advice for part, advice in _STABLE.items() if part in name), "log_softmax, logsigmoid, log1p")
+    return Mechanism(
+        "log-of-zero",
+        "A logarithm, or its gradient, is taken at zero (or below).",
+        ("take log-probabilities in float32", f"use the stable form ({better})"),
+    )
+
+
+def _is_slope_near_zero(birth: Birth) -> bool:
+    """Whether 1 / x overflowed because x is smaller than any normal number; float16 is told by its own rules."""
+    divisor = birth.inputs[-1] if birth.inputs else None
+    if birth.phase != "backward" or divisor is None or divisor.at is None or divisor.dtype == HALF:
+        return False
+    return birth.kind == OVERFLOW and abs(divisor.at) < torch.finfo(getattr(torch, divisor.dtype)).tiny
+
+
+def _eps_underflow(e: Evidence) -> Mechanism | None:
+    if not (e.birth and e.birth.phase == "optimizer" and e.birth.kind in (INVALID, DIVIDE_BY_ZERO)):
+        return None
+    divides = any(name in e.op for name in ("div", "reciprocal"))  # the divisor is the last operand
+    if not (divides and e.birth.inputs and e.birth.inputs[-1].at == 0 and e.birth.output.dtype in e.eps_underflows):
+        return None
+    return Mechanism(
+        "adam-eps-underflow",
+        f"The optimizer's eps is 0 in {e.birth.output.dtype}: an element without gradient is updated by 0 / 0.",
+        ("upcast=trainable", "optim=paged_adamw_8bit"),
+    )
+
+
+def _divergence(e: Evidence) -> Mechanism | None:
+    if not (e.birth and e.birth.kind == OVERFLOW and e.untrained is False):
+        return None
+    losses = [loss for loss in e.losses if math.isfinite(loss)]
+    recent = losses[-_RISES - 1 :]
+    lowest = min(losses, default=0.0)
+    rise = losses[-1] - lowest if losses else 0.0
+    rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent)) and rise > abs(lowest)
+    huge = any(operand.absmax > math.sqrt(dtype_max("float32")) for operand in e.birth.inputs)
+    if rises:
+        seen = f"The loss rose for {_RISES} steps and more before something overflowed"
+    elif e.growth > _GROWN and (huge or (losses and rise > _LOST * (losses[0] - lowest))):
+        seen = f"The largest parameter has grown {e.growth:.3g} times since training began"
+    else:
+        return None
+    return Mechanism(
+        "divergence",
+        f"{seen}, and the batch is harmless to the initial parameters: training has run away.",
+        ("optim.lr=... a tenth", "optim.warmup=10", "optim.clip=1.0"),
+    )
+
+
+def _half_activation(e: Evidence) -> Mechanism | None:
+    if not _overflows(e, "forward") or e.birth is None or e.birth.output.dtype != HALF:
+        return None
+    if e.silent_half:
+        return _silent(e)
+    return Mechanism(
+        "fp16-activation-overflow",
+        "An activation passed 65504, the largest float16. float32 and bfloat16 reach 3.4e38.",
+        ("dtype=bf16", "dtype=fp32"),
+    )
+
+
+def _half_gradient(e: Evidence) -> Mechanism | None:
+    if not _overflows(e, "backward") or e.birth is None or e.birth.output.dtype != HALF:
+        return None
+    if e.silent_half:
+        return _silent(e)
+    amplifies = e.zero_rows and e.norms
+    amplified = " They enter as rows of zeros, where each RMSNorm multiplies the gradient by 1 / sqrt(eps)."
+    return Mechanism(
+        "fp16-gradient-overflow",
+        "A gradient passed 65504, the largest float16, on its way back." + amplified * amplifies,
+        ("init=mean", "dtype=bf16") if amplifies else ("dtype=bf16", "dtype=fp32"),
+    )
+
+
+def _zero_row(e: Evidence) -> Mechanism | None:
+    if not (_overflows(e, "backward") and e.zero_rows and e.norms):
+        return None
+    return Mechanism(
+        "zero-row-norm-gradient",
+        "The tokens at the origin enter as rows of zeros: each RMSNorm on the way back multiplies the gradient "
+        "by 1 / sqrt(eps), about 1000, until it leaves the range of its dtype.",
+        ("init=mean", "data.bos=true"),
+    )
+
+
+def _silent(e: Evidence) -> Mechanism:
+    return Mechanism(
+        "silent-fp16-storage",
+        "The model is stored in float16 although another dtype was asked for, and 65504 was passed.",
+        ("pass dtype= to from_pretrained",),
+    )
+
+
+def _overflows(e: Evidence, phase: str) -> bool:
+    return e.birth is not None and e.birth.phase == phase and e.birth.kind == OVERFLOW
+
+
+def _share_of_max(operand: TensorRecord) -> float:
+    return operand.absmax / dtype_max(operand.dtype)
+
+
+def dtype_max(name: str) -> float:
+    """The largest finite number of a floating-point dtype."""
+    return float(torch.finfo(getattr(torch, name)).max)
+
+
+_RULES: tuple[Callable[[Evidence], Mechanism | None], ...] = (
+    _uninitialised,
+    _frozen,
+    _empty_labels,
+    _dora,
+    _masked_row,
+    _double_mask,
+    _log_of_zero,
+    _eps_underflow,
+    _divergence,
+    _half_activation,
+    _half_gradient,
+    _zero_row,
+)

@@ -1,0 +1,169 @@
+"""How is a step checked on a GPU without waiting for it?
+
+Each measure of a step stays on the device as one number. They are copied to pinned memory behind the step's last
+kernel, and read when the next steps have been queued. So the exact step is known a little late: as many snapshots
+are kept as steps may be under way, and the one of the failing step is replayed. Its parameters are clean there,
+whatever the optimizer has made of them since.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nangrid.watch.autopsy.examine import Background
+from nangrid.watch.autopsy.replay import Step, digest
+from nangrid.watch.clocks import Reading, extent
+from nangrid.watch.inspector import Inspector, Keeping
+from nangrid.watch.state.recorder import Recorder
+from nangrid.watch.state.tensors import gradients, state_tensors
+
+UNDER_WAY = 2
+"""Steps that may be queued before the oldest one's numbers are waited for."""
+
+
+@dataclass
+class _Flight:
+    """A step whose numbers are on their way."""
+
+    step: int
+    recorder: Recorder
+    losses: list[Tensor] = field(default_factory=list)
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    ignore_nonfinite: bool = False
+    lr: float = 0.0
+    seconds: float = 0.0
+    numbers: Tensor | None = None
+    event: Any = None
+
+    def depart(self) -> None:
+        """Send the numbers to the host, behind all that is queued."""
+        numbers = torch.stack([value.detach().double() for value in self.measures.values()])
+        if numbers.is_cuda:
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(
+                numbers, non_blocking=True
+            )
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.numbers = numbers
+
+    def arrive(self) -> dict[str, float]:
+        """The numbers; waits for them where need be."""
+        assert self.numbers is not None
+        if self.event is not None:
+            self.event.synchronize()
+        return dict(zip(self.measures, self.numbers.tolist(), strict=True))
+
+
+class LateInspector(Inspector):
+    """An inspector that never waits for the device; a non-finite count of 1 means some."""
+
+    def __init__(
+        self, step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+    ) -> None:
+        super().__init__(step, out_dir, background, keeping)
+        initial = self.recorder.initial
+        model, optimizer, scaler = step.model, step.optimizer, step.scaler
+        spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(UNDER_WAY)]
+        self._recorders = deque([self.recorder, *spares])
+        self._flights: deque[_Flight] = deque()
+        self._flight: _Flight
+
+    def begin(self, step: int) -> None:
+        """Open a step."""
+        self._recorders.rotate(-1)
+        self._flight = _Flight(step, self._recorders[0])
+        self._flight.recorder.begin(step)
+
+    def micro_batch(self, inputs: Any, **extra: Any) -> None:
+        """Note what is about to go forward and backward."""
+        self._flight.recorder.micro_batch(inputs, **extra)
+
+    def loss(self, loss: Tensor) -> None:
+        """Keep the loss of a micro-batch."""
+        self._flight.losses.append(loss.detach())
+
+    def raised(self, error: Exception) -> None:
+        """Of the step under way, whose numbers are not on their way yet."""
+        self.recorder = self._flight.recorder
+        super().raised(error)
+
+    @torch.no_grad()
+    def gradients(self, ignore_nonfinite: bool = False) -> None:
+        """Measure the gradients."""
+        self._flight.recorder.notice()
+        found = gradients(self.step.trainables)
+        self.clocks.note_reached(found)
+        self._flight.measures["gradient"] = extent(found.values())
+        self._flight.ignore_nonfinite = ignore_nonfinite
+
+    def norm(self, norm: Tensor | float) -> None:
+        """Keep the gradient norm before clipping."""
+        self._flight.measures["norm"] = torch.as_tensor(norm)
+
+    @torch.no_grad()
+    def updated(self) -> None:
+        """Measure parameters and optimizer state."""
+        flight, device = self._flight, self._flight.losses[0].device
+        flight.measures["update"] = self.clocks.update(flight.recorder.before)
+        flight.measures["parameter"] = extent(self.step.trainables.values())
+        flight.measures["optimizer_state"] = extent(state_tensors(self.step.optimizer))
+        flight.measures |= {f"loss {number}": loss for number, loss in enumerate(flight.losses)}
+        flight.measures = {name: value.to(device, non_blocking=True) for name, value in flight.measures.items()}
+
+    def close(self, lr: float, seconds: float) -> list[Reading]:
+        """Send the step's numbers off; the readings of the steps whose numbers have come."""
+        self._flight.lr, self._flight.seconds = lr, seconds
+        self._flight.depart()
+        self._flights.append(self._flight)
+        self._keep(self._flight.step, self._flight.recorder)
+        return list(self._read(UNDER_WAY))
+
+    def flush(self) -> list[Reading]:
+        """Wait for the numbers of all steps."""
+        return list(self._read(0))
+
+    def _read(self, may_stay: int) -> Iterable[Reading]:
+        while len(self._flights) > may_stay:
+            flight = self._flights.popleft()
+            self._note(flight, flight.arrive())
+            yield self.clocks.reading
+
+    def _note(self, flight: _Flight, numbers: dict[str, float]) -> None:
+        clocks = self.clocks
+        clocks.begin(flight.step)
+        reading = clocks.reading
+        for number in range(len(flight.losses)):
+            clocks.note_loss(numbers[f"loss {number}"])
+        reading.max_gradient, reading.max_update = numbers["gradient"], numbers["update"]
+        reading.grad_norm, reading.lr, reading.seconds = numbers["norm"], flight.lr, flight.seconds
+        ringing = [] if flight.ignore_nonfinite else ["gradient"]
+        for clock in [*ringing, "parameter", "optimizer_state"]:
+            if not math.isfinite(numbers[clock]):
+                clocks.ring(clock, 1)
+        self.growth.note(flight.step, reading.max_gradient)
+        self._examine_late(flight)
+
+    def _examine_late(self, flight: _Flight) -> None:
+        self.recorder = flight.recorder
+        outcome = {"loss": digest(flight.losses)}
+        if self._rang_now("loss", "gradient", "parameter", "optimizer_state"):
+            self._examine(outcome)
+        elif self.clocks.reading.frozen:
+            self._keep_frozen(outcome)
+
+
+def inspector_for(
+    step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+) -> Inspector:
+    """The inspector for the device that the trainables are on."""
+    on_gpu = any(parameter.is_cuda for parameter in step.trainables.values())
+    return (LateInspector if on_gpu else Inspector)(step, out_dir, background, keeping)

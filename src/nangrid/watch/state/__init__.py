@@ -1,0 +1,1 @@
+"""What must be saved so that one training step can be run again exactly?"""

@@ -1,0 +1,32 @@
+"""Saves and restores every random generator that a step may draw from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """Every random state a step may draw from."""
+    version, keys, gauss = random.getstate()
+    name, numbers, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, numbers, *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put the random states back."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(list(states["cuda"]))

@@ -1,0 +1,111 @@
+"""Keeps what a snapshot of the current step needs, at the cost of one copy per step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nangrid.watch.state import module_state
+from nangrid.watch.state.module_state import Surroundings, Surveyor
+from nangrid.watch.state.random_state import random_states
+from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State
+from nangrid.watch.state.tensors import copy_state, notice_trainables, param_groups
+
+
+class Recorder:
+    """Keeps what a snapshot of the step under way needs, at the cost of a copy a step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trainables: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+        initial: dict[str, Tensor] | None = None,
+    ) -> None:
+        """`trainables` may grow while the run goes on."""
+        self.model = model
+        self.trainables = trainables
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.initial = initial if initial is not None else {}
+        self._parameters: dict[str, Tensor] = {}
+        self._surveyor = Surveyor(model)
+        self.notice()
+        self._state: State = {}
+        self._rng: dict[str, Any] = {}
+        self._groups: list[dict[str, Any]] = []
+        self._scaler: dict[str, Any] = {}
+        self._step = 0
+        self._micro_batches: list[MicroBatch] = []
+
+    @property
+    def before(self) -> list[Tensor]:
+        """The trainables as they were before the step, in their order."""
+        return list(self._parameters.values())
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        """Copy what the step will change."""
+        self._step, self._micro_batches, self._rng = step, [], random_states()
+        self.notice()
+        torch._foreach_copy_(self.before, list(self.trainables.values()))
+        self._groups = param_groups(self.optimizer)
+        self._scaler = self.scaler.state_dict() if self.scaler else {}
+        self._surveyor.copy()
+        for name, parameter in self.trainables.items():
+            live = self.optimizer.state.get(parameter)
+            if live:
+                self._state[name] = copy_state(live, self._state.get(name, {}))
+
+    @torch.no_grad()
+    def notice(self) -> None:
+        """Copy the trainables that came since: their values are those before the step until its optimizer's part."""
+        notice_trainables(self.model, self.optimizer, self.trainables)
+        for name, parameter in self.trainables.items():
+            if name not in self._parameters:
+                self._parameters[name] = parameter.detach().clone()
+                self.initial.setdefault(name, parameter.detach().clone())
+
+    def micro_batch(self, inputs: Any, **extra: Any) -> None:
+        """Note what is about to go forward and backward."""
+        self._micro_batches.append(MicroBatch(shallow(inputs), extra))
+
+    def snapshot(self, clock: str, outcome: dict[str, str], losses: list[float]) -> Snapshot:
+        """The step under way; its tensors are overwritten by the next `begin`."""
+        return Snapshot(
+            step=self._step,
+            parameters=self._parameters,
+            state=self._state,
+            groups=self._groups,
+            scaler=self._scaler,
+            surroundings=self._surveyor.now(),
+            rng=self._rng,
+            micro_batches=self._micro_batches,
+            training=self.model.training,
+            clock=clock,
+            outcome=outcome,
+            losses=losses,
+            initial=self.initial,
+        )
+
+    def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
+        """A forward pass of an evaluation after the step under way: the parameters are as they are now."""
+        return replace(
+            self.snapshot("eval_loss", outcome, losses),
+            parameters={name: p.detach().clone() for name, p in self.trainables.items()},
+            surroundings=Surroundings(module_state.of(self.model)),
+            rng=rng,
+            micro_batches=[MicroBatch(shallow(inputs))],
+            training=False,
+        )
+
+
+def shallow(inputs: Any) -> Any:
+    """A micro-batch that a step may take entries out of; its tensors are the same."""
+    return copy.copy(inputs) if isinstance(inputs, Mapping | list) else inputs

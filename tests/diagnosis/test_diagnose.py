@@ -1,0 +1,228 @@
+"""The search between two end points, over seeds: the cells are planned for real, what they do is a truth table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nangrid.commands.diagnose import _question
+from nangrid.diagnosis.diagnose import Diagnosis, diagnose, rank
+from nangrid.diagnosis.oracle import Answered, Question
+from nangrid.grid.collect import GridOutcome
+from nangrid.grid.local import Isolated
+from nangrid.grid.plan import CellPlan
+from nangrid.records.autopsy import Autopsy, write_autopsy
+from nangrid.records.cell import CellError, CellRecord, Trains, write_record
+from nangrid.records.errors import InputError
+from nangrid.records.grid import GridDirectory
+from nangrid.records.history import write_history
+
+MakeRecord = Callable[..., CellRecord]
+Did = tuple[str | None, float]
+"""The mechanism that a cell met at step 0, or None; and its loss."""
+
+FAILING = ["dtype=fp16", "init=zero", "optim=adamw_torch"]
+REFERENCE = ["dtype=bf16", "init=mean", "optim=paged_adamw_8bit"]
+FINE: Did = (None, 3.0)
+
+
+def autopsy(mechanism: str, **more: Any) -> Autopsy:
+    nothing: dict[str, Any] = dict.fromkeys(Autopsy.__dataclass_fields__)
+    lists = {"inputs": [], "path": [], "tokens": [], "parameters": [], "evidence": [], "suggestions": []}
+    texts = dict.fromkeys(["clock", "op", "module", "source", "node", "dtype", "explanation"], "")
+    numbers = {"step": 0, "micro_batch": 0, "dtype_max": 65504.0, "schema": 1, "reproduced": True}
+    known = {"mechanism": mechanism, "phase": "forward", "kind": "overflow"}
+    return Autopsy(**nothing | lists | texts | numbers | known | more)
+
+
+@dataclass(frozen=True)
+class TruthTable(Isolated):
+    """Instead of training: looks up what a cell with these levels and this seed does, and keeps its record."""
+
+    does: Callable[[set[str], int], Did | None] = lambda levels, seed: FINE
+    """None: it crashes."""
+    make_record: MakeRecord = CellRecord
+    ran: list[tuple[frozenset[str], int, int]] = field(default_factory=list)
+    """Levels of the failing cell, seed, horizon."""
+
+    def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
+        return GridOutcome({plan.cell_id: self._cell(plan, grid) for plan in plans})
+
+    def _cell(self, plan: CellPlan, grid: GridDirectory) -> CellRecord:
+        levels, seed, horizon = (
+            set(plan.overrides) & {*FAILING, "dtype.storage=fp16"},
+            plan.config.seed,
+            plan.config.horizon,
+        )
+        self.ran.append((frozenset(levels), seed, horizon))
+        did = self.does(levels, seed)
+        mechanism, loss = did or FINE
+        fields: dict[str, Any] = {"horizon": horizon, "steps_done": 1 if mechanism else horizon}
+        if did is None:
+            fields |= {"status": "error", "error": CellError("RuntimeError", "dtype mismatch", "")}
+        trains = Trains(None, [], 1e-3, 4.0, loss)
+        rung = {"loss": 0} if mechanism else None
+        kept = "autopsy.json" if mechanism else None
+        record = self.make_record(rung, cell_id=plan.cell_id, trains=trains, autopsy=kept, **fields)
+        plan.directory().mkdir(parents=True, exist_ok=True)
+        write_history(plan.directory(), [{"step": s, "loss": loss} for s in range(record.steps_done)])
+        if mechanism:
+            write_autopsy(plan.directory(), autopsy(mechanism))
+        write_record(plan.directory(), record)
+        return record
+
+
+Ask = Callable[..., tuple[Diagnosis, TruthTable]]
+
+
+@pytest.fixture
+def ask(make_record: MakeRecord, tmp_path: Path) -> Ask:
+    def run(
+        does: Callable[[set[str], int], Did | None], seeds: int = 3, horizon: int = 8, **sides: list[str]
+    ) -> tuple[Diagnosis, TruthTable]:
+        crew = TruthTable(does=does, make_record=make_record)
+        common = ["model=tiny", f"out={tmp_path}", *sides.get("common", [])]
+        failing, reference = sides.get("failing", FAILING), sides.get("reference", REFERENCE)
+        question = _question(common, failing, reference, 1, seeds)
+        asked = Question(question.changes, question.plan, crew, question.seeds)
+        return diagnose(asked, horizon, lambda line: None), crew
+
+    return run
+
+
+def test_one_cause_is_confirmed_over_seeds_to_the_horizon(ask: Ask) -> None:
+    found, crew = ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels else FINE)
+    assert found.causes.causes == [frozenset({0})] and found.cures.cures == [frozenset({0})]
+    assert not found.stochastic and found.horizon == 8
+    assert (found.met[frozenset({0})].met, found.trained[frozenset({0})].met) == (3, 3)
+    cured = frozenset({"init=zero", "optim=adamw_torch"})
+    assert {(seed, horizon) for levels, seed, horizon in crew.ran if levels == cured} >= {(0, 8), (1, 8), (2, 8)}
+
+
+def test_the_search_runs_short_cells(ask: Ask) -> None:
+    _, crew = ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels else FINE, horizon=64)
+    assert {horizon for levels, _, horizon in crew.ran if 0 < len(levels) < 3} == {4, 64}, "4 x (0 + 1) to search"
+    assert sum(horizon == 64 for _, _, horizon in crew.ran) < sum(1 for _ in crew.ran)
+
+
+def test_seeds_that_disagree_are_asked_together(ask: Ask) -> None:
+    """With seed 0 it takes both; with seed 2 the dtype alone."""
+
+    def does(levels: set[str], seed: int) -> Did:
+        met = "dtype=fp16" in levels and (seed == 2 or "init=zero" in levels)
+        return ("overflow", 9.0) if met else FINE
+
+    found, _ = ask(does)
+    assert found.stochastic
+    assert found.causes.causes == [frozenset({0})] and found.met[frozenset({0})].met == 1
+    assert found.cures.cures == [frozenset({0})], "mean rows do not cure seed 2"
+    alone, _ = ask(does, seeds=1)
+    assert not alone.stochastic and alone.causes.causes == [frozenset({0, 1})]
+
+
+def test_a_cure_must_reach_the_loss_of_the_reference(ask: Ask) -> None:
+    def does(levels: set[str], seed: int) -> Did:
+        if "dtype=fp16" in levels:
+            return "overflow", 9.0
+        return None, 3.0 + ("init=zero" in levels)
+
+    found, _ = ask(does)
+    assert found.causes.causes == [frozenset({0})]
+    assert found.cures.cures == [frozenset({0, 1})], "bf16 with zero rows is finite, and learns less"
+
+
+def test_a_reference_that_fails_with_another_seed_is_none(ask: Ask) -> None:
+    with pytest.raises(InputError, match="--reference fails with seed=1"):
+        ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels or seed == 1 else FINE)
+
+
+def test_a_cell_that_crashes_is_left_out(ask: Ask) -> None:
+    def does(levels: set[str], seed: int) -> Did | None:
+        if levels == {"dtype=fp16", "init=zero"}:
+            return None
+        return ("overflow", 9.0) if {"dtype=fp16", "init=zero"} <= levels else FINE
+
+    found, _ = ask(does)
+    assert found.causes.left_out == [frozenset({0, 1})]
+    assert found.causes.causes == [frozenset({0, 1, 2})], "all together are the least that is known to be enough"
+
+
+def test_levels_that_do_not_go_together_are_left_out(ask: Ask) -> None:
+    sides = {"failing": ["data=glossary", "init=zero"], "reference": ["vocab=none", "init=mean"]}
+
+    def does(levels: set[str], seed: int) -> Did:
+        return ("overflow", 9.0) if "init=zero" in levels else FINE
+
+    found, _ = ask(does, **sides)
+    unbuildable = frozenset({0})  # data=glossary with vocab=none
+    assert unbuildable in found.causes.left_out
+    assert frozenset({1}) in found.causes.causes
+
+
+def test_another_event_that_comes_first_decides_nothing(ask: Ask) -> None:
+    """dtype or optim alone bring it about; optim with init meets another event, which must not acquit optim."""
+
+    def does(levels: set[str], seed: int) -> Did:
+        if levels == {"optim=adamw_torch", "init=zero"}:
+            return "divergence", 9.0
+        return ("overflow", 9.0) if levels & {"dtype=fp16", "optim=adamw_torch"} else FINE
+
+    found, _ = ask(does, seeds=1)
+    assert set(found.causes.causes) == {frozenset({0}), frozenset({2})}
+    assert frozenset({1, 2}) in found.causes.left_out
+
+
+def test_what_comes_later_is_not_called_chance(ask: Ask) -> None:
+    def does(levels: set[str], seed: int) -> Did:
+        return ("overflow", 9.0) if "dtype=fp16" in levels else FINE
+
+    found, _ = ask(does, seeds=1)
+    assert not found.stochastic
+
+
+def test_a_dtype_is_drilled_down_to_its_fields(ask: Ask) -> None:
+    def does(levels: set[str], seed: int) -> Did:
+        return ("overflow", 9.0) if levels & {"dtype=fp16", "dtype.storage=fp16"} else FINE
+
+    found, _ = ask(does)
+    drilled = found.drilled[frozenset({0})]
+    named = [drilled.question.changes[i][0] for cause in drilled.found.causes for i in cause]
+    assert named == [("dtype.storage=fp16",)] and drilled.cells < 8
+
+
+def test_the_autopsy_says_what_to_try_first(make_record: MakeRecord, tmp_path: Path) -> None:
+    question = _question([f"out={tmp_path}"], FAILING, REFERENCE, 1, 1)
+    said: list[str] = []
+    told = autopsy("fp16-activation-overflow", suggestions=["dtype=bf16", "dtype=fp32"], untrained=True)
+    plan = question.plan(question.levels(question.everything), 8, 0)
+    failing = Answered(plan, make_record({"loss": 0}), None, told, [])
+    assert rank(question, failing, said.append) == [4.0, 1.0, 0.25]
+    assert said == [
+        "first suspect, by the autopsy: dtype=fp16",
+        "last suspect, for the untrained weights fail on this batch too: optim=adamw_torch",
+    ]
+    assert rank(question, replace(failing, autopsy=None), said.append) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("common", "seeds", "said"),
+    [
+        (["seed=x"], 3, "seed=x does not fit"),
+        ([], 0, "--seeds 0 is out of range"),
+    ],
+)
+def test_seeds_that_are_none(common: list[str], seeds: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        _question(common, FAILING, REFERENCE, 1, seeds)
+
+
+def test_a_key_for_all_cells_and_for_one_side_is_refused() -> None:
+    with pytest.raises(InputError, match="init is given for all cells and for one side"):
+        _question(["init=mean"], ["dtype=fp16", "init=zero"], ["dtype=bf16"], 1, 1)
+
+
+def test_a_seed_is_no_level() -> None:
+    with pytest.raises(InputError, match="a seed is no level"):
+        _question([], [*FAILING, "seed=1"], REFERENCE, 1, 3)

@@ -1,0 +1,146 @@
+"""A run that is gone on with from its middle is the run, to the last bit; and under other levels no step is lost."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from nangrid.cell.model.tiny import tiny_gemma
+from nangrid.integrations import train_from, watch_trainer
+from nangrid.records.errors import InputError
+from nangrid.records.start_from import find_start
+from nangrid.watch import Reading
+
+STEPS, SAVED = 9, 4
+SAMPLES = 12
+"""In batches of 2: the run is in its second epoch at step 6."""
+ADAMS = ["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit"]
+
+
+def make(out: Path, rank: int = 4, dtype: torch.dtype = torch.float32, **changes: Any) -> Trainer:
+    """A script as users write it, with dropout, so that every random draw counts."""
+    transformers.set_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(tiny_gemma(2), dtype=dtype)
+    lora = LoraConfig(r=rank, target_modules=["q_proj", "v_proj", "down_proj", "embed_tokens"], lora_dropout=0.2)
+    model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    rows = torch.randint(4, 1000, (SAMPLES, 16), generator=torch.Generator().manual_seed(1)).tolist()
+    settings: dict[str, Any] = {
+        "output_dir": str(out / "out"),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 3,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": SAVED,
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        **changes,
+    }
+    data = Dataset.from_dict({"input_ids": rows, "labels": rows})
+    return Trainer(model=model, args=TrainingArguments(**settings), train_dataset=data)
+
+
+def train(trainer: Trainer, out: Path, start: str | None = None) -> list[Reading]:
+    readings: list[Reading] = []
+    watch_trainer(trainer, out, on_step=readings.append, keep_every=SAVED)
+    if start is None:
+        trainer.train()
+    else:
+        train_from(trainer, find_start(start))
+    return readings
+
+
+def numbers(readings: list[Reading]) -> list[tuple[Any, ...]]:
+    return [(r.step, r.loss, r.grad_norm, r.lr, r.max_gradient, r.max_update) for r in readings]
+
+
+@pytest.fixture(scope="module", params=ADAMS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Reading]]:
+    out = tmp_path_factory.mktemp("run")
+    return out, request.param, train(make(out, optim=request.param), out)
+
+
+@pytest.mark.parametrize("start", [f"kept/{SAVED}", "kept/8", f"out/checkpoint-{SAVED}"])
+def test_it_is_the_same_run(run: tuple[Path, str, list[Reading]], start: str, tmp_path: Path) -> None:
+    out, optim, readings = run
+    again = train(make(tmp_path, optim=optim), tmp_path, str(out / start))
+    assert again[0].step == int(start.split("/")[1].removeprefix("checkpoint-"))
+    assert numbers(again) == numbers(readings)[again[0].step :]
+
+
+@pytest.mark.parametrize("start", [f"kept/{SAVED}", f"out/checkpoint-{SAVED}"])
+def test_it_is_the_same_run_in_bfloat16(start: str, tmp_path: Path) -> None:
+    """PEFT loads adapters in float32, into parameters that no watch knows."""
+    half: dict[str, Any] = {"dtype": torch.bfloat16, "optim": "adamw_torch"}
+    readings = train(make(tmp_path, **half), tmp_path)
+    trainer = make(tmp_path / "again", **half)
+    again = train(trainer, tmp_path / "again", str(tmp_path / start))
+    assert numbers(again) == numbers(readings)[SAVED:]
+    trainables = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trainables} == {torch.bfloat16} and all(p.grad is None for p in trainables)
+
+
+@pytest.mark.parametrize("other", ADAMS)
+def test_one_adam_goes_on_with_the_moments_of_another(
+    run: tuple[Path, str, list[Reading]], other: str, tmp_path: Path
+) -> None:
+    """Without them its first updates would be as large as the learning rate allows, whatever came before."""
+    out, _, readings = run
+    for start in (f"kept/{SAVED}", f"out/checkpoint-{SAVED}"):
+        again = train(make(tmp_path, optim=other), tmp_path, str(out / start))
+        assert again[0].loss == readings[SAVED].loss
+        assert again[0].max_update == pytest.approx(readings[SAVED].max_update, rel=0.1)
+        assert again[-1].loss == pytest.approx(readings[-1].loss, rel=1e-3)
+
+
+def test_other_levels_count_from_there(run: tuple[Path, str, list[Reading]], tmp_path: Path) -> None:
+    out, optim, readings = run
+    start = str(out / "kept" / str(SAVED))
+    slower = train(make(tmp_path, optim=optim, learning_rate=1e-4), tmp_path, start)
+    assert slower[0].loss == readings[SAVED].loss
+    assert slower[0].lr == pytest.approx(readings[SAVED].lr / 10)
+    lower = train(make(tmp_path, optim=optim, dtype=torch.bfloat16), tmp_path, start)
+    assert lower[0].step == SAVED
+    assert lower[0].loss == pytest.approx(readings[SAVED].loss, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rank": 8}, "cannot change in the middle of a run"),
+        ({"optim": "sgd"}, "SGD has no use for"),
+        ({"per_device_train_batch_size": 1}, "the data at step 4 is not what the run had there"),
+        ({"data_seed": 5}, "the data at step 4 is not what the run had there"),
+    ],
+)
+def test_what_cannot_change_is_refused_before_a_step(
+    run: tuple[Path, str, list[Reading]], changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    out, optim, _ = run
+    readings: list[Reading] = []
+    trainer = make(tmp_path, **{"optim": optim, **changes})
+    watch_trainer(trainer, tmp_path, on_step=readings.append)
+    with pytest.raises(InputError, match=says):
+        train_from(trainer, find_start(str(out / "kept" / str(SAVED))))
+    assert readings == []
+    if "rank" in changes or "optim" in changes:
+        with pytest.raises(InputError, match=says):
+            train_from(make(tmp_path, **{"optim": optim, **changes}), find_start(str(out / f"out/checkpoint-{SAVED}")))
+
+
+def test_a_place_to_start_from_is_found_or_said_to_be_none(
+    run: tuple[Path, str, list[Reading]], tmp_path: Path
+) -> None:
+    out, _, _ = run
+    assert [path.name for path in sorted((out / "kept").iterdir())] == ["4", "8"], "the last two stay"
+    assert find_start(str(out)).step == 8
+    assert find_start(str(out / "kept/4")).sha256() != find_start(str(out / "kept/8")).sha256()
+    with pytest.raises(InputError, match="holds neither a snapshot nor a checkpoint"):
+        find_start(str(tmp_path))

@@ -1,0 +1,169 @@
+"""The watch of a GPU, which never waits for the device, on the CPU: the same findings, a little later."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bare_loop import diagnose, squares
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nangrid import NonFiniteError, Watch
+from nangrid.records.autopsy import Autopsy
+from nangrid.watch import Background, Inspector, trainables
+from nangrid.watch.deferred import UNDER_WAY, LateInspector
+
+ONES = torch.ones(2, 8)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr("nangrid.watch.watch.inspector_for", LateInspector)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def root_at(step: int) -> Callable[[Tensor], Tensor]:
+    """A loss whose slope is infinite at one step alone."""
+    calls = iter(range(100))
+    return lambda out: (out - out.detach()).sqrt().sum() if next(calls) == step else squares(out)
+
+
+def same_finding(found: Autopsy, other: Autopsy) -> bool:
+    keys = ("step", "clock", "phase", "kind", "op", "node", "parameters", "mechanism", "untrained", "inputs")
+    return all(getattr(found, key) == getattr(other, key) for key in keys)
+
+
+def test_a_gradient_is_found_steps_later_as_it_was(tmp_path: Path, late: Callable[[], None]) -> None:
+    batches: list[Any] = [ONES, ONES * 2, torch.full((2, 8), 1e30), ONES, ONES, ONES, ONES]
+    at_once = diagnose(net(), batches, tmp_path / "at_once", max_grad_norm=1.0)
+    late()
+    later = diagnose(net(), batches, tmp_path / "later", max_grad_norm=1.0)
+    assert at_once.step == 2 and same_finding(later, at_once)
+
+
+def test_parameters_ruined_by_the_optimizer(tmp_path: Path, late: Callable[[], None]) -> None:
+    batches = [torch.tensor([1, 2])] * 5
+    at_once = diagnose(nn.Embedding(10, 4).half(), batches, tmp_path / "at_once")
+    late()
+    later = diagnose(nn.Embedding(10, 4).half(), batches, tmp_path / "later")
+    assert at_once.mechanism == "adam-eps-underflow" and later.mechanism == at_once.mechanism
+    assert (later.step, later.clock, later.op) == (0, "parameter", at_once.op)
+
+
+def test_the_last_step_is_looked_at_on_closing(tmp_path: Path, late: Callable[[], None]) -> None:
+    late()
+    model = net()
+    watch = Watch(model, torch.optim.SGD(model.parameters(), 0.1), tmp_path)
+
+    def closure(batch: Tensor) -> Tensor:
+        loss = squares(model(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for batch in (ONES, torch.full((2, 8), 1e30)):
+        watch.step(closure, batch)
+    with pytest.raises(NonFiniteError) as raised:
+        watch.close()
+    assert raised.value.autopsy is not None and raised.value.autopsy.step == 1
+
+
+class Loop:
+    """What an inspector needs of a loop."""
+
+    scaler = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        self.trainables = trainables(model)
+
+    def forward_backward(self, micro_batch: Any) -> Tensor:
+        loss = squares(self.model(micro_batch.inputs if hasattr(micro_batch, "inputs") else micro_batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def clip(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def update(self) -> None:
+        self.optimizer.step()
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for the device: reading one number of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def watched(kind: type[Inspector], steps: int) -> tuple[list[Any], int]:
+    """The readings of a healthy run, and how often the inspector's own calls waited for the device."""
+    loop = Loop(net())
+    inspector, waits, readings = kind(loop, None, Background()), Waits(), []
+    for number in range(steps):
+        loop.optimizer.zero_grad()
+        with waits:
+            inspector.begin(number)
+            inspector.micro_batch(ONES)
+        loss = loop.forward_backward(ONES)
+        with waits:
+            inspector.loss(loss)
+            inspector.gradients()
+        norm = loop.clip()
+        with waits:
+            inspector.norm(norm)
+        loop.update()
+        with waits:
+            inspector.updated()
+            readings += inspector.close(1e-2, 0.0)
+        assert len(readings) == (number + 1 if kind is Inspector else max(0, number + 1 - UNDER_WAY))
+    return [vars(reading) for reading in readings + inspector.flush()], waits.count
+
+
+def test_the_same_readings_without_waiting() -> None:
+    at_once, waits = watched(Inspector, 5)
+    later, no_waits = watched(LateInspector, 5)
+    assert later == at_once
+    assert waits >= 5 * 4 and no_waits == 0
+
+
+def test_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    from nangrid.integrations import watch_trainer
+
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.calls = iter(range(100))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            out = self.net(x)
+            return {"loss": (out - out.detach()).sqrt().sum() if next(self.calls) == 2 else squares(out)}
+
+    monkeypatch.setattr("nangrid.integrations.trainer.inspector_for", LateInspector)
+    options = {"max_steps": 20, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    data = [{"x": torch.randn(8)} for _ in range(40)]
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path / "out"), **options)
+    trainer = transformers.Trainer(model=Regression(), args=arguments, train_dataset=data)
+    steps: list[int] = []
+    watch = watch_trainer(trainer, tmp_path / "autopsy", on_step=lambda reading: steps.append(reading.step))
+    trainer.train()
+    assert watch.clocks.onset is not None and watch.clocks.onset.step == 2 == watch.inspector.autopsy.step
+    assert steps == list(range(len(steps))) and len(steps) == trainer.state.global_step < 10
