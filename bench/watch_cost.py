@@ -111,12 +111,12 @@ class Comparison:
     def _headroom(self, batch: Any) -> None:
         began = time.process_time()
         self.headroom.begin(0)
-        opened = time.process_time() - began
+        on_watch_created = time.process_time() - began
         self.headroom.spent = 0.0
         self._plain(batch)
         began = time.process_time()
         self.headroom.end(0)
-        self.headroom.spent += opened + time.process_time() - began
+        self.headroom.spent += on_watch_created + time.process_time() - began
 
     def _set_detect_anomaly(self, batch: Any) -> None:
         import torch
@@ -136,7 +136,7 @@ class Comparison:
 
     def _replays(self) -> list[float]:
         from nangrid.watch import MicroBatch
-        from nangrid.watch.autopsy import replay
+        from nangrid.watch.autopsy.replay import replay
 
         batch = next(self.batches)
         self.inspector.begin(self.number)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nangrid.analysis.causes import Event, Finding, Grid, in_words
+from nangrid.analysis.causes import Event, EventVerdict, Grid, format_levels
 from nangrid.analysis.verdict import verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellError, CellRecord, Trains
@@ -65,15 +65,15 @@ def autopsy(event: Event) -> Autopsy:
     return Autopsy(**nothing | known)
 
 
-def told(finding: Finding) -> tuple[list[str], set[str]]:
-    cures = {in_words(cure.changes) for found in finding.cures.values() for cure in found}
-    return [in_words(cause.levels) for cause in finding.causes], cures
+def told(finding: EventVerdict) -> tuple[list[str], set[str]]:
+    cures = {format_levels(cure.changes) for found in finding.cures.values() for cure in found}
+    return [format_levels(cause.levels) for cause in finding.causes], cures
 
 
 def test_the_three_stories_of_the_default_grid(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
     reference = grid.reference
-    assert reference and in_words(reference.levels) == "dtype=bf16 init=mean optim=paged_adamw_8bit"
+    assert reference and format_levels(reference.levels) == "dtype=bf16 init=mean optim=paged_adamw_8bit"
     findings = {finding.event: told(finding) for finding in grid.findings(reference)}
     assert findings[OVERFLOW][0] == ["dtype=fp16"]
     assert findings[ROWS][0] == ["dtype=silent_fp16 init=zero"]
@@ -103,7 +103,7 @@ def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[...,
     reference = thin.reference
     assert reference
     (rows,) = (f for f in thin.findings(reference) if f.event == ROWS)
-    assert [in_words(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], "the grid lacks that cell"
+    assert [format_levels(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], "the grid lacks that cell"
     assert any("not decided: whether dtype=silent_fp16 alone" in line for line in verdict(thin))
 
 
@@ -116,7 +116,7 @@ def test_two_causes_of_one_event_and_what_both_need(make_grid: Callable[..., Gri
     assert reference
     (finding,) = grid.findings(reference)
     assert told(finding)[0] == ["dtype=fp16 init=zero", "dtype=fp16 optim=adamw_torch"]
-    assert in_words(finding.necessary) == "dtype=fp16"
+    assert format_levels(finding.necessary) == "dtype=fp16"
 
 
 def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., Grid]) -> None:
@@ -137,7 +137,7 @@ def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..
 
 def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
-    (asked,) = (c for c in grid.combinations.values() if in_words(c.levels) == "dtype=bf16 init=mean optim=adamw_torch")
+    (asked,) = (c for c in grid.combinations.values() if format_levels(c.levels) == "dtype=bf16 init=mean optim=adamw_torch")
     assert any(line.startswith("reference:") and line.endswith("as asked for") for line in verdict(grid, asked))
     assert any(line.endswith("furthest from what fails") for line in verdict(grid))
 
@@ -146,7 +146,7 @@ def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[
     grid = make_grid()
     reference = grid.reference
     assert reference
-    futile = {f.event: {in_words((g.change,)) for g in f.futile} for f in grid.findings(reference)}
+    futile = {f.event: {format_levels((g.change,)) for g in f.futile} for f in grid.findings(reference)}
     assert {"init=mean", "optim=paged_adamw_8bit", "optim=adamw_torch"} <= futile[OVERFLOW]
     assert "init=mean" not in futile[ROWS], "it cures one of the two"
     assert any("no cure: init=mean,zero, trains in 0 of 4 combinations (" in line for line in verdict(grid))
@@ -166,7 +166,7 @@ def test_the_reference_does_not_hang_on_a_loss_that_is_lower_by_a_hair(make_reco
             records.append(make_record(rung, cell_id=cell_id, factors=factors, trains=trains))
             autopsies |= {cell_id: autopsy(event)} if event else {}
         grids.append(Grid(records, autopsies))
-    references = {in_words(reference.levels) for grid in grids if (reference := grid.reference)}
+    references = {format_levels(reference.levels) for grid in grids if (reference := grid.reference)}
     assert references == {"dtype=bf16 init=mean optim=paged_adamw_8bit"}
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from nangrid.commands.diagnose import _question
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose, rank
-from nangrid.diagnosis.oracle import Answered, Question
+from nangrid.diagnosis.oracle import CellResult, DiagnosisProblem
 from nangrid.grid.collect import GridOutcome
-from nangrid.grid.local import Isolated
+from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.autopsy import Autopsy, write_autopsy
 from nangrid.records.cell import CellError, CellRecord, Trains, write_record
@@ -38,7 +38,7 @@ def autopsy(mechanism: str, **more: Any) -> Autopsy:
 
 
 @dataclass(frozen=True)
-class TruthTable(Isolated):
+class TruthTable(LocalExecutor):
     """Instead of training: looks up what a cell with these levels and this seed does, and keeps its record."""
 
     does: Callable[[set[str], int], Did | None] = lambda levels, seed: FINE
@@ -82,29 +82,29 @@ def ask(make_record: MakeRecord, tmp_path: Path) -> Ask:
     def run(
         does: Callable[[set[str], int], Did | None], seeds: int = 3, horizon: int = 8, **sides: list[str]
     ) -> tuple[Diagnosis, TruthTable]:
-        crew = TruthTable(does=does, make_record=make_record)
+        executor = TruthTable(does=does, make_record=make_record)
         common = ["model=tiny", f"out={tmp_path}", *sides.get("common", [])]
         failing, reference = sides.get("failing", FAILING), sides.get("reference", REFERENCE)
         question = _question(common, failing, reference, 1, seeds)
-        asked = Question(question.changes, question.plan, crew, question.seeds)
-        return diagnose(asked, horizon, lambda line: None), crew
+        asked = DiagnosisProblem(question.changes, question.plan, executor, question.seeds)
+        return diagnose(asked, horizon, lambda line: None), executor
 
     return run
 
 
 def test_one_cause_is_confirmed_over_seeds_to_the_horizon(ask: Ask) -> None:
-    found, crew = ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels else FINE)
+    found, executor = ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels else FINE)
     assert found.causes.causes == [frozenset({0})] and found.cures.cures == [frozenset({0})]
     assert not found.stochastic and found.horizon == 8
     assert (found.met[frozenset({0})].met, found.trained[frozenset({0})].met) == (3, 3)
     cured = frozenset({"init=zero", "optim=adamw_torch"})
-    assert {(seed, horizon) for levels, seed, horizon in crew.ran if levels == cured} >= {(0, 8), (1, 8), (2, 8)}
+    assert {(seed, horizon) for levels, seed, horizon in executor.ran if levels == cured} >= {(0, 8), (1, 8), (2, 8)}
 
 
 def test_the_search_runs_short_cells(ask: Ask) -> None:
-    _, crew = ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels else FINE, horizon=64)
-    assert {horizon for levels, _, horizon in crew.ran if 0 < len(levels) < 3} == {4, 64}, "4 x (0 + 1) to search"
-    assert sum(horizon == 64 for _, _, horizon in crew.ran) < sum(1 for _ in crew.ran)
+    _, executor = ask(lambda levels, seed: ("overflow", 9.0) if "dtype=fp16" in levels else FINE, horizon=64)
+    assert {horizon for levels, _, horizon in executor.ran if 0 < len(levels) < 3} == {4, 64}, "4 x (0 + 1) to search"
+    assert sum(horizon == 64 for _, _, horizon in executor.ran) < sum(1 for _ in executor.ran)
 
 
 def test_seeds_that_disagree_are_asked_together(ask: Ask) -> None:
@@ -187,9 +187,9 @@ def test_a_dtype_is_drilled_down_to_its_fields(ask: Ask) -> None:
         return ("overflow", 9.0) if levels & {"dtype=fp16", "dtype.storage=fp16"} else FINE
 
     found, _ = ask(does)
-    drilled = found.drilled[frozenset({0})]
-    named = [drilled.question.changes[i][0] for cause in drilled.found.causes for i in cause]
-    assert named == [("dtype.storage=fp16",)] and drilled.cells < 8
+    narrowed = found.narrowed[frozenset({0})]
+    named = [narrowed.problem.changes[i][0] for cause in narrowed.found.causes for i in cause]
+    assert named == [("dtype.storage=fp16",)] and narrowed.cells < 8
 
 
 def test_the_autopsy_says_what_to_try_first(make_record: MakeRecord, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_autopsy_says_what_to_try_first(make_record: MakeRecord, tmp_path: P
     said: list[str] = []
     told = autopsy("fp16-activation-overflow", suggestions=["dtype=bf16", "dtype=fp32"], untrained=True)
     plan = question.plan(question.levels(question.everything), 8, 0)
-    failing = Answered(plan, make_record({"loss": 0}), None, told, [])
+    failing = CellResult(plan, make_record({"loss": 0}), None, told, [])
     assert rank(question, failing, said.append) == [4.0, 1.0, 0.25]
     assert said == [
         "first suspect, by the autopsy: dtype=fp16",

@@ -20,7 +20,7 @@ from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
-from nangrid.diagnosis.oracle import Question
+from nangrid.diagnosis.oracle import DiagnosisProblem
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.records.grid import GridDirectory
 
@@ -52,7 +52,7 @@ def test_a_command_of_the_readme_composes(command: str, tmp_path: Path, monkeypa
         assert replay([str(tmp_path), *arguments[1:]]) == 2  # read, and no such cell
     elif name == "diagnose":
         monkeypatch.setattr("nangrid.commands.diagnose.diagnose", lambda question, horizon, say: question)
-        asked: list[Question] = []
+        asked: list[DiagnosisProblem] = []
         monkeypatch.setattr("nangrid.commands.diagnose.tell", lambda question, *_: asked.append(question))
         assert diagnose(arguments) == 0
         assert asked[0].plan(asked[0].levels(asked[0].everything), 4, 0).cell_id

@@ -26,7 +26,7 @@ from fake_cell import (
 
 from nangrid.grid import ending
 from nangrid.grid.collect import GridOutcome
-from nangrid.grid.local import Isolated
+from nangrid.grid.local import LocalExecutor
 from nangrid.grid.lock import acquire, is_held, release
 from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import read_record
@@ -36,7 +36,7 @@ MakePlan = Callable[..., CellPlan]
 
 
 def run(plans: list[CellPlan], n_jobs: int = 2, timeout_s: float | None = None) -> GridOutcome:
-    return Isolated(n_jobs, timeout_s).run(plans, GridDirectory.open(plans[0].config.out))
+    return LocalExecutor(n_jobs, timeout_s).run(plans, GridDirectory.open(plans[0].config.out))
 
 
 def starts(plan: CellPlan) -> list[int]:

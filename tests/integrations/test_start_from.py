@@ -14,7 +14,7 @@ from nangrid.cell.model.tiny import tiny_gemma
 from nangrid.integrations import train_from, watch_trainer
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import find_start
-from nangrid.watch import Reading
+from nangrid.watch import StepReading
 
 STEPS, SAVED = 9, 4
 SAMPLES = 12
@@ -47,8 +47,8 @@ def make(out: Path, rank: int = 4, dtype: torch.dtype = torch.float32, **changes
     return Trainer(model=model, args=TrainingArguments(**settings), train_dataset=data)
 
 
-def train(trainer: Trainer, out: Path, start: str | None = None) -> list[Reading]:
-    readings: list[Reading] = []
+def train(trainer: Trainer, out: Path, start: str | None = None) -> list[StepReading]:
+    readings: list[StepReading] = []
     watch_trainer(trainer, out, on_step=readings.append, keep_every=SAVED)
     if start is None:
         trainer.train()
@@ -57,18 +57,20 @@ def train(trainer: Trainer, out: Path, start: str | None = None) -> list[Reading
     return readings
 
 
-def numbers(readings: list[Reading]) -> list[tuple[Any, ...]]:
+def numbers(readings: list[StepReading]) -> list[tuple[Any, ...]]:
     return [(r.step, r.loss, r.grad_norm, r.lr, r.max_gradient, r.max_update) for r in readings]
 
 
 @pytest.fixture(scope="module", params=ADAMS)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Reading]]:
+def run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[StepReading]]:
     out = tmp_path_factory.mktemp("run")
     return out, request.param, train(make(out, optim=request.param), out)
 
 
 @pytest.mark.parametrize("start", [f"kept/{SAVED}", "kept/8", f"out/checkpoint-{SAVED}"])
-def test_it_is_the_same_run(run: tuple[Path, str, list[Reading]], start: str, tmp_path: Path) -> None:
+def test_it_is_the_same_run(run: tuple[Path, str, list[StepReading]], start: str, tmp_path: Path) -> None:
     out, optim, readings = run
     again = train(make(tmp_path, optim=optim), tmp_path, str(out / start))
     assert again[0].step == int(start.split("/")[1].removeprefix("checkpoint-"))
@@ -89,7 +91,7 @@ def test_it_is_the_same_run_in_bfloat16(start: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", ADAMS)
 def test_one_adam_goes_on_with_the_moments_of_another(
-    run: tuple[Path, str, list[Reading]], other: str, tmp_path: Path
+    run: tuple[Path, str, list[StepReading]], other: str, tmp_path: Path
 ) -> None:
     """Without them its first updates would be as large as the learning rate allows, whatever came before."""
     out, _, readings = run
@@ -100,7 +102,7 @@ def test_one_adam_goes_on_with_the_moments_of_another(
         assert again[-1].loss == pytest.approx(readings[-1].loss, rel=1e-3)
 
 
-def test_other_levels_count_from_there(run: tuple[Path, str, list[Reading]], tmp_path: Path) -> None:
+def test_other_levels_count_from_there(run: tuple[Path, str, list[StepReading]], tmp_path: Path) -> None:
     out, optim, readings = run
     start = str(out / "kept" / str(SAVED))
     slower = train(make(tmp_path, optim=optim, learning_rate=1e-4), tmp_path, start)
@@ -121,10 +123,10 @@ def test_other_levels_count_from_there(run: tuple[Path, str, list[Reading]], tmp
     ],
 )
 def test_what_cannot_change_is_refused_before_a_step(
-    run: tuple[Path, str, list[Reading]], changes: dict[str, Any], says: str, tmp_path: Path
+    run: tuple[Path, str, list[StepReading]], changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     out, optim, _ = run
-    readings: list[Reading] = []
+    readings: list[StepReading] = []
     trainer = make(tmp_path, **{"optim": optim, **changes})
     watch_trainer(trainer, tmp_path, on_step=readings.append)
     with pytest.raises(InputError, match=says):
@@ -136,7 +138,7 @@ def test_what_cannot_change_is_refused_before_a_step(
 
 
 def test_a_place_to_start_from_is_found_or_said_to_be_none(
-    run: tuple[Path, str, list[Reading]], tmp_path: Path
+    run: tuple[Path, str, list[StepReading]], tmp_path: Path
 ) -> None:
     out, _, _ = run
     assert [path.name for path in sorted((out / "kept").iterdir())] == ["4", "8"], "the last two stay"

@@ -30,14 +30,14 @@ def test_an_offline_run_reads_back(tmp_path: Path, make_record: MakeRecord, capf
 
     read = inspect(tmp_path)
     steps = [entry["history"]["item"] for entry in read if entry["type"] == "history"]
-    opened = next(entry["run"] for entry in read if entry["type"] == "run")
+    on_watch_created = next(entry["run"] for entry in read if entry["type"] == "run")
     shown = merged(read, "summary", lambda summary: summary["update"])
     assert [step["nonfinite/gradient"] for step in steps] == [1, 0]
     assert [step["nonfinite/loss"] for step in steps] == [0, 1]
     assert all(f"nonfinite/{clock}" in step for clock in CLOCKS for step in steps)
     assert "eval_loss" not in steps[0]
-    assert (opened["run_id"], opened["run_group"]) == ("grid-cell", "grid")
-    assert opened["config"]["update"]["dtype.storage"] == "fp16"
+    assert (on_watch_created["run_id"], on_watch_created["run_group"]) == ("grid-cell", "grid")
+    assert on_watch_created["config"]["update"]["dtype.storage"] == "fp16"
     assert merged(read, "config", lambda config: config["update"])["ledger"]["residual_stream"] == "fp16"
     assert {key: shown[key] for key in ("onset_step", "censored", "steps_survived", "status", "trains")} == {
         "onset_step": 0,

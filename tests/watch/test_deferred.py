@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nangrid import NonFiniteError, Watch
 from nangrid.records.autopsy import Autopsy
 from nangrid.watch import Background, Inspector, trainables
-from nangrid.watch.deferred import UNDER_WAY, LateInspector
+from nangrid.watch.deferred import UNDER_WAY, DeferredInspector
 
 ONES = torch.ones(2, 8)
 
@@ -25,7 +25,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr("nangrid.watch.watch.inspector_for", LateInspector)
+    return lambda: monkeypatch.setattr("nangrid.watch.watch.inspector_for", DeferredInspector)
 
 
 def net() -> nn.Module:
@@ -138,7 +138,7 @@ def watched(kind: type[Inspector], steps: int) -> tuple[list[Any], int]:
 
 def test_the_same_readings_without_waiting() -> None:
     at_once, waits = watched(Inspector, 5)
-    later, no_waits = watched(LateInspector, 5)
+    later, no_waits = watched(DeferredInspector, 5)
     assert later == at_once
     assert waits >= 5 * 4 and no_waits == 0
 
@@ -157,7 +157,7 @@ def test_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             out = self.net(x)
             return {"loss": (out - out.detach()).sqrt().sum() if next(self.calls) == 2 else squares(out)}
 
-    monkeypatch.setattr("nangrid.integrations.trainer.inspector_for", LateInspector)
+    monkeypatch.setattr("nangrid.integrations.trainer.inspector_for", DeferredInspector)
     options = {"max_steps": 20, "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     data = [{"x": torch.randn(8)} for _ in range(40)]
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path / "out"), **options)

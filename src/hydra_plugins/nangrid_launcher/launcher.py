@@ -13,14 +13,14 @@ from omegaconf import DictConfig
 from nangrid.grid.plan import plain_config, task_overrides
 
 if TYPE_CHECKING:
-    from nangrid.grid.launch import Crew
+    from nangrid.grid.launch import Executor
 
 
 class GridLauncher(Launcher):
-    """Composes every job and hands plain configs to nangrid.grid, which has a crew run the cells."""
+    """Composes every job and hands plain configs to nangrid.grid, which has a executor run the cells."""
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew = crew
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what composing needs; a cell's process runs nangrid's own function, not Hydra's task."""
@@ -31,7 +31,7 @@ class GridLauncher(Launcher):
         """Run the jobs; their records are the result, nothing is returned to Hydra."""
         from nangrid.grid.launch import launch
 
-        launch(self._compose(job_overrides), self.crew)
+        launch(self._compose(job_overrides), self.executor)
         return []
 
     def _compose(self, jobs: Sequence[Sequence[str]]) -> Iterator[tuple[dict[str, Any], list[str]]]:
@@ -44,6 +44,6 @@ class IsolatedLauncher(GridLauncher):
     """`hydra/launcher=isolated`: on this machine."""
 
     def __init__(self, n_jobs: int = 1, timeout_s: float | None = None) -> None:
-        from nangrid.grid.local import Isolated
+        from nangrid.grid.local import LocalExecutor
 
-        super().__init__(Isolated(n_jobs, timeout_s))
+        super().__init__(LocalExecutor(n_jobs, timeout_s))

@@ -134,7 +134,7 @@ class Futile:
 
 
 @dataclass(frozen=True)
-class Finding:
+class EventVerdict:
     """One event of the grid."""
 
     event: Event
@@ -200,17 +200,17 @@ class Grid:
         near = (c for c in self.combinations.values() if sum(map(operator.ne, c.levels, combination.levels)) == 1)
         return [(bool(c.failed), c.trains) for c in near]
 
-    def findings(self, reference: Combination) -> list[Finding]:
+    def findings(self, reference: Combination) -> list[EventVerdict]:
         """Causes and cures of each event, relative to the reference."""
         return [self._finding(event, reference) for event in self.events()]
 
-    def _finding(self, event: Event, reference: Combination) -> Finding:
+    def _finding(self, event: Event, reference: Combination) -> EventVerdict:
         failing = tuple(c for c in self.combinations.values() if c.met(event))
         causes = tuple(self._causes(event, failing, reference))
         shared = set.intersection(*(set(cause.levels) for cause in causes)) if causes else set()
         necessary = tuple(pair for pair in causes[0].levels if pair in shared) if causes else ()
         cures = {combination.levels: tuple(self._cures(combination, event)) for combination in failing}
-        return Finding(event, failing, causes, necessary, self._worth_telling(cures), tuple(self._futile(failing)))
+        return EventVerdict(event, failing, causes, necessary, self._worth_telling(cures), tuple(self._futile(failing)))
 
     def _worth_telling(self, cures: Mapping[Levels, tuple[Cure, ...]]) -> dict[Levels, tuple[Cure, ...]]:
         """Without the larger cures of combinations on which a smaller one, known from others, was not tried."""
@@ -339,6 +339,6 @@ def differing(levels: Levels, other: Levels) -> Levels:
     return tuple(pair for pair in levels if pair not in other)
 
 
-def in_words(levels: Levels) -> str:
+def format_levels(levels: Levels) -> str:
     """As they are typed."""
     return " ".join(f"{factor}={level}" for factor, level in levels) or "nothing"

@@ -11,11 +11,11 @@ from nangrid.analysis.causes import (
     Combination,
     Cure,
     Event,
-    Finding,
+    EventVerdict,
     Futile,
     Grid,
     Levels,
-    in_words,
+    format_levels,
 )
 
 _SHOWN = 4
@@ -32,7 +32,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
         return lines
     why = "as asked for" if reference else f"within {WORSE - 1:.0%} of the lowest loss, and furthest from what fails"
     reference = reference or best
-    lines.append(f"reference: {in_words(reference.levels)} ({_ids(reference)}), {why}")
+    lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}), {why}")
     for finding in grid.findings(reference):
         lines += _of_event(finding, cells)
     return lines
@@ -56,29 +56,29 @@ def _what_it_cannot_tell(grid: Grid, cells: int, unusable: int) -> list[str]:
     return lines
 
 
-def _of_event(finding: Finding, cells: int) -> list[str]:
+def _of_event(finding: EventVerdict, cells: int) -> list[str]:
     met = sum(event == finding.event for c in finding.failing for event in c.events)
     lines = ["", f"{finding.event}: {met} of {cells} cells"]
     lines += [line for cause in finding.causes for line in _of_cause(cause, finding.event)]
     if len(finding.causes) > 1:
-        lines.append(f"  necessary (in every cause): {in_words(finding.necessary)}")
+        lines.append(f"  necessary (in every cause): {format_levels(finding.necessary)}")
     return [*lines, *_of_cures(finding), *_of_futile(finding.futile)]
 
 
 def _of_cause(cause: Cause, event: Event) -> list[str]:
     if not cause.levels:
         return ["  no cause: the reference itself meets it in some seed"]
-    lines = [f"  enough: {in_words(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
+    lines = [f"  enough: {format_levels(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
     if cause.without:
         named = "; ".join(_named(combination, cause, event) for combination in cause.without)
         lines.append(f"    without one of them it does not come about: {named}")
     for levels in cause.open[:_SHOWN]:
-        what = f"{in_words(levels)} alone" if levels else "the reference itself, with those seeds and for so long,"
+        what = f"{format_levels(levels)} alone" if levels else "the reference itself, with those seeds and for so long,"
         lines.append(f"    not decided: whether {what} would be enough")
     return lines
 
 
-def _of_cures(finding: Finding) -> list[str]:
+def _of_cures(finding: EventVerdict) -> list[str]:
     by_changes: dict[Levels, list[Cure]] = {}
     for cure in (cure for cures in finding.cures.values() for cure in cures):
         by_changes.setdefault(cure.changes, []).append(cure)
@@ -90,7 +90,9 @@ def _of_cures(finding: Finding) -> list[str]:
         until = min(cure.until for cure in cures)
         short = "" if all(c.enough for c in cures) else f", too few to be sure: {ENOUGH_STEPS}x the onset is wanted"
         ids = _few([record.cell_id for cure in cures for record in cure.proof.records])
-        lines.append(f"  cure: {in_words(changes)}, for {len(cures)} of {failing} ({ids}, finite to {until}{short})")
+        lines.append(
+            f"  cure: {format_levels(changes)}, for {len(cures)} of {failing} ({ids}, finite to {until}{short})"
+        )
     return lines
 
 
@@ -121,7 +123,7 @@ def _rate(combination: Combination, event: Event) -> str:
 def _named(combination: Combination, cause: Cause, event: Event) -> str:
     """By what it has of the cause."""
     levels = tuple(pair for pair in cause.levels if pair in combination.levels)
-    what = f"{in_words(levels)} alone" if levels else "the reference"
+    what = f"{format_levels(levels)} alone" if levels else "the reference"
     several = f"{_rate(combination, event)}, " if len(combination.by_seed) > 1 else ""
     return f"{what} ({several}{_ids(combination)})"
 

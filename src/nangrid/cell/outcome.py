@@ -13,7 +13,7 @@ from nangrid.integrations import TrainerWatch
 from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import Seconds, Trains
 from nangrid.records.headroom import write_headroom
-from nangrid.watch import Clocks, Headroom, Ledger, Reading, Watch
+from nangrid.watch import Clocks, Headroom, Ledger, StepReading, Watch
 from nangrid.watch.state.snapshot import FACTS
 
 
@@ -47,7 +47,7 @@ def outcome(
     }
 
 
-def history_row(reading: Reading, new_tokens: int) -> dict[str, Any]:
+def history_row(reading: StepReading, new_tokens: int) -> dict[str, Any]:
     """One row of `history.parquet`."""
     row = {key: value for key, value in vars(reading).items() if key != "nonfinite"}
     counts = {f"nonfinite_{clock}": count for clock, count in reading.nonfinite.items()}

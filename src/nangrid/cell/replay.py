@@ -21,7 +21,7 @@ from nangrid.records.errors import InputError
 from nangrid.watch import Replay, Snapshot, examine
 from nangrid.watch.autopsy.replay import replay
 from nangrid.watch.state import module_state
-from nangrid.watch.state.module_state import Surroundings
+from nangrid.watch.state.module_state import ModuleState
 from nangrid.watch.state.tensors import param_groups
 
 Answer = TypeVar("Answer")
@@ -90,7 +90,7 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
         snapshot,
         state=state,
         groups=snapshot.groups if keep_groups else param_groups(step.optimizer),
-        surroundings=Surroundings(module_state.of(step.model), snapshot.surroundings.modes),
+        module_state=ModuleState(module_state.of(step.model), snapshot.module_state.modes),
     )
 
 

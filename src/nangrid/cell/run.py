@@ -13,12 +13,12 @@ from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
 from nangrid.cell.model.base import device
 from nangrid.cell.outcome import history_row, keep_headroom, outcome
-from nangrid.integrations import Looking, train_from, unwrapped, watch_trainer
+from nangrid.integrations import HeadroomCallback, train_from, unwrapped, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.history import write_history
 from nangrid.records.start_from import find_start
 from nangrid.tracking import Run, open_run
-from nangrid.watch import Headroom, Reading, read_optimizer
+from nangrid.watch import Headroom, StepReading, read_optimizer
 
 
 def run_cell(
@@ -40,8 +40,8 @@ def run_cell(
     names: dict[str, Any] = {"cell_id": cell_id, "grid_id": grid_id}
     run = open_run(**vars(config.tracker), **names, directory=directory, config=factors)
     try:
-        came_to, rows = _train(config, directory, run, on_step)
-        record = CellRecord(**names, overrides=overrides, factors=factors, **came_to)
+        outcome_fields, rows = _train(config, directory, run, on_step)
+        record = CellRecord(**names, overrides=overrides, factors=factors, **outcome_fields)
         write_history(directory, rows)
         write_record(directory, record)
     except BaseException:
@@ -59,9 +59,9 @@ def _train(
     cell = build_cell(config, directory)
     cell.ledger.preflight = [str(finding) for finding in look_over(cell, config, trial=False)]
     rows: list[dict[str, Any]] = []
-    looking = Looking(Headroom(cell.model, config.headroom))
+    looking = HeadroomCallback(Headroom(cell.model, config.headroom))
 
-    def keep(reading: Reading) -> None:
+    def keep(reading: StepReading) -> None:
         rows.append(history_row(reading, cell.trainer.new_tokens[reading.step]))
         run.log(reading.step, rows[-1], [vars(look) for look in looking.found.pop(reading.step, ())])
         if on_step:

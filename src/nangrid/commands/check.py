@@ -11,7 +11,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from nangrid.commands.compose import composed, going_on
+from nangrid.commands.compose import composed, with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.grid.plan import plan_cell
 from nangrid.grid.worker import ENVIRONMENT
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(overrides: Sequence[str]) -> None:
-    overrides = going_on(overrides)
+    overrides = with_run_levels(overrides)
     config = plan_cell(composed(overrides), overrides).cell_config
     from transformers.utils.logging import disable_progress_bar
 

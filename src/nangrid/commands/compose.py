@@ -22,7 +22,7 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
         return plain_config(compose("config", list(overrides)))
 
 
-def going_on(overrides: Sequence[str]) -> list[str]:
+def with_run_levels(overrides: Sequence[str]) -> list[str]:
     """The overrides, behind those of the run that `start_from` goes on with where there is one."""
     wanted = inherited(overrides)
     if not wanted:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from nangrid.cell.identity import level_fields
-from nangrid.commands.compose import composed, going_on, key_of, typed
+from nangrid.commands.compose import composed, key_of, typed, with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.diagnosis.diagnose import diagnose
 from nangrid.diagnosis.minimal_sets import MOST_CHANGES
-from nangrid.diagnosis.oracle import Overrides, Question
+from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides
 from nangrid.diagnosis.summary import tell
-from nangrid.grid.local import Isolated
+from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.start_from import levels_of
 from nangrid.records.errors import InputError
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _diagnose(
     common: list[str], failing: list[str] | None, reference: list[str], n_jobs: int, seeds: int | None
 ) -> None:
-    question = _question(common, failing, reference, n_jobs, seeds)
-    found = diagnose(question, _horizon(common), lambda line: print(line, flush=True))
-    tell(found, question, "python -m src.report")
+    problem = _question(common, failing, reference, n_jobs, seeds)
+    found = diagnose(problem, _horizon(common), lambda line: print(line, flush=True))
+    tell(found, problem, "python -m src.report")
 
 
 def _question(
     common: list[str], failing: list[str] | None, reference: list[str], n_jobs: int, seeds: int | None
-) -> Question:
+) -> DiagnosisProblem:
     run = _run_gone_on_with(common)
     if run is None and failing is None:
         raise InputError("--failing is missing: give levels that fail, or start_from= and a cell that did.")
@@ -94,13 +94,13 @@ def _question(
         own = [override for overrides in levels for override in overrides]
         fixed = [o for o in [*common, *shared] if key_of(o) not in ("horizon", "seed")]
         out = [] if any(key_of(o) == "out" for o in fixed) else [f"out={OUT}"]
-        overrides = going_on([*fixed, *own, f"seed={seed}", f"horizon={horizon}", *out])
+        overrides = with_run_levels([*fixed, *own, f"seed={seed}", f"horizon={horizon}", *out])
         title = " ".join([*own, *([f"seed={seed}"] if seed != first else [])])
         return replace(plan_cell(composed(overrides), overrides), title=title or "defaults")
 
-    crew = Isolated(n_jobs)
-    crew.check()
-    return Question(changes, plan, crew, tuple(range(first, first + seeds)))
+    executor = LocalExecutor(n_jobs)
+    executor.check()
+    return DiagnosisProblem(changes, plan, executor, tuple(range(first, first + seeds)))
 
 
 def _run_gone_on_with(common: Sequence[str]) -> dict[str, Any] | None:

@@ -116,12 +116,12 @@ def _failed_record(cell: Path) -> CellRecord:
 
 def _with(old: Config, request: Request, overrides: list[str]) -> Config:
     """The cell's config with the groups replaced that the overrides name; the rest stays as it was recorded."""
-    found = composed(_instead(request.overrides, overrides))
+    found = composed(override_with(request.overrides, overrides))
     groups = {key_of(override).split(".")[0] for override in overrides}
     return replace(as_config(asdict(old) | {group: found[group] for group in groups}), out=old.out)
 
 
-def _instead(before: list[str], overrides: list[str]) -> list[str]:
+def override_with(before: list[str], overrides: list[str]) -> list[str]:
     """The overrides, in the place of those before that they make void: of the same key, or of a field of it."""
     named = {key_of(override) for override in overrides}
     kept = [o for o in before if not any(f"{key_of(o)}.".startswith(f"{key}.") for key in named)]
@@ -155,4 +155,4 @@ def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, over
         print(explain(replace(told.autopsy, reproduced=True)))
     if any(key_of(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
         print("  (the trainables were trained with the rows that the cell had)")
-    print(f"One step is not a cure: python -m src.run {' '.join(_instead(request.overrides, overrides))}")
+    print(f"One step is not a cure: python -m src.run {' '.join(override_with(request.overrides, overrides))}")

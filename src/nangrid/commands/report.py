@@ -27,7 +27,7 @@ NOTEBOOK = CONF_DIR.parent / "notebooks" / "onset_report.py"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 where there is no grid or no such reference."""
-    parser = ArgumentParser(prog="report", description="Say which levels brought each event about, and what cures it.")
+    parser = ArgumentParser(prog="report", description="Log which levels brought each event about, and what cures it.")
     parser.add_argument("grid", metavar="GRID_DIR", help="the out= of the grid, such as outputs/default")
     parser.add_argument(
         "--reference",

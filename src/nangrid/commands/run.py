@@ -17,11 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from nangrid.cell.config import CONF_DIR, Config
-from nangrid.commands.compose import going_on
+from nangrid.commands.compose import with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.help import usage
 from nangrid.grid.launch import launch
-from nangrid.grid.local import Isolated
+from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import plain_config, task_overrides
 from nangrid.records.errors import InputError
 
@@ -47,7 +47,7 @@ def _compose_and_launch(arguments: list[str]) -> None:
         return
     if options.overrides:
         first = arguments.index(options.overrides[0])
-        arguments = [*arguments[:first], *going_on(arguments[first:])]
+        arguments = [*arguments[:first], *with_run_levels(arguments[first:])]
     ConfigStore.instance().store(name="schema", node=Config)
     composed: list[tuple[DictConfig, list[str]]] = []
     launcher: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def _compose_and_launch(arguments: list[str]) -> None:
         collect()
     if composed:
         cells = [(plain_config(config), overrides) for config, overrides in composed]
-        launch(cells, Isolated(timeout_s=launcher.get("timeout_s")), single=True)
+        launch(cells, LocalExecutor(timeout_s=launcher.get("timeout_s")), single=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nangrid.grid.estimate import in_words
+from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.errors import InputError
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
@@ -33,7 +33,7 @@ STYLES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 where there is no grid."""
-    parser = ArgumentParser(prog="status", description="Say how far a grid is, from its directory alone.")
+    parser = ArgumentParser(prog="status", description="Log how far a grid is, from its directory alone.")
     parser.add_argument("grid", metavar="GRID_DIR", help="the out= of the grid, such as outputs/default")
     parser.add_argument("--follow", action="store_true", help="go on until no cell runs")
     asked = parser.parse_args(arguments)
@@ -75,7 +75,7 @@ def _cells(cells: Sequence[CellStatus]) -> RenderableType:
     for cell in sorted(cells, key=lambda cell: (cell.state != RUNNING, cell.state)):
         progress = cell.progress if cell.state in (RUNNING, UNFINISHED) else None
         loss = "" if progress is None or progress.loss is None else f"{progress.loss:.4g}"
-        heard = f"{in_words(time.time() - progress.updated)} ago" if progress else ""
+        heard = f"{format_duration(time.time() - progress.updated)} ago" if progress else ""
         error = f" {cell.record.error.type}" if cell.record and cell.record.error else ""
         state = Text(cell.state + error, STYLES.get(cell.state, ""))
         table.add_row(Text(cell.title), state, f"{cell.steps_done}/{cell.horizon}", loss, heard)
@@ -90,7 +90,7 @@ def _count(status: GridStatus) -> Text:
     line = f"{status.grid.path}: {len(status.cells)} cells: {counted or 'none'}"
     left = status.seconds_left()
     if left is not None:
-        line += f"; about {in_words(left)} left if all reach their horizon"
+        line += f"; about {format_duration(left)} left if all reach their horizon"
     elif status.running:
         line += "; time left unknown until a cell is done"
     elif status.pending:

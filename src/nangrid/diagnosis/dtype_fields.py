@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 
 from nangrid.analysis.causes import ENOUGH_STEPS, steps_before
 from nangrid.cell.config import DtypeConfig
-from nangrid.diagnosis.minimal_sets import Changes, Found
-from nangrid.diagnosis.oracle import Laboratory, Overrides, Question
+from nangrid.diagnosis.minimal_sets import Changes, MinimalSets
+from nangrid.diagnosis.oracle import CellOracle, DiagnosisProblem, Overrides
 from nangrid.diagnosis.seeded_search import Search
 from nangrid.grid.plan import CellPlan
 from nangrid.records.errors import InputError
@@ -17,40 +17,40 @@ GROUP = "dtype"
 
 
 @dataclass(frozen=True)
-class Drilled:
+class NarrowedCause:
     """The fields of the level that are enough, with the rest of the cause as it is."""
 
-    question: Question
-    found: Found
+    problem: DiagnosisProblem
+    found: MinimalSets
     cells: int
 
 
-def drill_down(full: Search, cause: Changes) -> Drilled | None:
+def narrow_dtype(full: Search, cause: Changes) -> NarrowedCause | None:
     """Search among the fields in which the two dtypes differ, with a seed and a horizon in which the cause is enough.
 
     None: no dtype is in the cause, it differs in one field only, or no seed meets the event.
     """
     seed = next((seed for seed in full.seeds if full.meets(cause, seed)), None)
-    answer = None if seed is None else full.laboratory.one(cause, seed)
+    answer = None if seed is None else full.oracle.one(cause, seed)
     if seed is None or answer is None:
         return None
-    horizon = min(full.laboratory.horizon, ENOUGH_STEPS * (steps_before(answer.record) + 1))
-    inside = _of_fields(full.question, cause, seed, horizon)
+    horizon = min(full.oracle.horizon, ENOUGH_STEPS * (steps_before(answer.record) + 1))
+    inside = _of_fields(full.problem, cause, seed, horizon)
     if inside is None or len(inside.changes) < 2:
         return None
     full.say(f"which of {', '.join(failing[0] for failing, _ in inside.changes)} is it?")
-    laboratory = Laboratory(inside, horizon, full.say)
-    found, _ = Search(inside, laboratory, [seed], full.event, [1.0] * len(inside.changes), full.say).causes()
-    return Drilled(inside, found, len(laboratory.cells))
+    oracle = CellOracle(inside, horizon, full.say)
+    found, _ = Search(inside, oracle, [seed], full.event, [1.0] * len(inside.changes), full.say).causes()
+    return NarrowedCause(inside, found, len(oracle.cells))
 
 
-def _of_fields(question: Question, cause: Changes, seed: int, horizon: int) -> Question | None:
-    number = next((i for i in cause if _names_group(question.changes[i])), None)
+def _of_fields(problem: DiagnosisProblem, cause: Changes, seed: int, horizon: int) -> DiagnosisProblem | None:
+    number = next((i for i in cause if _names_group(problem.changes[i])), None)
     if number is None:
         return None
     rest = cause - {number}
     try:
-        with_it, without = (question.plan(question.levels(c), horizon, seed).cell_config.dtype for c in (cause, rest))
+        with_it, without = (problem.plan(problem.levels(c), horizon, seed).cell_config.dtype for c in (cause, rest))
     except InputError:  # a user's own script; or the rest of the cause does not go together with the reference's dtype
         return None
     names = [f.name for f in fields(DtypeConfig) if f.name != "name"]
@@ -60,11 +60,11 @@ def _of_fields(question: Question, cause: Changes, seed: int, horizon: int) -> Q
     def plan(levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
         """At either end it is the cell that the search has run, by its own name."""
         if list(levels) == [failing for failing, _ in changes]:
-            return question.plan(question.levels(cause), horizon, seed)
+            return problem.plan(problem.levels(cause), horizon, seed)
         changed = [chosen for chosen, (_, kept) in zip(levels, changes, strict=True) if chosen != kept]
-        return question.plan([*question.levels(rest), *changed], horizon, seed)
+        return problem.plan([*problem.levels(rest), *changed], horizon, seed)
 
-    return replace(question, changes=changes, plan=plan)
+    return replace(problem, changes=changes, plan=plan)
 
 
 def _names_group(change: tuple[Overrides, Overrides]) -> bool:

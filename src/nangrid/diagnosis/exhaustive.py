@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import chain, combinations
 
-from nangrid.diagnosis.minimal_sets import Ask, Changes, Found
+from nangrid.diagnosis.minimal_sets import Ask, Changes, MinimalSets
 
 
-def exhaust(n: int, ask: Ask) -> Found:
+def exhaust(n: int, ask: Ask) -> MinimalSets:
     """The sets that are enough while none of their subsets is, and the least removals that prevent the event.
 
     Sets without an answer are left out.
@@ -17,7 +17,7 @@ def exhaust(n: int, ask: Ask) -> Found:
     answers = {s: ask(s) for s in sets} | {frozenset[int](): False, everything: True}
     causes = _minimal([s for s, enough in answers.items() if enough])
     cures = _minimal([everything - s for s, enough in answers.items() if enough is False])
-    return Found(causes, cures, sets, [s for s, enough in answers.items() if enough is None])
+    return MinimalSets(causes, cures, sets, [s for s, enough in answers.items() if enough is None])
 
 
 def _minimal(sets: list[Changes]) -> list[Changes]:

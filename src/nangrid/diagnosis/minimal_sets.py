@@ -44,7 +44,7 @@ class NotMonotoneError(ValueError):
 
 
 @dataclass
-class Found:
+class MinimalSets:
     """All causes and cures, and every set that was asked about, in order."""
 
     causes: list[Changes]
@@ -58,7 +58,7 @@ Ask = Callable[[Changes], bool | None]
 """Whether a set of changes brings the event about; None if it has no answer."""
 
 
-def search(n: int, ask: Ask, weights: Sequence[float] | None = None) -> Found:
+def search(n: int, ask: Ask, weights: Sequence[float] | None = None) -> MinimalSets:
     """All minimal causes and cures among `n` changes, of which all together are enough and none is not.
 
     `ask` is never asked about all or none, nor, but for one test, about what monotony decides: NotMonotoneError if
@@ -88,7 +88,7 @@ def search(n: int, ask: Ask, weights: Sequence[float] | None = None) -> Found:
         if answer is not None:
             table.note(test, answer)
     left_out = [_changes(int(point)) for point in np.flatnonzero(table.left_out)]
-    return Found(table.minimal_enough(), table.minimal_cures(), asked, left_out)
+    return MinimalSets(table.minimal_enough(), table.minimal_cures(), asked, left_out)
 
 
 class _Table:

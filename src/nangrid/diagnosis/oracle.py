@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nangrid.analysis.causes import WORSE, Event, event_of, late_loss
 from nangrid.diagnosis.minimal_sets import Changes
 from nangrid.grid.launch import CellsFailedError
-from nangrid.grid.local import Isolated
+from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import CellRecord
@@ -25,14 +25,14 @@ Overrides = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Question:
+class DiagnosisProblem:
     """What is to be diagnosed: `changes` turn the reference into the failing cell."""
 
     changes: tuple[tuple[Overrides, Overrides], ...]
     """Per factor that differs: the failing cell's levels and the reference's."""
     plan: Callable[[Sequence[Overrides], int, int], CellPlan]
     """The cell with these levels, this horizon and this seed; InputError for levels that do not go together."""
-    crew: Isolated
+    executor: LocalExecutor
     seeds: tuple[int, ...] = (0,)
     """The first is searched with, the others confirm."""
     sides: tuple[str, str] = ("--failing", "--reference")
@@ -49,7 +49,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answered:
+class CellResult:
     """A cell that was run for the search."""
 
     plan: CellPlan
@@ -59,35 +59,35 @@ class Answered:
     losses: Sequence[float]
     """A step."""
 
-    def trains(self, reference: Answered) -> bool:
+    def trains(self, reference: CellResult) -> bool:
         """To a loss no worse than the reference's after as many steps of the same batches."""
         steps = min(len(self.losses), len(reference.losses))
         return self.record.trained and late_loss(self.losses, steps) <= WORSE * late_loss(reference.losses, steps)
 
 
-def meets(answer: Answered | None, event: Event) -> bool | None:
+def meets(answer: CellResult | None, event: Event) -> bool | None:
     """Whether a cell met the event; None if it says nothing: it crashed, or another event came first."""
     if answer is None or answer.event not in (None, event):
         return None
     return answer.event == event
 
 
-class Laboratory:
+class CellOracle:
     """Cells by their changes and seed, all run to one horizon."""
 
-    def __init__(self, question: Question, horizon: int, say: Callable[[str], None]) -> None:
-        self.question = question
+    def __init__(self, problem: DiagnosisProblem, horizon: int, say: Callable[[str], None]) -> None:
+        self.problem = problem
         self.horizon = horizon
         self.say = say
-        self.cells: dict[tuple[Changes, int], Answered | None] = {}
+        self.cells: dict[tuple[Changes, int], CellResult | None] = {}
 
-    def look(self, wanted: Iterable[tuple[Changes, int]]) -> list[Answered | None]:
-        """These cells, run side by side where the crew does. None: it cannot be built, or it crashed."""
+    def look(self, wanted: Iterable[tuple[Changes, int]]) -> list[CellResult | None]:
+        """These cells, run side by side where the executor does. None: it cannot be built, or it crashed."""
         wanted = list(wanted)
         plans = {key: plan for key in dict.fromkeys(wanted) if key not in self.cells and (plan := self._plan(key))}
         if plans:
             grid = GridDirectory.open(next(iter(plans.values())).config.out)
-            outcome = self.question.crew.run(list(plans.values()), grid)
+            outcome = self.problem.executor.run(list(plans.values()), grid)
             for key, plan in plans.items():
                 if plan.cell_id in outcome.stopped:
                     raise CellsFailedError(
@@ -99,28 +99,28 @@ class Laboratory:
                     self.cells[key] = self._answered(plan, outcome.records[plan.cell_id])
         return [self.cells[key] for key in wanted]
 
-    def one(self, changes: Changes, seed: int) -> Answered | None:
+    def one(self, changes: Changes, seed: int) -> CellResult | None:
         """One cell."""
         return self.look([(changes, seed)])[0]
 
     def _plan(self, key: tuple[Changes, int]) -> CellPlan | None:
         changes, seed = key
         try:
-            return self.question.plan(self.question.levels(changes), self.horizon, seed)
+            return self.problem.plan(self.problem.levels(changes), self.horizon, seed)
         except InputError as error:
             self._cannot(key, str(error))
             return None
 
-    def _answered(self, plan: CellPlan, record: CellRecord) -> Answered | None:
+    def _answered(self, plan: CellPlan, record: CellRecord) -> CellResult | None:
         if record.error is not None:
             self.say(f"  left out, it crashed: {plan.directory()}")
             return None
         autopsy = read_autopsy((plan.directory() / record.autopsy).parent) if record.autopsy else None
         losses = read_table(plan.directory()).column("loss").to_pylist()
-        return Answered(plan, record, event_of(record, autopsy), autopsy, losses)
+        return CellResult(plan, record, event_of(record, autopsy), autopsy, losses)
 
     def _cannot(self, key: tuple[Changes, int], why: str) -> None:
-        if key[0] in (frozenset(), self.question.everything):
+        if key[0] in (frozenset(), self.problem.everything):
             raise InputError(why)
         self.say(f"  left out, it cannot be built: {why}")
         self.cells[key] = None

@@ -12,9 +12,9 @@ from typing import Any
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
 from nangrid.diagnosis.minimal_sets import MOST_CHANGES
-from nangrid.diagnosis.oracle import Overrides, Question
+from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides
 from nangrid.diagnosis.summary import tell
-from nangrid.grid.local import Isolated
+from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import find_start
@@ -59,12 +59,12 @@ def diagnose_own(
         title = " ".join([*own, *([f"seed={seed}"] if seed else [])])
         return CellPlan(config, [_typed(key, value) for key, value in config.levels.items()], config.cell_id(), title)
 
-    crew = Isolated(n_jobs)
-    crew.check()
+    executor = LocalExecutor(n_jobs)
+    executor.check()
     changes = tuple(((_typed(key, failing[key]),), (_typed(key, reference[key]),)) for key in keys)
-    question = Question(changes, plan, crew, tuple(range(1 if start else seeds)), ("failing", "reference"))
-    found = diagnose(question, horizon, lambda line: print(line, flush=True))
-    tell(found, question, "nangrid report")
+    problem = DiagnosisProblem(changes, plan, executor, tuple(range(1 if start else seeds)), ("failing", "reference"))
+    found = diagnose(problem, horizon, lambda line: print(line, flush=True))
+    tell(found, problem, "nangrid report")
     return found
 
 

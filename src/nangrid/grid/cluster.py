@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nangrid.grid import worker
-from nangrid.grid.collect import GridOutcome, Settlement
+from nangrid.grid.collect import Collector, GridOutcome
 from nangrid.grid.display import GridDisplay
-from nangrid.grid.ending import OUT_OF_MEMORY, Ending, of_process
+from nangrid.grid.ending import OUT_OF_MEMORY, ExitReason, of_process
 from nangrid.grid.lock import is_held
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.worker import ENVIRONMENT, run_requested
@@ -32,12 +32,12 @@ SEEN_S = 15.0
 """How long a file written on another machine may take to be seen here."""
 
 ENDINGS = {
-    "OUT_OF_MEMORY": Ending("error", OUT_OF_MEMORY, "the job took more memory than it had asked for"),
-    "TIMEOUT": Ending("timeout", "TimeoutError", "the job reached its time limit"),
-    "DEADLINE": Ending("timeout", "TimeoutError", "the job reached its deadline"),
+    "OUT_OF_MEMORY": ExitReason("error", OUT_OF_MEMORY, "the job took more memory than it had asked for"),
+    "TIMEOUT": ExitReason("timeout", "TimeoutError", "the job reached its time limit"),
+    "DEADLINE": ExitReason("timeout", "TimeoutError", "the job reached its deadline"),
 }
 """Slurm's state -> what it says of the cell; the others say that the job was ended from outside."""
-UNKNOWN = Ending(None, "Stopped", "the job ended, and the batch system does not say how")
+UNKNOWN = ExitReason(None, "Stopped", "the job ended, and the batch system does not say how")
 GOING_ON = {"PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING"}
 KILLED = 128
 """A shell's exit code for a process that died of signal n is 128 + n."""
@@ -54,11 +54,11 @@ class Cluster:
         """Submitit checks its parameters itself."""
 
     @property
-    def width(self) -> int:
+    def max_parallel(self) -> int:
         """Cells side by side, if the cluster has room."""
         return int(self.params.get("array_parallelism") or 1)
 
-    def get_ready(self) -> None:
+    def warm_up(self) -> None:
         """InputError on a machine without Slurm."""
         if self.executor == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
             raise InputError(
@@ -69,13 +69,13 @@ class Cluster:
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
         """Submit the cells that are not done and return when all have ended; Ctrl-C cancels the jobs."""
         with GridDisplay(len(plans)) as display:
-            queue = _Queue(Settlement(grid, display), self)
+            queue = _Queue(Collector(grid, display), self)
             try:
                 queue.run(plans)
             finally:
                 for job in queue.jobs:
                     job.handle.cancel(check=False)
-        return queue.settlement.outcome
+        return queue.collector.outcome
 
     def submit(self, plans: Sequence[CellPlan], grid: GridDirectory) -> list[Job]:
         """One array of jobs."""
@@ -126,30 +126,30 @@ class Job:
 
 
 class _Queue:
-    def __init__(self, settlement: Settlement, cluster: Cluster) -> None:
-        self.settlement = settlement
+    def __init__(self, collector: Collector, cluster: Cluster) -> None:
+        self.collector = collector
         self.cluster = cluster
         self.jobs: list[Job] = []
-        self.endings: dict[str, Ending] = {}
+        self.endings: dict[str, ExitReason] = {}
         """Of the jobs that the batch system knows to have ended, by job id."""
         self._asked = 0.0
 
     def run(self, plans: Sequence[CellPlan]) -> None:
-        waiting = self.settlement.still_to_run(plans)
-        while waiting or self.jobs or self.settlement.elsewhere:
+        waiting = self.collector.still_to_run(plans)
+        while waiting or self.jobs or self.collector.running_elsewhere:
             if waiting:
-                self.jobs += self.cluster.submit(waiting, self.settlement.grid)
+                self.jobs += self.cluster.submit(waiting, self.collector.grid)
             time.sleep(TICK_S)
             self._show()
             self._ask()
             self._settle_ended()
-            waiting = self.settlement.settle_elsewhere()
+            waiting = self.collector.collect_elsewhere()
 
     def _show(self) -> None:
         for job in self.jobs:
             if is_held(job.plan.directory()):
-                self.settlement.display.begin(job.plan)
-                self.settlement.display.refresh(job.plan)
+                self.collector.display.begin(job.plan)
+                self.collector.display.refresh(job.plan)
 
     def _ask(self) -> None:
         if self.jobs and time.monotonic() - self._asked > ASK_S:
@@ -164,9 +164,9 @@ class _Queue:
                 continue
             self.jobs.remove(job)
             seconds = time.monotonic() - job.submitted
-            self.settlement.settle(job.plan, job.reply(), ending or UNKNOWN, seconds)
+            self.collector.collect(job.plan, job.reply(), ending or UNKNOWN, seconds)
 
-    def _has_been_gone(self, job: Job, ending: Ending | None) -> bool:
+    def _has_been_gone(self, job: Job, ending: ExitReason | None) -> bool:
         """Whether the job ended so long ago that its last words would have come."""
         if ending is None:
             return False
@@ -174,12 +174,12 @@ class _Queue:
         return time.monotonic() - job.ended > SEEN_S or read_own(job.plan.directory()) is not None
 
 
-def ask_submitit(handles: Sequence[Any]) -> dict[str, Ending]:
+def ask_submitit(handles: Sequence[Any]) -> dict[str, ExitReason]:
     """How jobs without a batch system (submitit_local) ended."""
     return {handle.job_id: UNKNOWN for handle in handles if handle.done(force_check=True)}
 
 
-def ask_slurm(handles: Sequence[Any]) -> dict[str, Ending]:
+def ask_slurm(handles: Sequence[Any]) -> dict[str, ExitReason]:
     """How those of the jobs ended that Slurm does not call running or waiting, by job id."""
     ids = sorted({handle.job_id.split("_")[0] for handle in handles})
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}"]
@@ -196,10 +196,10 @@ def ask_slurm(handles: Sequence[Any]) -> dict[str, Ending]:
     return endings
 
 
-def slurm_ending(state: str, exit_code: str) -> Ending:
+def slurm_ending(state: str, exit_code: str) -> ExitReason:
     """Slurm's state and exit code (a wait status, or `status:signal`) as what they say of the cell."""
     if state != "FAILED":
-        return ENDINGS.get(state, Ending(None, "Stopped", f"Slurm calls its job {state}"))
+        return ENDINGS.get(state, ExitReason(None, "Stopped", f"Slurm calls its job {state}"))
     if ":" in exit_code:
         status, sent = map(int, exit_code.split(":"))
         code = -sent or status

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nangrid.grid.display import GridDisplay, outcome
-from nangrid.grid.ending import Ending, failed_record
+from nangrid.grid.ending import ExitReason, failed_record
 from nangrid.grid.lock import ATTEMPTS, acquire, is_held, release
 from nangrid.grid.plan import CellPlan, is_done
 from nangrid.grid.request import write_request
@@ -31,14 +31,14 @@ class GridOutcome:
     """Cells that were killed from outside or met a full disk, by cell_id, and how; they are unfinished."""
 
 
-class Settlement:
+class Collector:
     """Keeps the records of a grid's cells, and writes those that a cell could not write itself."""
 
     def __init__(self, grid: GridDirectory, display: GridDisplay) -> None:
         self.grid = grid
         self.display = display
         self.outcome = GridOutcome()
-        self.elsewhere: list[CellPlan] = []
+        self.running_elsewhere: list[CellPlan] = []
         """Cells that another launcher runs."""
 
     def still_to_run(self, plans: Sequence[CellPlan]) -> list[CellPlan]:
@@ -47,39 +47,39 @@ class Settlement:
         for plan in plans:
             record = self._trusted(plan)
             if record and is_done(plan, record):
-                self._keep(plan, record)
+                self._store(plan, record)
             else:
                 write_request(plan, self.grid.grid_id)
                 waiting.append(plan)
         return waiting
 
-    def settle(self, plan: CellPlan, reply: Reply, ending: Ending, seconds: float) -> None:
+    def collect(self, plan: CellPlan, reply: Reply, ending: ExitReason, seconds: float) -> None:
         """Take an ended cell's answer; failing that, conclude from how it ended."""
         kind, sentence = reply
         if kind == REFUSED:
             self.outcome.refusals[plan.cell_id] = sentence
             self.display.finish(plan, "cannot be built as asked")
         elif kind == HELD:
-            self.elsewhere.append(plan)
+            self.running_elsewhere.append(plan)
         else:
-            self._conclude(plan, Ending(None, "Stopped", sentence) if kind == STOPPED else ending, seconds)
+            self._record_failure(plan, ExitReason(None, "Stopped", sentence) if kind == STOPPED else ending, seconds)
 
-    def settle_elsewhere(self) -> list[CellPlan]:
+    def collect_elsewhere(self) -> list[CellPlan]:
         """Keep what other launchers have finished; the cells that they gave up are to be run after all."""
         given_up = []
-        for plan in [plan for plan in self.elsewhere if not is_held(plan.directory())]:
-            self.elsewhere.remove(plan)
+        for plan in [plan for plan in self.running_elsewhere if not is_held(plan.directory())]:
+            self.running_elsewhere.remove(plan)
             record = self._trusted(plan)
             if record and is_done(plan, record, resume="unfinished"):
-                self._keep(plan, record)
+                self._store(plan, record)
             else:
                 given_up.append(plan)
         return given_up
 
-    def _conclude(self, plan: CellPlan, ending: Ending, seconds: float) -> None:
+    def _record_failure(self, plan: CellPlan, ending: ExitReason, seconds: float) -> None:
         lock = acquire(plan.directory(), timeout_s=GRACE_S)
         if lock is None:
-            self.elsewhere.append(plan)  # another launcher has taken it over
+            self.running_elsewhere.append(plan)  # another launcher has taken it over
             return
         try:
             record = self._trusted(plan)
@@ -89,7 +89,7 @@ class Settlement:
         finally:
             release(lock)
         if record:
-            self._keep(plan, record)
+            self._store(plan, record)
         else:
             self.outcome.stopped[plan.cell_id] = ending.message
             self.display.finish(plan, f"unfinished, {ending.message}")
@@ -101,6 +101,6 @@ class Settlement:
             self.display.say(f"{plan.title} runs again, its record is kept in {ATTEMPTS}/: {error}")
             return None
 
-    def _keep(self, plan: CellPlan, record: CellRecord) -> None:
+    def _store(self, plan: CellPlan, record: CellRecord) -> None:
         self.outcome.records[plan.cell_id] = record
         self.display.finish(plan, outcome(plan, record))

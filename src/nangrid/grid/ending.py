@@ -32,7 +32,7 @@ class TimeLimitError(Exception):
 
 
 @dataclass(frozen=True)
-class Ending:
+class ExitReason:
     """What is known of a cell without a record; `status` is error or timeout, or None if it is unfinished."""
 
     status: str | None
@@ -40,29 +40,29 @@ class Ending:
     message: str
 
 
-def of_process(exit_code: int | None, oom_kills: int) -> Ending:
+def of_process(exit_code: int | None, oom_kills: int) -> ExitReason:
     """By the exit code of the cell's process and the kernel's out-of-memory kills during its life."""
     if exit_code == SERVER_LOST:
-        return Ending(None, "Stopped", "the fork server died, and the cell's process with it")
+        return ExitReason(None, "Stopped", "the fork server died, and the cell's process with it")
     if exit_code is None or exit_code >= 0:
-        return Ending("error", "ProcessDied", f"the cell's process ended with exit code {exit_code} and left no record")
+        return ExitReason("error", "ProcessDied", f"the process ended with exit code {exit_code} and left no record")
     name = signal.Signals(-exit_code).name
     if -exit_code == signal.SIGKILL and oom_kills:
-        return Ending("error", OUT_OF_MEMORY, "the kernel's out-of-memory killer ended the cell's process (SIGKILL)")
+        return ExitReason("error", OUT_OF_MEMORY, "the kernel's out-of-memory killer ended the process (SIGKILL)")
     status, type_name = (None, "Stopped") if -exit_code in FROM_OUTSIDE else ("error", "ProcessDied")
-    return Ending(status, type_name, f"the cell's process was killed by {name}")
+    return ExitReason(status, type_name, f"the cell's process was killed by {name}")
 
 
-def of_error(error: BaseException) -> Ending:
+def of_error(error: BaseException) -> ExitReason:
     """By what the cell raised."""
     if isinstance(error, OSError) and error.errno in STORAGE:
-        return Ending(None, "Stopped", f"{error.filename or 'the disk'} cannot be written ({error.strerror})")
+        return ExitReason(None, "Stopped", f"{error.filename or 'the disk'} cannot be written ({error.strerror})")
     said = str(error)
     if isinstance(error, TimeLimitError):
-        return Ending("timeout", "TimeoutError", said)
+        return ExitReason("timeout", "TimeoutError", said)
     if isinstance(error, MemoryError) or any(phrase in said.lower() for phrase in SAYS_OUT_OF_MEMORY):
-        return Ending("error", OUT_OF_MEMORY, said or "Python could not allocate memory")
-    return Ending("error", type(error).__name__, said)
+        return ExitReason("error", OUT_OF_MEMORY, said or "Python could not allocate memory")
+    return ExitReason("error", type(error).__name__, said)
 
 
 def oom_kills() -> int:
@@ -74,7 +74,7 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def failed_record(plan: CellPlan, grid_id: str, ending: Ending, seconds: float) -> CellRecord:
+def failed_record(plan: CellPlan, grid_id: str, ending: ExitReason, seconds: float) -> CellRecord:
     """A record of status error or timeout: nothing was learned but how far it came and what it last said."""
     assert ending.status is not None
     progress = read_progress(plan.directory())

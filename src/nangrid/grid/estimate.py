@@ -38,7 +38,7 @@ def pace(model: str, records: Iterable[CellRecord]) -> Pace | None:
     return Pace(median(record.seconds.setup for record in done), step, f"by {len(done)} finished cells of {model}")
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Rounded to what an estimate deserves."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.ending import LOG
-from nangrid.grid.estimate import in_words, pace
+from nangrid.grid.estimate import format_duration, pace
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
 from nangrid.records.cell import RESULT, CellRecord
 from nangrid.records.errors import InputError, RecordError
@@ -19,36 +19,36 @@ class CellsFailedError(Exception):
     """Some cells crashed or are unfinished; the message names each, its log or the reason."""
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Whoever runs the cells: this machine or a cluster."""
 
     @property
-    def width(self) -> int:
+    def max_parallel(self) -> int:
         """Cells side by side."""
 
     def check(self) -> None:
         """InputError if it cannot run cells as asked."""
 
-    def get_ready(self) -> None:
+    def warm_up(self) -> None:
         """Cells are to be run; InputError if they cannot be from here."""
 
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
         """Run the cells that are not done and return when all have ended."""
 
 
-def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], crew: Crew, *, single: bool = False) -> None:
+def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Executor, *, single: bool = False) -> None:
     """Check every cell (a composed config and the overrides that led to it), run them, say what came out.
 
     Nothing is created before all are checked. InputError if one cannot be run as asked, CellsFailedError if one
     crashed or is unfinished, both after the others have ended. `single` ends with a cell's summary, not a table.
     """
-    crew.check()
-    plans = one_grid(_plan(composed, crew))
+    executor.check()
+    plans = one_grid(_plan(composed, executor))
     if plans[0].config.dry_run:
-        _list(plans, crew)
+        _list(plans, executor)
         return
     grid = GridDirectory.open(plans[0].config.out)
-    outcome = crew.run(plans, grid)
+    outcome = executor.run(plans, grid)
     records = [outcome.records[plan.cell_id] for plan in plans if plan.cell_id in outcome.records]
     from nangrid.reporting.finished import print_cell, print_grid  # pandas and rich take a second
 
@@ -59,19 +59,19 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], crew: Crew, *, 
     _raise_failures(plans, outcome)
 
 
-def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]], crew: Crew) -> list[CellPlan]:
+def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Executor) -> list[CellPlan]:
     plans: list[CellPlan] = []
     for config, overrides in composed:
         plan = plan_cell(config, overrides)
         plans.append(plan)
         if not plan.config.dry_run and not (plan.directory() / RESULT).exists():
-            crew.get_ready()
+            executor.warm_up()
     if not plans:
         raise InputError("The sweep asks for no cell: give every swept key at least one value.")
     return plans
 
 
-def _list(plans: list[CellPlan], crew: Crew) -> None:
+def _list(plans: list[CellPlan], executor: Executor) -> None:
     records, to_run = [], []
     for plan in plans:
         record = _trusted(plan)
@@ -79,7 +79,7 @@ def _list(plans: list[CellPlan], crew: Crew) -> None:
         records += [record] if record else []
         to_run += [] if done else [plan]
         print(f"{plan.cell_id}  {record.status if record and done else 'to run':9}  {plan.title}")
-    print(f"{len(plans)} cells, {len(to_run)} to run{_estimate(to_run, records, crew)}")
+    print(f"{len(plans)} cells, {len(to_run)} to run{_estimate(to_run, records, executor)}")
 
 
 def _trusted(plan: CellPlan) -> CellRecord | None:
@@ -90,14 +90,14 @@ def _trusted(plan: CellPlan) -> CellRecord | None:
         return None
 
 
-def _estimate(to_run: list[CellPlan], records: list[CellRecord], crew: Crew) -> str:
+def _estimate(to_run: list[CellPlan], records: list[CellRecord], executor: Executor) -> str:
     paces = [(pace(plan.cell_config.model.name, records), plan.config.horizon) for plan in to_run]
     known = [(expected, horizon) for expected, horizon in paces if expected]
     if not to_run or len(known) < len(to_run):
         return "" if not to_run else ": how long is not known before a cell of that model is done"
-    width = min(crew.width, len(to_run))
-    total = sum(expected.cell_seconds(horizon) for expected, horizon in known) / width
-    return f": at most about {in_words(total)}, {width} side by side ({known[0][0].source})"
+    max_parallel = min(executor.max_parallel, len(to_run))
+    total = sum(expected.cell_seconds(horizon) for expected, horizon in known) / max_parallel
+    return f": at most about {format_duration(total)}, {max_parallel} side by side ({known[0][0].source})"
 
 
 def _raise_failures(plans: list[CellPlan], outcome: GridOutcome) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
-from nangrid.grid.collect import GridOutcome, Settlement
+from nangrid.grid.collect import Collector, GridOutcome
 from nangrid.grid.display import GridDisplay
-from nangrid.grid.ending import Ending
+from nangrid.grid.ending import ExitReason
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.process import CellProcess, start, stop, warm_up
 from nangrid.records.errors import InputError
@@ -22,7 +22,7 @@ TICK_S = 0.2
 
 
 @dataclass(frozen=True)
-class Isolated:
+class LocalExecutor:
     """The cells on this machine, each in a process of its own, `n_jobs` side by side."""
 
     n_jobs: Any = 1
@@ -40,11 +40,11 @@ class Isolated:
             )
 
     @property
-    def width(self) -> int:
+    def max_parallel(self) -> int:
         """Cells side by side."""
         return int(self.n_jobs)
 
-    def get_ready(self) -> None:
+    def warm_up(self) -> None:
         """Begin with the imports, while the other cells are composed."""
         warm_up()
 
@@ -55,51 +55,51 @@ class Isolated:
         others go on. A cell that is killed from outside stays unfinished, and so do the running ones on Ctrl-C.
         """
         with GridDisplay(len(plans)) as display:
-            schedule = _Schedule(Settlement(grid, display), self.n_jobs, self.timeout_s)
+            schedule = _Schedule(Collector(grid, display), self.n_jobs, self.timeout_s)
             try:
                 schedule.run(plans)
             finally:
                 stop(schedule.running)
-        return schedule.settlement.outcome
+        return schedule.collector.outcome
 
 
 class _Schedule:
-    def __init__(self, settlement: Settlement, n_jobs: int, timeout_s: float | None) -> None:
-        self.settlement = settlement
+    def __init__(self, collector: Collector, n_jobs: int, timeout_s: float | None) -> None:
+        self.collector = collector
         self.n_jobs = n_jobs
         self.timeout_s = timeout_s
         self.waiting: deque[CellPlan] = deque()
         self.running: list[CellProcess] = []
 
     def run(self, plans: Sequence[CellPlan]) -> None:
-        self.waiting.extend(self.settlement.still_to_run(plans))
-        while self.waiting or self.running or self.settlement.elsewhere:
+        self.waiting.extend(self.collector.still_to_run(plans))
+        while self.waiting or self.running or self.collector.running_elsewhere:
             self._start_waiting()
             self._wait_a_tick()
             self._settle_running()
-            self.waiting.extend(self.settlement.settle_elsewhere())
+            self.waiting.extend(self.collector.collect_elsewhere())
 
     def _start_waiting(self) -> None:
         while self.waiting and len(self.running) < self.n_jobs:
             plan = self.waiting.popleft()
-            self.settlement.display.begin(plan)
-            self.running.append(start(plan, self.settlement.grid.grid_id))
+            self.collector.display.begin(plan)
+            self.running.append(start(plan, self.collector.grid.grid_id))
 
     def _wait_a_tick(self) -> None:
         if self.running:
             wait([cell.process.sentinel for cell in self.running], timeout=TICK_S)
         else:
             time.sleep(TICK_S)
-        for plan in [*(cell.plan for cell in self.running), *self.settlement.elsewhere]:
-            self.settlement.display.refresh(plan)
+        for plan in [*(cell.plan for cell in self.running), *self.collector.running_elsewhere]:
+            self.collector.display.refresh(plan)
 
     def _settle_running(self) -> None:
         for cell in list(self.running):
             if self.timeout_s is not None and cell.seconds > self.timeout_s:
                 stop([cell])
-                ending = Ending("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
+                ending = ExitReason("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
                 self.running.remove(cell)
-                self.settlement.settle(cell.plan, ("", ""), ending, cell.seconds)
+                self.collector.collect(cell.plan, ("", ""), ending, cell.seconds)
             elif not cell.is_alive():
                 self.running.remove(cell)
-                self.settlement.settle(cell.plan, cell.reply(), cell.ending(), cell.seconds)
+                self.collector.collect(cell.plan, cell.reply(), cell.ending(), cell.seconds)

@@ -74,7 +74,7 @@ class CellProcess:
                 os.kill(self.process.pid, signal.SIGKILL)
         return alive
 
-    def ending(self) -> ending.Ending:
+    def ending(self) -> ending.ExitReason:
         """What to think of a process that left neither a reply nor a record."""
         return ending.of_process(self.process.exitcode, ending.oom_kills() - self.oom_kills)
 

@@ -10,7 +10,7 @@ from nangrid.watch import Headroom
 from nangrid.watch.headroom import Extreme
 
 
-class Looking(TrainerCallback):
+class HeadroomCallback(TrainerCallback):
     """Has `headroom` look at each step that is due."""
 
     def __init__(self, headroom: Headroom) -> None:

@@ -89,7 +89,7 @@ def _load_snapshot(trainer: Trainer, snapshot: Snapshot) -> None:
     _advance(trainer, snapshot.step)
     restore(live, optimizer, snapshot.parameters, state, _groups(optimizer, snapshot.groups))
     for name, buffer in trainer.model.named_buffers():
-        kept = snapshot.surroundings.buffers.get(name)
+        kept = snapshot.module_state.buffers.get(name)
         if kept is not None and kept.shape == buffer.shape and kept.dtype == buffer.dtype:
             buffer.copy_(kept)
 

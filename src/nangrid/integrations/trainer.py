@@ -22,11 +22,11 @@ from nangrid.records.explain import explain
 from nangrid.watch import (
     Background,
     Clocks,
-    Failed,
+    FailedEvalBatch,
     Inspector,
-    Keeping,
     MicroBatch,
-    Reading,
+    SnapshotPolicy,
+    StepReading,
     inspector_for,
     random_states,
     still_searching,
@@ -95,7 +95,7 @@ class TrainerWatch(TrainerCallback):
         trainer: Trainer,
         out_dir: Path | None,
         background: Background,
-        on_step: Callable[[Reading], None] | None,
+        on_step: Callable[[StepReading], None] | None,
         keep_every: int,
     ) -> None:
         self.trainer = trainer
@@ -104,15 +104,15 @@ class TrainerWatch(TrainerCallback):
         self.background = background
         self.on_step = on_step
         # a run that goes on from a checkpoint has other weights when training begins
-        self.keeping = Keeping(keep_every, {name: p.detach().clone() for name, p in self.step.trainables.items()})
+        self.policy = SnapshotPolicy(keep_every, {name: p.detach().clone() for name, p in self.step.trainables.items()})
         self.inspector: Inspector
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
         self._began = 0.0
         self._lr = 0.0
-        self._complete: list[Reading] = []
+        self._complete: list[StepReading] = []
         """Readings that were not passed on yet."""
-        self._failed: Failed | None = None
+        self._failed: FailedEvalBatch | None = None
 
     @property
     def clocks(self) -> Clocks:
@@ -121,7 +121,7 @@ class TrainerWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer exists from here on."""
-        self.inspector = inspector_for(self.step, self.out_dir, self.background, self.keeping)
+        self.inspector = inspector_for(self.step, self.out_dir, self.background, self.policy)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the step."""
@@ -204,7 +204,7 @@ class TrainerWatch(TrainerCallback):
             result = original(model, inputs, *args, **kwargs)
             loss = result[0]
             if self._failed is None and loss is not None and not math.isfinite(loss.mean()):
-                self._failed = Failed(given, rng, loss.detach())
+                self._failed = FailedEvalBatch(given, rng, loss.detach())
             return result
 
         return prediction_step
@@ -233,7 +233,7 @@ def watch_trainer(
     out_dir: str | Path | None = "autopsy",
     *,
     background: Background | None = None,
-    on_step: Callable[[Reading], None] | None = None,
+    on_step: Callable[[StepReading], None] | None = None,
     keep_every: int = 0,
 ) -> TrainerWatch:
     """Watch a trainer: at the first non-finite value the step is replayed and its autopsy goes to `out_dir`.

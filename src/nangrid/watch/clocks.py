@@ -22,7 +22,7 @@ STEPS_AFTER_ONSET = 3
 
 
 @dataclass
-class Reading:
+class StepReading:
     """What the watch saw of one optimizer step; non-finite elements are counted per clock."""
 
     step: int
@@ -69,18 +69,18 @@ class Clocks:
 
     def __init__(self, trainables: Mapping[str, torch.nn.Parameter]) -> None:
         self.trainables = trainables
-        self.readings: list[Reading] = []
+        self.readings: list[StepReading] = []
         self.first: dict[str, int | None] = dict.fromkeys(CLOCKS)
         self._reached: set[str] = set()
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> StepReading:
         """The step under way, or the last one."""
         return self.readings[-1]
 
     def begin(self, step: int) -> None:
         """Open a step."""
-        self.readings.append(Reading(step, loss=0.0))
+        self.readings.append(StepReading(step, loss=0.0))
 
     def micro_batch(self, loss: Tensor) -> None:
         """Add the loss of one micro-batch, as scaled for accumulation."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.autopsy.replay import Step, digest
-from nangrid.watch.clocks import Reading, extent
-from nangrid.watch.inspector import Inspector, Keeping
+from nangrid.watch.clocks import StepReading, extent
+from nangrid.watch.inspector import Inspector, SnapshotPolicy
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.tensors import gradients, state_tensors
 
@@ -30,7 +30,7 @@ UNDER_WAY = 2
 
 
 @dataclass
-class _Flight:
+class _PendingStep:
     """A step whose numbers are on their way."""
 
     step: int
@@ -43,7 +43,7 @@ class _Flight:
     numbers: Tensor | None = None
     event: Any = None
 
-    def depart(self) -> None:
+    def send(self) -> None:
         """Send the numbers to the host, behind all that is queued."""
         numbers = torch.stack([value.detach().double() for value in self.measures.values()])
         if numbers.is_cuda:
@@ -55,7 +55,7 @@ class _Flight:
         else:
             self.numbers = numbers
 
-    def arrive(self) -> dict[str, float]:
+    def receive(self) -> dict[str, float]:
         """The numbers; waits for them where need be."""
         assert self.numbers is not None
         if self.event is not None:
@@ -63,98 +63,98 @@ class _Flight:
         return dict(zip(self.measures, self.numbers.tolist(), strict=True))
 
 
-class LateInspector(Inspector):
+class DeferredInspector(Inspector):
     """An inspector that never waits for the device; a non-finite count of 1 means some."""
 
     def __init__(
-        self, step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+        self, step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
     ) -> None:
-        super().__init__(step, out_dir, background, keeping)
+        super().__init__(step, out_dir, background, policy)
         initial = self.recorder.initial
         model, optimizer, scaler = step.model, step.optimizer, step.scaler
         spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(UNDER_WAY)]
         self._recorders = deque([self.recorder, *spares])
-        self._flights: deque[_Flight] = deque()
-        self._flight: _Flight
+        self._sent: deque[_PendingStep] = deque()
+        self._pending: _PendingStep
 
     def begin(self, step: int) -> None:
         """Open a step."""
         self._recorders.rotate(-1)
-        self._flight = _Flight(step, self._recorders[0])
-        self._flight.recorder.begin(step)
+        self._pending = _PendingStep(step, self._recorders[0])
+        self._pending.recorder.begin(step)
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Note what is about to go forward and backward."""
-        self._flight.recorder.micro_batch(inputs, **extra)
+        self._pending.recorder.micro_batch(inputs, **extra)
 
     def loss(self, loss: Tensor) -> None:
         """Keep the loss of a micro-batch."""
-        self._flight.losses.append(loss.detach())
+        self._pending.losses.append(loss.detach())
 
     def raised(self, error: Exception) -> None:
         """Of the step under way, whose numbers are not on their way yet."""
-        self.recorder = self._flight.recorder
+        self.recorder = self._pending.recorder
         super().raised(error)
 
     @torch.no_grad()
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Measure the gradients."""
-        self._flight.recorder.notice()
+        self._pending.recorder.notice()
         found = gradients(self.step.trainables)
         self.clocks.note_reached(found)
-        self._flight.measures["gradient"] = extent(found.values())
-        self._flight.ignore_nonfinite = ignore_nonfinite
+        self._pending.measures["gradient"] = extent(found.values())
+        self._pending.ignore_nonfinite = ignore_nonfinite
 
     def norm(self, norm: Tensor | float) -> None:
         """Keep the gradient norm before clipping."""
-        self._flight.measures["norm"] = torch.as_tensor(norm)
+        self._pending.measures["norm"] = torch.as_tensor(norm)
 
     @torch.no_grad()
     def updated(self) -> None:
         """Measure parameters and optimizer state."""
-        flight, device = self._flight, self._flight.losses[0].device
-        flight.measures["update"] = self.clocks.update(flight.recorder.before)
-        flight.measures["parameter"] = extent(self.step.trainables.values())
-        flight.measures["optimizer_state"] = extent(state_tensors(self.step.optimizer))
-        flight.measures |= {f"loss {number}": loss for number, loss in enumerate(flight.losses)}
-        flight.measures = {name: value.to(device, non_blocking=True) for name, value in flight.measures.items()}
+        pending, device = self._pending, self._pending.losses[0].device
+        pending.measures["update"] = self.clocks.update(pending.recorder.before)
+        pending.measures["parameter"] = extent(self.step.trainables.values())
+        pending.measures["optimizer_state"] = extent(state_tensors(self.step.optimizer))
+        pending.measures |= {f"loss {number}": loss for number, loss in enumerate(pending.losses)}
+        pending.measures = {name: value.to(device, non_blocking=True) for name, value in pending.measures.items()}
 
-    def close(self, lr: float, seconds: float) -> list[Reading]:
+    def close(self, lr: float, seconds: float) -> list[StepReading]:
         """Send the step's numbers off; the readings of the steps whose numbers have come."""
-        self._flight.lr, self._flight.seconds = lr, seconds
-        self._flight.depart()
-        self._flights.append(self._flight)
-        self._keep(self._flight.step, self._flight.recorder)
+        self._pending.lr, self._pending.seconds = lr, seconds
+        self._pending.send()
+        self._sent.append(self._pending)
+        self._keep(self._pending.step, self._pending.recorder)
         return list(self._read(UNDER_WAY))
 
-    def flush(self) -> list[Reading]:
+    def flush(self) -> list[StepReading]:
         """Wait for the numbers of all steps."""
         return list(self._read(0))
 
-    def _read(self, may_stay: int) -> Iterable[Reading]:
-        while len(self._flights) > may_stay:
-            flight = self._flights.popleft()
-            self._note(flight, flight.arrive())
+    def _read(self, may_stay: int) -> Iterable[StepReading]:
+        while len(self._sent) > may_stay:
+            pending = self._sent.popleft()
+            self._note(pending, pending.receive())
             yield self.clocks.reading
 
-    def _note(self, flight: _Flight, numbers: dict[str, float]) -> None:
+    def _note(self, pending: _PendingStep, numbers: dict[str, float]) -> None:
         clocks = self.clocks
-        clocks.begin(flight.step)
+        clocks.begin(pending.step)
         reading = clocks.reading
-        for number in range(len(flight.losses)):
+        for number in range(len(pending.losses)):
             clocks.note_loss(numbers[f"loss {number}"])
         reading.max_gradient, reading.max_update = numbers["gradient"], numbers["update"]
-        reading.grad_norm, reading.lr, reading.seconds = numbers["norm"], flight.lr, flight.seconds
-        ringing = [] if flight.ignore_nonfinite else ["gradient"]
+        reading.grad_norm, reading.lr, reading.seconds = numbers["norm"], pending.lr, pending.seconds
+        ringing = [] if pending.ignore_nonfinite else ["gradient"]
         for clock in [*ringing, "parameter", "optimizer_state"]:
             if not math.isfinite(numbers[clock]):
                 clocks.ring(clock, 1)
-        self.growth.note(flight.step, reading.max_gradient)
-        self._examine_late(flight)
+        self.growth.note(pending.step, reading.max_gradient)
+        self._examine_late(pending)
 
-    def _examine_late(self, flight: _Flight) -> None:
-        self.recorder = flight.recorder
-        outcome = {"loss": digest(flight.losses)}
+    def _examine_late(self, pending: _PendingStep) -> None:
+        self.recorder = pending.recorder
+        outcome = {"loss": digest(pending.losses)}
         if self._rang_now("loss", "gradient", "parameter", "optimizer_state"):
             self._examine(outcome)
         elif self.clocks.reading.frozen:
@@ -162,8 +162,8 @@ class LateInspector(Inspector):
 
 
 def inspector_for(
-    step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+    step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
 ) -> Inspector:
     """The inspector for the device that the trainables are on."""
     on_gpu = any(parameter.is_cuda for parameter in step.trainables.values())
-    return (LateInspector if on_gpu else Inspector)(step, out_dir, background, keeping)
+    return (DeferredInspector if on_gpu else Inspector)(step, out_dir, background, policy)

@@ -22,7 +22,7 @@ from nangrid.records.start_from import KEPT, kept_in
 from nangrid.watch.autopsy.examine import Background, examine
 from nangrid.watch.autopsy.mechanism import UNKNOWN
 from nangrid.watch.autopsy.replay import FROZEN, RAISED, Step, digest
-from nangrid.watch.clocks import Clocks, Reading
+from nangrid.watch.clocks import Clocks, StepReading
 from nangrid.watch.growth import Growth
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
@@ -30,12 +30,12 @@ from nangrid.watch.state.tensors import gradients
 
 logger = logging.getLogger(__name__)
 
-STAY = 2
+SNAPSHOTS_KEPT = 2
 """Snapshots kept on disk while all is finite."""
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedEvalBatch:
     """A batch of an evaluation whose loss is non-finite, and the random states before it."""
 
     inputs: Any
@@ -44,7 +44,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class SnapshotPolicy:
     """What is known of a run besides its steps, and how much of it is kept."""
 
     every: int = 0
@@ -57,16 +57,16 @@ class Inspector:
     """Clocks and recorder of one run; at the first alarm it replays the step and writes the autopsy."""
 
     def __init__(
-        self, step: Step, out_dir: Path | None, background: Background, keeping: Keeping | None = None
+        self, step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
     ) -> None:
         self.step = step
         self.out_dir = out_dir
         """Where snapshot and autopsy go; None: clocks only, nothing is replayed."""
         self.background = background
-        self.keeping = keeping = keeping or Keeping()
+        self.policy = policy = policy or SnapshotPolicy()
         self.clocks = Clocks(step.trainables)
         self.growth = Growth({parameter.dtype for parameter in step.trainables.values()})
-        self.recorder = Recorder(step.model, step.trainables, step.optimizer, step.scaler, keeping.initial)
+        self.recorder = Recorder(step.model, step.trainables, step.optimizer, step.scaler, policy.initial)
         self.autopsy: Autopsy | None = None
         """Of the onset."""
         self.frozen: Autopsy | None = None
@@ -122,24 +122,24 @@ class Inspector:
             parameters = digest(self.step.trainables.values())
             self._examine({"loss": digest(self._losses), "parameters": parameters})
 
-    def close(self, lr: float, seconds: float) -> list[Reading]:
+    def close(self, lr: float, seconds: float) -> list[StepReading]:
         """End the step; the readings that are complete now."""
         self.clocks.reading.lr, self.clocks.reading.seconds = lr, seconds
         self._keep(self.clocks.reading.step, self.recorder)
         self.growth.note(self.clocks.reading.step, self.clocks.reading.max_gradient)
         return [self.clocks.reading]
 
-    def flush(self) -> list[Reading]:
+    def flush(self) -> list[StepReading]:
         """Readings that were still on their way: none here, see nangrid.watch.deferred."""
         return []
 
-    def finish(self) -> list[Reading]:
+    def finish(self) -> list[StepReading]:
         """End the run; the readings that were still on their way."""
         readings = self.flush()
         self._examine_frozen()
         return readings
 
-    def evaluated(self, eval_loss: float, failed: Failed | None) -> None:
+    def evaluated(self, eval_loss: float, failed: FailedEvalBatch | None) -> None:
         """Note the loss of an evaluation after the step under way; `failed` is its first non-finite batch."""
         self.clocks.evaluated(eval_loss)
         if self._rang_now("eval_loss") and failed is not None and self.autopsy is None:
@@ -150,12 +150,12 @@ class Inspector:
 
     def _keep(self, step: int, recorder: Recorder) -> None:
         """Write a snapshot of the step under way if its turn has come and nothing has happened yet."""
-        every, clocks = self.keeping.every, self.clocks
+        every, clocks = self.policy.every, self.clocks
         if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
             return
         losses = [reading.loss for reading in clocks.readings if reading.step < step]
         self._save(recorder.snapshot("", {}, losses), f"{KEPT}/{step}")
-        for old in kept_in(self.out_dir)[:-STAY]:
+        for old in kept_in(self.out_dir)[:-SNAPSHOTS_KEPT]:
             shutil.rmtree(old)
 
     def _rang_now(self, *clocks: str) -> bool:

@@ -17,9 +17,9 @@ from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch.autopsy.examine import Background
-from nangrid.watch.clocks import Reading
+from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import Keeping, still_searching
+from nangrid.watch.inspector import SnapshotPolicy, still_searching
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
@@ -34,13 +34,13 @@ class NonFiniteError(ArithmeticError):
         self.autopsy = autopsy
 
 
-class Host:
+class WatchObserver:
     """Where a Watch keeps its records, and who is told of its steps: nobody, unless a cell runs the loop."""
 
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
 
-    def opened(self, watch: Watch) -> None:
+    def on_watch_created(self, watch: Watch) -> None:
         """A watch was made; its model and optimizer are ready."""
 
     def begin(self, step: int) -> None:
@@ -49,15 +49,15 @@ class Host:
     def backward_done(self, step: int) -> None:
         """All its micro-batches went backward."""
 
-    def complete(self, readings: Sequence[Reading]) -> None:
+    def complete(self, readings: Sequence[StepReading]) -> None:
         """These steps are complete."""
 
 
-_hosts: list[Host] = []
+_hosts: list[WatchObserver] = []
 
 
 @contextmanager
-def hosted(host: Host) -> Iterator[None]:
+def observing_watches(host: WatchObserver) -> Iterator[None]:
     """Inside, `host` is told of every Watch that is made."""
     _hosts.append(host)
     try:
@@ -98,14 +98,14 @@ class Watch:
         self.scaler = scaler
         self.accumulate = accumulate
         self.background = Background(texts=texts or {})
-        self._host = _hosts[-1] if _hosts else Host(Path(out_dir))
+        self._host = _hosts[-1] if _hosts else WatchObserver(Path(out_dir))
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        self.inspector = inspector_for(self._loop, self._host.out_dir, self.background, Keeping(keep_every))
+        self.inspector = inspector_for(self._loop, self._host.out_dir, self.background, SnapshotPolicy(keep_every))
         self.started_at = 0.0
         """time.perf_counter() at the beginning of the first step."""
         self._calls = 0
         self._began = 0.0
-        self._host.opened(self)
+        self._host.on_watch_created(self)
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
         """Run `closure` on a micro-batch and, once a window is full, check, clip, step and check again.

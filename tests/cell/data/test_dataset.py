@@ -93,8 +93,9 @@ def test_a_second_call_needs_neither_torch_nor_the_tokenizer(pydoc: CellData, ti
     code = f"""
 import sys
 from nangrid.cell.config import Config, DataConfig, ModelConfig, VocabConfig
-from nangrid.cell.checkpoint import Checkpoint
-from nangrid.cell.data import data_sha256, load_data
+from nangrid.cell.model.checkpoint import Checkpoint
+from nangrid.cell.data.dataset import load_data
+from nangrid.cell.data.documents import data_sha256
 model = ModelConfig(name='tiny', source='tiny', layers=1)
 config = Config(model=model, vocab=VocabConfig(name='spm', size=64), data=DataConfig(name='pydoc'))
 assert data_sha256(config.data) and 'datasets' not in sys.modules

@@ -275,7 +275,7 @@ def test_a_second_install_changes_nothing() -> None:
 
 FRESH = """
 import torch
-from nangrid.cell.arithmetic import current, install
+from nangrid.cell.model.arithmetic import current, install
 
 torch.manual_seed(0)
 drawn = [torch.randn(2, 37, 64), torch.randn(2, 64, 53), torch.randn(37, 53)]

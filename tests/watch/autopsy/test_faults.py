@@ -367,7 +367,7 @@ def test_state_without_an_action(dtype: torch.dtype, tmp_path: Path) -> None:
     autopsy = diagnose(Policy(-math.inf).to(dtype), [(x, some), (x, none)], tmp_path)
     assert found(autopsy) == ("forward", "invalid", "aten._log_softmax.default") and autopsy.step == 1
     assert autopsy.mechanism == "masked-row-softmax" and "attention" not in autopsy.explanation
-    assert autopsy.output is not None and autopsy.output.first_index == [1, 0], "the -inf of sample 0 are meant"
+    assert autopsy.output is not None and autopsy.output.first_index == [1, 0], "the -inf of sample 0 are intentional"
 
 
 def test_token_that_is_forced_is_no_mask(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_slope_of_an_angle_at_its_end(tmp_path: Path) -> None:
 
 
 class Guarded(nn.Module):
-    """A root that `where` was meant to protect."""
+    """A root that `where` was intentional to protect."""
 
     def __init__(self) -> None:
         super().__init__()

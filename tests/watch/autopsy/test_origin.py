@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nangrid import Watch
 from nangrid.records.explain import explain
 from nangrid.watch import MicroBatch, Snapshot, trainables
-from nangrid.watch.autopsy import replay
+from nangrid.watch.autopsy.replay import replay
 
 
 class Net(nn.Module):
@@ -52,7 +52,7 @@ class Logarithm(nn.Module):
 
 
 class Interleaved(nn.Module):
-    """Infinities meant for every second element; the finite ones between them are divided by."""
+    """Infinities intentional for every second element; the finite ones between them are divided by."""
 
     def __init__(self) -> None:
         super().__init__()

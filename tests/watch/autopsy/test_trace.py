@@ -332,7 +332,7 @@ def test_column_that_is_not_looked_at_is_not_blamed(in_place: bool, tmp_path: Pa
 
 
 def test_loop_that_refuses_a_number_it_never_had(tmp_path: Path) -> None:
-    """Nothing is learned of the births then: the first is told."""
+    """Nothing is learned of the producers then: the first is told."""
 
     def loss(out: Tensor) -> Tensor:
         if out.isfinite().all():

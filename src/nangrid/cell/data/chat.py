@@ -124,7 +124,7 @@ def _check(template: Template) -> None:
 
 
 @dataclass(frozen=True)
-class Speech:
+class ChatEncoder:
     """Chats as ids, by one template and one tokenizer."""
 
     template: Template
@@ -135,7 +135,7 @@ class Speech:
     bos: int | None
 
     @classmethod
-    def of(cls, template: Template, tokenizer: PreTrainedTokenizerBase) -> Speech:
+    def of(cls, template: Template, tokenizer: PreTrainedTokenizerBase) -> ChatEncoder:
         """With the special tokens of a tokenizer."""
         marks = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         return cls(template, dict(tokenizer.special_tokens_map), marks, tokenizer.bos_token_id)
@@ -144,7 +144,9 @@ class Speech:
         """The ids, without a bos in front."""
         return self._ids(tokenizer.encode(self._whole(chat)[0], add_special_tokens=False).ids)
 
-    def encode_said(self, chat: Chat, tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def encode_with_assistant_mask(
+        self, chat: Chat, tokenizer: Tokenizer
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """The ids, without a bos in front, and which of them the assistant says."""
         text, marked = self._whole(chat)
         spans = marked or [

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nangrid.cell.cache import entry
 from nangrid.cell.config import Config, DataConfig
-from nangrid.cell.data.chat import Speech, find_template, template_sha256
+from nangrid.cell.data.chat import ChatEncoder, find_template, template_sha256
 from nangrid.cell.data.documents import Chat, Document, data_sha256, load_documents
 from nangrid.cell.data.vocabulary import NewToken, extend, is_byte_level, piece_text, vocab_size
 from nangrid.cell.model.checkpoint import Checkpoint
@@ -130,7 +130,7 @@ def _build(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
         rows = _glossary([token.id for token in new_tokens], data)
     else:
         chats = any(isinstance(document, Chat) for document in documents)
-        speech = Speech.of(find_template(data, checkpoint), tokenizer) if chats else None
+        speech = ChatEncoder.of(find_template(data, checkpoint), tokenizer) if chats else None
         rows = [_encode(extended, document, data, speech) for document in documents]
         if data.packing and eos is not None:
             rows = _ended(rows, documents, eos)
@@ -176,14 +176,14 @@ def _backend(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> Toke
     return backend
 
 
-def _encode(tokenizer: Tokenizer, document: Document | Chat, data: DataConfig, speech: Speech | None) -> Sample:
+def _encode(tokenizer: Tokenizer, document: Document | Chat, data: DataConfig, speech: ChatEncoder | None) -> Sample:
     """Ids and labels of a document, without bos."""
     if isinstance(document, Chat):
         assert speech is not None
         if data.labels == "all":
             ids = speech.encode(document, tokenizer)
             return ids, ids
-        ids, said = speech.encode_said(document, tokenizer)
+        ids, said = speech.encode_with_assistant_mask(document, tokenizer)
         return ids, np.where(said, ids, IGNORED)
     prompt = tokenizer.encode(document.prompt or "", add_special_tokens=False).ids
     text = tokenizer.encode(document.text, add_special_tokens=False).ids

@@ -14,10 +14,10 @@ from nangrid.records.errors import InputError
 from nangrid.watch import (
     Finding,
     Headroom,
-    Host,
     Ledger,
-    Reading,
+    StepReading,
     Watch,
+    WatchObserver,
     observe_residual,
     preflight,
     read_arithmetic,
@@ -31,10 +31,10 @@ class SeenEnoughError(BaseException):
     """The loop has taken the steps that were asked for. No Exception: a script that catches those goes on otherwise."""
 
 
-class OwnLoop(Host):
-    """Hosts the one Watch of a loop; see nangrid.watch.Host."""
+class OwnLoop(WatchObserver):
+    """Hosts the one Watch of a loop; see nangrid.watch.WatchObserver."""
 
-    def __init__(self, config: ScriptConfig, out_dir: Path, on_step: Callable[[Reading], None]) -> None:
+    def __init__(self, config: ScriptConfig, out_dir: Path, on_step: Callable[[StepReading], None]) -> None:
         super().__init__(out_dir)
         self.config = config
         self.on_step = on_step
@@ -42,7 +42,7 @@ class OwnLoop(Host):
         self.ledger: Ledger
         self.headroom: Headroom
 
-    def opened(self, watch: Watch) -> None:
+    def on_watch_created(self, watch: Watch) -> None:
         """Read the model as it is before the first step."""
         script = self.config.script
         if self.watch is not None:
@@ -69,7 +69,7 @@ class OwnLoop(Host):
         """Note the magnitudes if the step was due."""
         self.headroom.end(step)
 
-    def complete(self, readings: Sequence[Reading]) -> None:
+    def complete(self, readings: Sequence[StepReading]) -> None:
         """Pass them on."""
         for reading in readings:
             self.on_step(reading)

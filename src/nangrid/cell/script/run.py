@@ -26,7 +26,7 @@ from nangrid.cell.environment import read_environment
 from nangrid.cell.outcome import history_row, keep_headroom, outcome
 from nangrid.cell.script.config import LOOK_EVERY, ScriptConfig
 from nangrid.cell.script.loop import OwnLoop, SeenEnoughError, read_ledger
-from nangrid.integrations import Looking, TrainerWatch, train_from, watch_trainer
+from nangrid.integrations import HeadroomCallback, TrainerWatch, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import InputError
 from nangrid.records.history import write_history
@@ -35,9 +35,9 @@ from nangrid.watch import (
     Headroom,
     Ledger,
     NonFiniteError,
-    Reading,
+    StepReading,
     Watch,
-    hosted,
+    observing_watches,
     preflight,
     read_optimizer,
     settings_of,
@@ -63,7 +63,7 @@ def run_cell(
 
     steps = itertools.count()
 
-    def tell(reading: Reading) -> None:
+    def tell(reading: StepReading) -> None:
         if on_step:
             on_step(next(steps), reading.loss)
 
@@ -103,7 +103,7 @@ def _call(config: ScriptConfig, loop: OwnLoop) -> Any:
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_seed(SEED + config.repeat)
     function = _function(config)
-    with hosted(loop), _seeds_moved(config.repeat), suppress(NonFiniteError, SeenEnoughError):
+    with observing_watches(loop), _seeds_moved(config.repeat), suppress(NonFiniteError, SeenEnoughError):
         return function(dict(config.levels))
 
 
@@ -126,9 +126,9 @@ def _moved(original: Callable[..., Any], by: int) -> Callable[..., Any]:
 
 
 def _train(
-    trainer: Trainer, config: ScriptConfig, directory: Path, headroom: Headroom, tell: Callable[[Reading], None]
+    trainer: Trainer, config: ScriptConfig, directory: Path, headroom: Headroom, tell: Callable[[StepReading], None]
 ) -> TrainerWatch:
-    trainer.add_callback(Looking(headroom))
+    trainer.add_callback(HeadroomCallback(headroom))
     start = None if config.start_from is None else find_start(config.start_from)
     trainer.add_callback(_Horizon(config.horizon + (start.step if start else 0)))
     watch = watch_trainer(trainer, directory, on_step=tell)

@@ -8,19 +8,19 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nangrid.watch.autopsy.ieee import operands, written_tensors
-from nangrid.watch.autopsy.introduced import born_elements, copies, is_finite, wide
+from nangrid.watch.autopsy.introduced import copies, is_finite, newly_nonfinite, wide
 
 
-class Silencer(TorchDispatchMode):
+class Ablation(TorchDispatchMode):
     """Zeros in the place of what was born in some writes, each an operation's number in the step and a result of it.
 
     Operations are counted as the tracer counts them.
     """
 
-    def __init__(self, silenced: Collection[tuple[int, int]]) -> None:
+    def __init__(self, ablated: Collection[tuple[int, int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.silenced = silenced
-        self._among = {number for number, _ in silenced}
+        self.ablated = ablated
+        self._among = {number for number, _ in ablated}
         self._operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,7 +32,7 @@ class Silencer(TorchDispatchMode):
         before = copies(func, args, kwargs)
         result = func(*args, **kwargs)
         for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
-            if (self._operations, which) in self.silenced and not is_finite(tensor):
+            if (self._operations, which) in self.ablated and not is_finite(tensor):
                 read = [wide(t) for _, at, t in operands(func, *before) if place is None or at in (place, None)]
-                tensor.masked_fill_(born_elements(func, read, wide(tensor)), 0)
+                tensor.masked_fill_(newly_nonfinite(func, read, wide(tensor)), 0)
         return result

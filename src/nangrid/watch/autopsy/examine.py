@@ -22,7 +22,7 @@ from nangrid.watch.autopsy.tokens import (
     which_rows,
     which_samples,
 )
-from nangrid.watch.autopsy.trace import Birth
+from nangrid.watch.autopsy.trace import Producer
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import dtype_name
 
@@ -57,29 +57,29 @@ class _Report:
         self.found = found
         self.background = background
         self.untrained = untrained
-        self.birth = found.origin.write.birth if found.origin else None
-        self.leaf = found.origin.write.leaf if found.origin else ""
+        self.producer = found.origin.write.producer if found.origin else None
+        self.preexisting = found.origin.write.preexisting if found.origin else ""
         self.reader = found.origin.reader if found.origin else None
 
     def autopsy(self, reproduced: bool, same: Mapping[str, bool]) -> Autopsy:
-        birth, origin = self.birth, self.found.origin
-        place = birth.place if birth else (self.reader and self.reader.place) or Place()
+        producer, origin = self.producer, self.found.origin
+        place = producer.place if producer else (self.reader and self.reader.place) or Place()
         tokens = self._tokens()
         mechanism = self._mechanism(tokens)
         return Autopsy(
             step=self.snapshot.step,
             clock=self.snapshot.clock,
             phase=self._phase(),
-            kind=birth.kind if birth else NONFINITE_INPUT if self.leaf else UNKNOWN,
+            kind=producer.kind if producer else NONFINITE_INPUT if self.preexisting else UNKNOWN,
             op=origin.write.op if origin else "",
             module=place.module,
             source=place.source,
             node=place.node,
-            micro_batch=birth.micro_batch if birth else self.found.micro_batch,
-            dtype=birth.output.dtype if birth else "",
-            dtype_max=dtype_max(birth.output.dtype) if birth else 0.0,
-            inputs=list(birth.inputs) if birth else [],
-            output=_output_record(birth) if birth else None,
+            micro_batch=producer.micro_batch if producer else self.found.micro_batch,
+            dtype=producer.output.dtype if producer else "",
+            dtype_max=dtype_max(producer.output.dtype) if producer else 0.0,
+            inputs=list(producer.inputs) if producer else [],
+            output=_output_record(producer) if producer else None,
             path=list(origin.path[:_LONGEST_PATH]) if origin else [],
             tokens=tokens,
             parameters=list(self.found.nonfinite),
@@ -92,23 +92,27 @@ class _Report:
         )
 
     def _phase(self) -> str:
-        if self.leaf:
+        if self.preexisting:
             return "input"
-        if self.birth is None:
+        if self.producer is None:
             return UNKNOWN
-        given = self.birth.phase == "optimizer" and self.birth.kind == NONFINITE_INPUT and not self.birth.meant
-        return "input" if given else self.birth.phase
+        given = (
+            self.producer.phase == "optimizer"
+            and self.producer.kind == NONFINITE_INPUT
+            and not self.producer.intentional
+        )
+        return "input" if given else self.producer.phase
 
     def _inputs(self) -> Any:
-        return self.snapshot.micro_batches[self.birth.micro_batch if self.birth else 0].inputs
+        return self.snapshot.micro_batches[self.producer.micro_batch if self.producer else 0].inputs
 
     def _tokens(self) -> list[TokenRecord]:
-        if self.birth is None:
+        if self.producer is None:
             return []
         new, texts = self.background.first_new_id, self.background.texts
         return [
             TokenRecord(row, at, token, texts.get(token, ""), new is not None and token >= new)
-            for row, at, token in named_tokens(self.birth, self._inputs(), self.step.model, self.found.nonfinite)
+            for row, at, token in named_tokens(self.producer, self._inputs(), self.step.model, self.found.nonfinite)
         ]
 
     def _mechanism(self, tokens: list[TokenRecord]) -> Mechanism:
@@ -120,9 +124,9 @@ class _Report:
             Evidence(
                 step=self.snapshot.step,
                 clock=self.snapshot.clock,
-                birth=self.birth,
+                producer=self.producer,
                 op=write.op,
-                leaf=self.leaf,
+                preexisting=self.preexisting,
                 labels_all_ignored=isinstance(labels, torch.Tensor) and bool((labels == -100).all()),
                 eps_underflows=_eps_underflows(self.step),
                 losses=self.snapshot.losses,
@@ -136,15 +140,15 @@ class _Report:
 
     def _evidence(self, reproduced: bool, same: Mapping[str, bool]) -> list[str]:
         lines = []
-        if self.leaf:
-            lines.append(f"{self.leaf}{READ_NONFINITE}")
+        if self.preexisting:
+            lines.append(f"{self.preexisting}{READ_NONFINITE}")
             lines += self._leaf_elements()
         if self.reader and self.reader.place:
             place = self.reader.place
             where = f" in {place.module}" * bool(place.module) + f" ({place.source})" * bool(place.source)
             lines.append(f"first read by {self.reader.op}{where}")
-        if self.birth:
-            lines += _birth_evidence(self.birth)
+        if self.producer:
+            lines += _birth_evidence(self.producer)
         lines += self._hit()
         if is_compiled(self.step.model):
             lines.append("the model is compiled; the replay runs it eagerly, where the last bits may differ")
@@ -160,18 +164,20 @@ class _Report:
 
     def _leaf_elements(self) -> list[str]:
         """Which part of the tensor that was read is non-finite, where it can still be looked at."""
-        what, _, name = self.leaf.partition(" ")
+        what, _, name = self.preexisting.partition(" ")
         if what == "parameter":
             tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
         elif what == "buffer":
-            tensor = self.snapshot.surroundings.buffers.get(name)
+            tensor = self.snapshot.module_state.buffers.get(name)
         else:
-            tensor = dict(batch_tensors(self.snapshot)).get(self.leaf)
-            return [] if tensor is None else [f"{self.leaf}: {which_samples(~torch.isfinite(tensor))} non-finite"]
+            tensor = dict(batch_tensors(self.snapshot)).get(self.preexisting)
+            return (
+                [] if tensor is None else [f"{self.preexisting}: {which_samples(~torch.isfinite(tensor))} non-finite"]
+            )
         if tensor is None or not tensor.is_floating_point():
             return []
         ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
-        return [f"{self.leaf}: {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)} non-finite"]
+        return [f"{self.preexisting}: {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)} non-finite"]
 
     def _hit(self) -> list[str]:
         """Which part of each parameter is non-finite, of the first few."""
@@ -188,11 +194,13 @@ def is_compiled(model: torch.nn.Module) -> bool:
     )
 
 
-def _birth_evidence(birth: Birth) -> list[str]:
-    sizes = ", ".join(f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in birth.inputs if not o.n_nan and not o.n_inf)
+def _birth_evidence(producer: Producer) -> list[str]:
+    sizes = ", ".join(
+        f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in producer.inputs if not o.n_nan and not o.n_inf
+    )
     lines = [f"operands finite: {sizes}"] if sizes else []
-    lines += [f"scalar operand {scalar}" for scalar in birth.scalars]
-    written = birth.output
+    lines += [f"scalar operand {scalar}" for scalar in producer.scalars]
+    written = producer.output
     lines.append(f"{written.n_nan} NaN and {written.n_inf} infinities of {math.prod(written.shape)} written")
     return lines
 
@@ -211,6 +219,6 @@ def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:
     return max((float(t.abs().max()) for t in tensors.values() if t.numel()), default=0.0)
 
 
-def _output_record(birth: Birth) -> OutputRecord:
-    out = birth.output
-    return OutputRecord(out.shape, out.dtype, out.n_nan, out.n_inf, list(birth.first_index))
+def _output_record(producer: Producer) -> OutputRecord:
+    out = producer.output
+    return OutputRecord(out.shape, out.dtype, out.n_nan, out.n_inf, list(producer.first_index))

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 from nangrid.watch.autopsy.ieee import elements, is_elementwise
 
 
-def born_elements(func: Any, operands: list[Tensor], written: Tensor) -> Tensor:
+def newly_nonfinite(func: Any, operands: list[Tensor], written: Tensor) -> Tensor:
     """A mask of `written`. `operands` are as they were before the operation.
 
     Elementwise, an element is born of finite ones, or is a NaN without a NaN among what it was made of; the

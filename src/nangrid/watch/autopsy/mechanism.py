@@ -15,7 +15,7 @@ import torch
 
 from nangrid.records.autopsy import TensorRecord
 from nangrid.watch.autopsy.ieee import DIVIDE_BY_ZERO, INVALID, OVERFLOW
-from nangrid.watch.autopsy.trace import Birth
+from nangrid.watch.autopsy.trace import Producer
 
 UNKNOWN = "unknown"
 HALF = "float16"
@@ -38,9 +38,9 @@ class Evidence:
 
     step: int
     clock: str
-    birth: Birth | None
+    producer: Producer | None
     op: str
-    leaf: str = ""
+    preexisting: str = ""
     """The tensor that was non-finite before the step, if one was."""
     labels_all_ignored: bool = False
     eps_underflows: list[str] = field(default_factory=list)
@@ -77,12 +77,12 @@ def name_mechanism(evidence: Evidence) -> Mechanism:
 
 
 def _uninitialised(e: Evidence) -> Mechanism | None:
-    before_training = e.step == 0 and e.leaf.startswith(("parameter ", "buffer "))
-    if not before_training and "never written" not in e.leaf:
+    before_training = e.step == 0 and e.preexisting.startswith(("parameter ", "buffer "))
+    if not before_training and "never written" not in e.preexisting:
         return None
     return Mechanism(
         "uninitialised-parameter",
-        f"{e.leaf} was non-finite before the first step: it was never initialised, or loaded broken.",
+        f"{e.preexisting} was non-finite before the first step: it was never initialised, or loaded broken.",
         ("init=mean",),
     )
 
@@ -99,7 +99,12 @@ def _frozen(e: Evidence) -> Mechanism | None:
 
 
 def _empty_labels(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.phase == "forward" and e.birth.kind == INVALID and _is_mean_of_nothing(e, e.birth)):
+    if not (
+        e.producer
+        and e.producer.phase == "forward"
+        and e.producer.kind == INVALID
+        and _is_mean_of_nothing(e, e.producer)
+    ):
         return None
     return Mechanism(
         "empty-labels",
@@ -109,26 +114,26 @@ def _empty_labels(e: Evidence) -> Mechanism | None:
     )
 
 
-def _is_mean_of_nothing(e: Evidence, birth: Birth) -> bool:
+def _is_mean_of_nothing(e: Evidence, producer: Producer) -> bool:
     if "nll_loss" in e.op:  # finite operands: only its own division by the weights' sum is left
-        return e.labels_all_ignored or not any(operand.n_nan or operand.n_inf for operand in birth.inputs)
-    if "aten.div" in e.op and len(birth.output.shape) <= 1:
-        return e.labels_all_ignored and bool(birth.inputs) and all(operand.at == 0 for operand in birth.inputs)
-    return e.labels_all_ignored and "aten.mean" in e.op and not birth.inputs
+        return e.labels_all_ignored or not any(operand.n_nan or operand.n_inf for operand in producer.inputs)
+    if "aten.div" in e.op and len(producer.output.shape) <= 1:
+        return e.labels_all_ignored and bool(producer.inputs) and all(operand.at == 0 for operand in producer.inputs)
+    return e.labels_all_ignored and "aten.mean" in e.op and not producer.inputs
 
 
 def _dora(e: Evidence) -> Mechanism | None:
-    if not e.birth or e.birth.kind == OVERFLOW:
+    if not e.producer or e.producer.kind == OVERFLOW:
         return None
-    if not (e.birth.place.source.startswith("dora.py:") or "lora_magnitude_vector" in e.birth.place.module):
+    if not (e.producer.place.source.startswith("dora.py:") or "lora_magnitude_vector" in e.producer.place.module):
         return None
     return Mechanism("dora-zero-norm", "DoRA divides by the norm of a row that is zero.", ("init=mean",))
 
 
 def _masked_row(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.kind == INVALID and e.birth.masked):
+    if not (e.producer and e.producer.kind == INVALID and e.producer.masked):
         return None
-    attends = any("attention" in name or "attn" in name for name in (e.op, e.birth.place.module.lower()))
+    attends = any("attention" in name or "attn" in name for name in (e.op, e.producer.place.module.lower()))
     if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
         return None
     return Mechanism(
@@ -140,11 +145,11 @@ def _masked_row(e: Evidence) -> Mechanism | None:
 
 
 def _double_mask(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.kind == OVERFLOW and ".add" in e.op and len(e.birth.inputs) == 2):
+    if not (e.producer and e.producer.kind == OVERFLOW and ".add" in e.op and len(e.producer.inputs) == 2):
         return None
-    if not e.birth.negative:
+    if not e.producer.negative:
         return None
-    if not all(_share_of_max(operand) > _MASK_SIZE for operand in e.birth.inputs):
+    if not all(_share_of_max(operand) > _MASK_SIZE for operand in e.producer.inputs):
         return None
     return Mechanism(
         "double-mask-overflow",
@@ -154,12 +159,12 @@ def _double_mask(e: Evidence) -> Mechanism | None:
 
 
 def _log_of_zero(e: Evidence) -> Mechanism | None:
-    if not (e.birth and (e.birth.kind in (DIVIDE_BY_ZERO, INVALID) or _is_slope_near_zero(e.birth))):
+    if not (e.producer and (e.producer.kind in (DIVIDE_BY_ZERO, INVALID) or _is_slope_near_zero(e.producer))):
         return None
-    forward, backward = _LOGARITHM.match(e.op), _LOGARITHM_NODE.match(e.birth.place.node)
+    forward, backward = _LOGARITHM.match(e.op), _LOGARITHM_NODE.match(e.producer.place.node)
     if not (forward or backward):
         return None
-    name = (e.op + e.birth.place.node).lower()
+    name = (e.op + e.producer.place.node).lower()
     better = next((advice for part, advice in _STABLE.items() if part in name), "log_softmax, logsigmoid, log1p")
     return Mechanism(
         "log-of-zero",
@@ -168,36 +173,38 @@ def _log_of_zero(e: Evidence) -> Mechanism | None:
     )
 
 
-def _is_slope_near_zero(birth: Birth) -> bool:
+def _is_slope_near_zero(producer: Producer) -> bool:
     """Whether 1 / x overflowed because x is smaller than any normal number; float16 is told by its own rules."""
-    divisor = birth.inputs[-1] if birth.inputs else None
-    if birth.phase != "backward" or divisor is None or divisor.at is None or divisor.dtype == HALF:
+    divisor = producer.inputs[-1] if producer.inputs else None
+    if producer.phase != "backward" or divisor is None or divisor.at is None or divisor.dtype == HALF:
         return False
-    return birth.kind == OVERFLOW and abs(divisor.at) < torch.finfo(getattr(torch, divisor.dtype)).tiny
+    return producer.kind == OVERFLOW and abs(divisor.at) < torch.finfo(getattr(torch, divisor.dtype)).tiny
 
 
 def _eps_underflow(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.phase == "optimizer" and e.birth.kind in (INVALID, DIVIDE_BY_ZERO)):
+    if not (e.producer and e.producer.phase == "optimizer" and e.producer.kind in (INVALID, DIVIDE_BY_ZERO)):
         return None
     divides = any(name in e.op for name in ("div", "reciprocal"))  # the divisor is the last operand
-    if not (divides and e.birth.inputs and e.birth.inputs[-1].at == 0 and e.birth.output.dtype in e.eps_underflows):
+    if not (
+        divides and e.producer.inputs and e.producer.inputs[-1].at == 0 and e.producer.output.dtype in e.eps_underflows
+    ):
         return None
     return Mechanism(
         "adam-eps-underflow",
-        f"The optimizer's eps is 0 in {e.birth.output.dtype}: an element without gradient is updated by 0 / 0.",
+        f"The optimizer's eps is 0 in {e.producer.output.dtype}: an element without gradient is updated by 0 / 0.",
         ("upcast=trainable", "optim=paged_adamw_8bit"),
     )
 
 
 def _divergence(e: Evidence) -> Mechanism | None:
-    if not (e.birth and e.birth.kind == OVERFLOW and e.untrained is False):
+    if not (e.producer and e.producer.kind == OVERFLOW and e.untrained is False):
         return None
     losses = [loss for loss in e.losses if math.isfinite(loss)]
     recent = losses[-_RISES - 1 :]
     lowest = min(losses, default=0.0)
     rise = losses[-1] - lowest if losses else 0.0
     rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent)) and rise > abs(lowest)
-    huge = any(operand.absmax > math.sqrt(dtype_max("float32")) for operand in e.birth.inputs)
+    huge = any(operand.absmax > math.sqrt(dtype_max("float32")) for operand in e.producer.inputs)
     if rises:
         seen = f"The loss rose for {_RISES} steps and more before something overflowed"
     elif e.growth > _GROWN and (huge or (losses and rise > _LOST * (losses[0] - lowest))):
@@ -212,7 +219,7 @@ def _divergence(e: Evidence) -> Mechanism | None:
 
 
 def _half_activation(e: Evidence) -> Mechanism | None:
-    if not _overflows(e, "forward") or e.birth is None or e.birth.output.dtype != HALF:
+    if not _overflows(e, "forward") or e.producer is None or e.producer.output.dtype != HALF:
         return None
     if e.silent_half:
         return _silent(e)
@@ -224,7 +231,7 @@ def _half_activation(e: Evidence) -> Mechanism | None:
 
 
 def _half_gradient(e: Evidence) -> Mechanism | None:
-    if not _overflows(e, "backward") or e.birth is None or e.birth.output.dtype != HALF:
+    if not _overflows(e, "backward") or e.producer is None or e.producer.output.dtype != HALF:
         return None
     if e.silent_half:
         return _silent(e)
@@ -257,7 +264,7 @@ def _silent(e: Evidence) -> Mechanism:
 
 
 def _overflows(e: Evidence, phase: str) -> bool:
-    return e.birth is not None and e.birth.phase == phase and e.birth.kind == OVERFLOW
+    return e.producer is not None and e.producer.phase == phase and e.producer.kind == OVERFLOW
 
 
 def _share_of_max(operand: TensorRecord) -> float:

@@ -1,10 +1,10 @@
 """Which operation made the first non-finite number on the way to the value that rang the clock?
 
-From that value the writes are followed back to where a non-finite number was born. Infinities that were meant
+From that value the writes are followed back to where a non-finite number was born. Infinities that were intentional
 (an attention mask) are passed over: where one of them turned into a NaN, that operation is the origin.
 
-Many a NaN is harmless: that of a padded row which is cut away. So where there are several births, the step is run
-with all but one of them silenced, and the first one that rings the clock alone is the origin.
+Many a NaN is harmless: that of a padded row which is cut away. So where there are several producers, the step is run
+with all but one of them ablated, and the first one that rings the clock alone is the origin.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ class Origin:
 
 
 def find_origin(
-    writes: list[Write], ends: Iterable[int], rings_without: Callable[[frozenset[tuple[int, int]]], bool]
+    writes: list[Write], ends: Iterable[int], still_rings_without: Callable[[frozenset[tuple[int, int]]], bool]
 ) -> Origin | None:
-    """The earliest birth behind any of the writes `ends`; None if there is no end.
+    """The earliest producer behind any of the writes `ends`; None if there is no end.
 
-    `rings_without`: whether the clock rings when what was born at these (`Write.at`) is silenced.
+    `still_rings_without`: whether the clock rings when what was born at these (`Write.at`) is ablated.
     """
     search, ends = _Search(writes), list(ends)
     if not ends:
         return None
     likely = min(search.root(end) for end in ends)
-    births = sorted({birth for end in ends for birth in search.births(end)})
+    producers = sorted({producer for end in ends for producer in search.producers(end)})
 
     def rings_alone(index: int) -> bool:
-        others = frozenset(writes[other].at for other in births if other != index and writes[other].birth)
-        return not others or rings_without(others)
+        others = frozenset(writes[other].at for other in producers if other != index and writes[other].producer)
+        return not others or still_rings_without(others)
 
-    asked = [likely, *(birth for birth in births if birth != likely)][:MOST_ASKED]
+    asked = [likely, *(producer for producer in producers if producer != likely)][:MOST_ASKED]
     index = next(filter(rings_alone, asked), likely)
     steps = next(filter(None, (search.path(end, index) for end in ends)))
     path = [writes[step] for step in steps]
-    reader = path[1] if writes[index].leaf and len(path) > 1 else None
+    reader = path[1] if writes[index].preexisting and len(path) > 1 else None
     return Origin(index, writes[index], tuple(write.op for write in path), reader)
 
 
@@ -66,15 +66,15 @@ class _Search:
             self.roots[index] = self._settle(index)
         return self.roots[end]
 
-    def births(self, end: int) -> list[int]:
-        """The writes behind `end` that bore something which was not meant, and not out of what was."""
+    def producers(self, end: int) -> list[int]:
+        """The writes behind `end` that bore something which was not intentional, and not out of what was."""
         return [index for index in self._behind(end) if self._is_genuine(index)]
 
     def _is_genuine(self, index: int) -> bool:
         write = self.writes[index]
-        if is_meant(write) or not (write.leaf or write.birth):
+        if is_intentional(write) or not (write.preexisting or write.producer):
             return False
-        return all(is_meant(self.writes[self.roots[cause]]) for cause in write.causes)
+        return all(is_intentional(self.writes[self.roots[cause]]) for cause in write.causes)
 
     def _behind(self, end: int) -> list[int]:
         seen, waiting = set(), [end]
@@ -89,11 +89,11 @@ class _Search:
         write = self.writes[index]
         sources = [s for s in write.sources if self.writes[s].nan] or list(write.sources)
         roots = sorted({self.roots[s] for s in sources})
-        genuine = [root for root in roots if not is_meant(self.writes[root])]
+        genuine = [root for root in roots if not is_intentional(self.writes[root])]
         if genuine:
             return genuine[0]
-        # A NaN out of meant infinities is this operation's doing; an infinity is the mask's, carried on.
-        return index if write.birth is not None or not roots else roots[0]
+        # A NaN out of intentional infinities is this operation's doing; an infinity is the mask's, carried on.
+        return index if write.producer is not None or not roots else roots[0]
 
     def path(self, end: int, root: int) -> list[int]:
         """Writes from `root` to `end`, preferably along sources; empty if none lead there."""
@@ -110,6 +110,8 @@ class _Search:
         return steps[::-1]
 
 
-def is_meant(write: Write) -> bool:
+def is_intentional(write: Write) -> bool:
     """Whether its infinities were put there on purpose: a fill with -inf, a mask given from outside."""
-    return write.negative and not write.nan if write.leaf else bool(write.birth and write.birth.meant)
+    return (
+        write.negative and not write.nan if write.preexisting else bool(write.producer and write.producer.intentional)
+    )

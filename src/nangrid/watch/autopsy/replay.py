@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path
 
-from nangrid.watch.autopsy.ablate import Silencer
+from nangrid.watch.autopsy.ablate import Ablation
 from nangrid.watch.autopsy.introduced import is_finite
-from nangrid.watch.autopsy.origin import Origin, find_origin, is_meant
+from nangrid.watch.autopsy.origin import Origin, find_origin, is_intentional
 from nangrid.watch.autopsy.places import Places, keep_places
 from nangrid.watch.autopsy.trace import Tracer
 from nangrid.watch.state.module_state import put, undisturbed
@@ -80,18 +80,18 @@ class Replay:
 
 
 def replay(
-    step: Step, snapshot: Snapshot, *, untrained: bool = False, silenced: Collection[tuple[int, int]] = ()
+    step: Step, snapshot: Snapshot, *, untrained: bool = False, ablated: Collection[tuple[int, int]] = ()
 ) -> Replay:
     """Run the snapshot's step under the tracer.
 
     `untrained`: its micro-batches through the trainables as they were before the run's first step, with an
     empty optimizer, and without looking for an origin.
-    `silenced`: with zeros in the place of what was born at these writes, and without looking for an origin.
+    `ablated`: with zeros in the place of what was born at these writes, and without looking for an origin.
     """
     state, values = ({}, snapshot.initial) if untrained else (snapshot.state, snapshot.parameters)
-    trace = not untrained and not silenced
+    trace = not untrained and not ablated
     # What was compiled is run eagerly: fused kernels hide their operations.
-    around = snapshot.surroundings
+    around = snapshot.module_state
     with undisturbed(step.model, around.frozen), _undisturbed(step), torch.compiler.set_stance("force_eager"):
         restore(step.trainables, step.optimizer, values, state, snapshot.groups)
         put(step.model, around, snapshot.training)
@@ -102,7 +102,7 @@ def replay(
             if trace:
                 tracer.register(_leaves(step, snapshot))
             set_random_states(snapshot.rng)
-            mode = tracer if trace else Silencer(silenced) if silenced else None
+            mode = tracer if trace else Ablation(ablated) if ablated else None
             with _in_every_thread(mode) if mode else nullcontext():
                 try:
                     found, tensors = _run(step, snapshot, tracer)
@@ -114,23 +114,25 @@ def replay(
     if trace and found.clock == RAISED:
         ends = _before_raising(step, snapshot, tracer)
     if trace:
-        found.origin = find_origin(tracer.writes, ends, lambda births: _rings(step, snapshot, found.clock, births))
+        found.origin = find_origin(
+            tracer.writes, ends, lambda producers: _rings(step, snapshot, found.clock, producers)
+        )
     return found
 
 
 def _before_raising(step: Step, snapshot: Snapshot, tracer: Tracer) -> list[int]:
     """The last NaN, or else infinity, that was written; none if the step raises without any of them, too."""
-    births = {write.at for write in tracer.writes if write.birth}
-    if births and _rings(step, snapshot, RAISED, births):
+    producers = {write.at for write in tracer.writes if write.producer}
+    if producers and _rings(step, snapshot, RAISED, producers):
         return []
     nans = [number for number, write in enumerate(tracer.writes) if write.nan]
-    infinities = [number for number, write in enumerate(tracer.writes) if not is_meant(write)]
+    infinities = [number for number, write in enumerate(tracer.writes) if not is_intentional(write)]
     return nans[-1:] or infinities[-1:]
 
 
-def _rings(step: Step, snapshot: Snapshot, clock: str | None, silenced: Collection[tuple[int, int]]) -> bool:
+def _rings(step: Step, snapshot: Snapshot, clock: str | None, ablated: Collection[tuple[int, int]]) -> bool:
     try:
-        return replay(step, snapshot, silenced=silenced).clock == clock
+        return replay(step, snapshot, ablated=ablated).clock == clock
     except Exception:  # a loop may refuse the numbers it never had: nothing is learned of its origin
         return True
 

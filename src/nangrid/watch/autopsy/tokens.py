@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nangrid.watch.autopsy.trace import Birth
+from nangrid.watch.autopsy.trace import Producer
 
 MOST_TOKENS = 64
 MOST_NAMED = 5
 
-Reading = list[tuple[int, int, int]]
+TokenPositions = list[tuple[int, int, int]]
 """Row, position and id of the tokens that one way to read a shape names."""
 
 
@@ -23,7 +23,9 @@ def token_ids(inputs: Any) -> Tensor | None:
     return ids if isinstance(ids, Tensor) and ids.dim() == 2 else None
 
 
-def named_tokens(birth: Birth, inputs: Any, model: torch.nn.Module, nonfinite: Mapping[str, Tensor]) -> Reading:
+def named_tokens(
+    producer: Producer, inputs: Any, model: torch.nn.Module, nonfinite: Mapping[str, Tensor]
+) -> TokenPositions:
     """The tokens whose elements are non-finite in what the origin wrote.
 
     Empty where no dimension stands for tokens, or where several readings of the shape fit and name different ones.
@@ -33,10 +35,10 @@ def named_tokens(birth: Birth, inputs: Any, model: torch.nn.Module, nonfinite: M
     if ids is None:
         return []
     hit = _embedding_rows(model, nonfinite, ids)
-    readings = _readings(birth, ids, model, hit)
-    other = _decoder_ids(inputs, model, birth.place.module)
+    readings = _readings(producer, ids, model, hit)
+    other = _decoder_ids(inputs, model, producer.place.module)
     if other is not None:
-        theirs = _readings(birth, other, model, hit)
+        theirs = _readings(producer, other, model, hit)
         known = "decoder_input_ids" in inputs
         if theirs and not known:  # the labels, shifted by the model in its own way
             return []
@@ -45,13 +47,13 @@ def named_tokens(birth: Birth, inputs: Any, model: torch.nn.Module, nonfinite: M
     return readings[0][:MOST_TOKENS] if len({frozenset(reading) for reading in readings}) == 1 else []
 
 
-def _readings(birth: Birth, ids: Tensor, model: torch.nn.Module, hit: set[int] | None) -> list[Reading]:
+def _readings(producer: Producer, ids: Tensor, model: torch.nn.Module, hit: set[int] | None) -> list[TokenPositions]:
     """Who is named by each way to read the shape of what the origin wrote.
 
     Understands hidden states (B, T, ...), (T, B, ...) and (B * T, ...), attention (B, heads, T, ...) and
     (B * heads, T, ...), a number a token (B, T), and matrices with a row a vocabulary entry.
     """
-    (batch, length), shape, rows = ids.shape, tuple(birth.output.shape), birth.bad_rows
+    (batch, length), shape, rows = ids.shape, tuple(producer.output.shape), producer.bad_rows
     found: list[Iterable[tuple[int, int]]] = []
     if len(shape) >= 3:
         if shape[:2] == (batch, length):
@@ -66,13 +68,13 @@ def _readings(birth: Birth, ids: Tensor, model: torch.nn.Module, hit: set[int] |
         if shape[0] == batch * length:
             found.append(_flat(rows, ids, hit))
         if shape == (batch, length) and not _is_a_width(length, model):
-            found.append([(birth.first_index[0], birth.first_index[1])])  # the others' columns are not kept
-        if shape[0] == vocabulary_size(model) or birth.place.node.startswith("EmbeddingBackward"):
+            found.append([(producer.first_index[0], producer.first_index[1])])  # the others' columns are not kept
+        if shape[0] == vocabulary_size(model) or producer.place.node.startswith("EmbeddingBackward"):
             found.append(_of_vocabulary((i[0] for i in rows), ids))
     return [reading for positions in found if (reading := _named(positions, ids))]
 
 
-def _named(positions: Iterable[tuple[int, int]], ids: Tensor) -> Reading:
+def _named(positions: Iterable[tuple[int, int]], ids: Tensor) -> TokenPositions:
     return [(row, at, int(ids[row, at])) for row, at in dict.fromkeys(positions)]
 
 
@@ -85,7 +87,7 @@ def _flat(rows: Iterable[tuple[int, ...]], ids: Tensor, hit: set[int] | None) ->
     return times if kept == [_named(times, ids)] != [_named(samples, ids)] else samples
 
 
-def _not_contradicted(readings: list[Reading], hit: set[int] | None) -> list[Reading]:
+def _not_contradicted(readings: list[TokenPositions], hit: set[int] | None) -> list[TokenPositions]:
     """Those that only name tokens whose embedding was hit; all of them where there are none such."""
     return [r for r in readings if hit is not None and hit.issuperset(token for _, _, token in r)] or readings
 

@@ -27,7 +27,7 @@ from nangrid.watch.autopsy.ieee import (
     operands,
     written_tensors,
 )
-from nangrid.watch.autopsy.introduced import born_elements, copies, is_finite, wide
+from nangrid.watch.autopsy.introduced import copies, is_finite, newly_nonfinite, wide
 from nangrid.watch.autopsy.places import Place, Places
 from nangrid.watch.state.tensors import dtype_name
 
@@ -42,13 +42,13 @@ _FILLS = (
     "nan_to_num",
     "copy",
 )
-"""Operations that put a scalar into a tensor: a non-finite one is meant."""
+"""Operations that put a scalar into a tensor: a non-finite one is intentional."""
 MOST_ROWS = 64
 _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
 
 @dataclass(frozen=True)
-class Birth:
+class Producer:
     """An operation that made a non-finite value which none of its operands held."""
 
     phase: str
@@ -66,7 +66,7 @@ class Birth:
     """Whether all that is non-finite is -inf."""
     masked: bool
     """Whether a whole row of -inf went into the first of them."""
-    meant: bool
+    intentional: bool
     """A fill with a non-finite scalar: an attention mask, a banned token."""
 
 
@@ -81,17 +81,17 @@ class Write:
     """Those of its first non-finite element that was carried on."""
     reads: tuple[int, ...] = ()
     """All of them: another element may come from another write."""
-    birth: Birth | None = None
+    producer: Producer | None = None
     causes: tuple[int, ...] = ()
-    """What the birth's first element was made of, where a NaN was born of infinities."""
+    """What the producer's first element was made of, where a NaN was born of infinities."""
     place: Place | None = None
     """Of an operation that read a tensor which was non-finite before the step."""
     at: tuple[int, int] = (0, 0)
     """The number of the operation in its step, and which of its results this is."""
-    leaf: str = ""
+    preexisting: str = ""
     """Not an operation: a tensor that was non-finite before the step, by name."""
     negative: bool = False
-    """Of a leaf: all its non-finite elements are -inf, as in a mask."""
+    """Of a preexisting: all its non-finite elements are -inf, as in a mask."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class Tracer(TorchDispatchMode):
 
     def register(self, leaves: Iterable[tuple[str, Tensor]]) -> None:
         """Name tensors that exist before the step, and note those that are non-finite already."""
-        for name, leaf in leaves:
-            tensor = elements(leaf)
+        for name, preexisting in leaves:
+            tensor = elements(preexisting)
             if tensor is not None:
                 self._labels[_storage(tensor)] = name
                 if not is_finite(tensor):
@@ -199,21 +199,21 @@ class Tracer(TorchDispatchMode):
         nan = bool(written.isnan().any())
         if self._is_born(nan, reads):
             reads = [self._with_leaf(read) for read in reads]
-        born = born_elements(func, [read.tensor for read in reads], written)
+        born = newly_nonfinite(func, [read.tensor for read in reads], written)
         bad = written.isnan() if nan else written.isinf()
         carried = bad & ~born
         everything = tuple(dict.fromkeys(write for read in reads for write in read.writes))
         last = tuple(dict.fromkeys(read.write for read in reads if read.write is not None))
         first = _first(carried if carried.any() else bad)
         sources = _culprits(reads, written, first) or last
-        birth, causes = None, last
+        producer, causes = None, last
         if born.any():
             first = _first(born & bad if (born & bad).any() else born)
-            birth = self._birth(func, before, reads, which, tensor, born & bad if written[first].isnan() else born)
+            producer = self._birth(func, before, reads, which, tensor, born & bad if written[first].isnan() else born)
             causes = _culprits(reads, written, first) if is_elementwise(func) else last
-        place = self.places.here() if any(self.writes[write].leaf for write in everything) else None
+        place = self.places.here() if any(self.writes[write].preexisting for write in everything) else None
         at = self._operations, which
-        self._hold(tensor, Write(str(func), nan, sources, everything, birth, causes, place=place, at=at))
+        self._hold(tensor, Write(str(func), nan, sources, everything, producer, causes, place=place, at=at))
 
     def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
         held = [self.writes[read.write] for read in reads if read.write is not None]
@@ -229,18 +229,18 @@ class Tracer(TorchDispatchMode):
 
     def _leaf(self, name: str, tensor: Tensor) -> int:
         nan, negative = bool(wide(tensor).isnan().any()), _is_negative(tensor)
-        return self._hold(tensor, Write("", nan, leaf=name, negative=negative))
+        return self._hold(tensor, Write("", nan, preexisting=name, negative=negative))
 
     def _birth(
         self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, born: Tensor
-    ) -> Birth:
+    ) -> Producer:
         bad, first = born.nonzero(), _first(born)
         rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
         # 0 * -inf is a mistake of the model's, but a learning rate of inf is one of whoever gave it.
         mistaken = self.phase != "optimizer" and bool(wide(tensor)[first].isnan()) and not any(map(math.isnan, scalars))
         given = bool(scalars) and not mistaken
-        return Birth(
+        return Producer(
             phase=self.current_phase(),
             micro_batch=self.micro_batch,
             place=self.places.here(),
@@ -254,7 +254,7 @@ class Tracer(TorchDispatchMode):
             scalars=scalars,
             negative=_is_negative(tensor),
             masked=any(_is_masked(read.tensor, tensor, _dimension(func, before), first) for read in reads),
-            meant=bool(scalars) and any(fill in base_name(func) for fill in _FILLS),
+            intentional=bool(scalars) and any(fill in base_name(func) for fill in _FILLS),
         )
 
     def _label(self, name: str, place: int | None, tensor: Tensor) -> str:

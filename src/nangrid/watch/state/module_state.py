@@ -18,7 +18,7 @@ SMALL = 4096
 
 
 @dataclass
-class Surroundings:
+class ModuleState:
     """Of a model, by name."""
 
     buffers: dict[str, Tensor] = field(default_factory=dict)
@@ -28,15 +28,15 @@ class Surroundings:
     """Parameters without a gradient that were written to."""
 
 
-class Surveyor:
-    """Copies a model's surroundings step by step, and only what has changed."""
+class ModuleStateRecorder:
+    """Copies a model's module state step by step, and only what has changed."""
 
     def __init__(self, model: nn.Module) -> None:
         # walking a model of hundreds of modules at every step would cost as much as a copy of its adapters
         self._modules = list(model.named_modules())
         self._parameters = [(name, p, p._version) for name, p in model.named_parameters() if not p.requires_grad]
         self._seen: dict[str, tuple[int, int]] = {}
-        self.copied = Surroundings()
+        self.copied = ModuleState()
 
     def copy(self) -> None:
         """Before a step."""
@@ -45,14 +45,14 @@ class Surveyor:
         for name, parameter in self._moved():
             kept.frozen[name] = _copied(parameter, kept.frozen.get(name))
 
-    def now(self) -> Surroundings:
+    def now(self) -> ModuleState:
         """What was copied, in the modes that the step ran in.
 
         A frozen parameter that was first written to in this step is as the step left it.
         """
         modes = {name: module.training for name, module in self._modules}
         late = {name: p.detach().clone() for name, p in self._moved() if name not in self.copied.frozen}
-        return Surroundings(self.copied.buffers, modes, self.copied.frozen | late)
+        return ModuleState(self.copied.buffers, modes, self.copied.frozen | late)
 
     def _moved(self) -> Iterator[tuple[str, Tensor]]:
         # what was unfrozen since is the optimizer's to change, and is kept with the trainables
@@ -78,8 +78,8 @@ def of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def put(model: nn.Module, state: Surroundings, training: bool) -> None:
-    """Bring a model into these surroundings.
+def put(model: nn.Module, state: ModuleState, training: bool) -> None:
+    """Bring a model into this state.
 
     Buffers that were made, or grew, since then are left: such a cache goes with what Python code knows of it.
     """
@@ -99,7 +99,7 @@ def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None
     """Put back the very buffers, modes and those frozen parameters at the end of the block."""
     modes = {name: module.training for name, module in model.named_modules()}
     kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in frozen}
-    before = Surroundings(of(model), modes, kept)
+    before = ModuleState(of(model), modes, kept)
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         yield

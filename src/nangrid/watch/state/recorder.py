@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nangrid.watch.state import module_state
-from nangrid.watch.state.module_state import Surroundings, Surveyor
+from nangrid.watch.state.module_state import ModuleState, ModuleStateRecorder
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State
 from nangrid.watch.state.tensors import copy_state, notice_trainables, param_groups
@@ -35,7 +35,7 @@ class Recorder:
         self.scaler = scaler
         self.initial = initial if initial is not None else {}
         self._parameters: dict[str, Tensor] = {}
-        self._surveyor = Surveyor(model)
+        self._module_state = ModuleStateRecorder(model)
         self.notice()
         self._state: State = {}
         self._rng: dict[str, Any] = {}
@@ -57,7 +57,7 @@ class Recorder:
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}
-        self._surveyor.copy()
+        self._module_state.copy()
         for name, parameter in self.trainables.items():
             live = self.optimizer.state.get(parameter)
             if live:
@@ -84,7 +84,7 @@ class Recorder:
             state=self._state,
             groups=self._groups,
             scaler=self._scaler,
-            surroundings=self._surveyor.now(),
+            module_state=self._module_state.now(),
             rng=self._rng,
             micro_batches=self._micro_batches,
             training=self.model.training,
@@ -99,7 +99,7 @@ class Recorder:
         return replace(
             self.snapshot("eval_loss", outcome, losses),
             parameters={name: p.detach().clone() for name, p in self.trainables.items()},
-            surroundings=Surroundings(module_state.of(self.model)),
+            module_state=ModuleState(module_state.of(self.model)),
             rng=rng,
             micro_batches=[MicroBatch(shallow(inputs))],
             training=False,

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from nangrid.records.atomic import write_bytes
 from nangrid.records.errors import InputError, RecordError
-from nangrid.watch.state.module_state import Surroundings
+from nangrid.watch.state.module_state import ModuleState
 from nangrid.watch.state.tensors import copy_state
 
 SCHEMA = 2
@@ -50,7 +50,7 @@ class Snapshot:
     """The optimizer's param_groups without their parameters."""
     scaler: dict[str, Any]
     """The GradScaler's state_dict; empty without one."""
-    surroundings: Surroundings
+    module_state: ModuleState
     rng: dict[str, Any]
     micro_batches: list[MicroBatch]
     training: bool
@@ -71,9 +71,9 @@ class Snapshot:
             return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), part)
 
         around = replace(
-            self.surroundings, buffers=own(self.surroundings.buffers), frozen=own(self.surroundings.frozen)
+            self.module_state, buffers=own(self.module_state.buffers), frozen=own(self.module_state.frozen)
         )
-        return replace(self, parameters=own(self.parameters), state=own(self.state), surroundings=around)
+        return replace(self, parameters=own(self.parameters), state=own(self.state), module_state=around)
 
     def save(self, directory: Path) -> int:
         """Write the two files, json last; the size in bytes is returned."""
@@ -90,9 +90,9 @@ class Snapshot:
             "groups": _strip(self.groups, "groups", tensors),
             "scaler": _strip(self.scaler, "scaler", tensors),
             "state": _strip(self.state, "state", tensors),
-            "buffers": _strip(self.surroundings.buffers, "buffers", tensors),
-            "modes": self.surroundings.modes,
-            "frozen": _strip(self.surroundings.frozen, "frozen", tensors),
+            "buffers": _strip(self.module_state.buffers, "buffers", tensors),
+            "modes": self.module_state.modes,
+            "frozen": _strip(self.module_state.frozen, "frozen", tensors),
             "rng": _strip(self.rng, "rng", tensors),
             "parameters": _strip(self.parameters, "parameters", tensors),
             "micro_batches": [_strip(vars(b), f"micro_batch/{i}", tensors) for i, b in enumerate(self.micro_batches)],
@@ -127,7 +127,7 @@ class Snapshot:
             groups=_fill(facts["groups"], tensors),
             scaler=_fill(facts["scaler"], tensors),
             state=_fill(facts["state"], tensors),
-            surroundings=Surroundings(
+            module_state=ModuleState(
                 _fill(facts["buffers"], tensors), facts.get("modes", {}), _fill(facts.get("frozen", {}), tensors)
             ),
             rng=_fill(facts["rng"], tensors),
