@@ -103,7 +103,9 @@ def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[...,
     reference = thin.reference
     assert reference
     (rows,) = (f for f in thin.findings(reference) if f.event == ROWS)
-    assert [format_levels(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], "the grid lacks that cell"
+    assert [format_levels(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], (
+        "the grid lacks that cell"
+    )
     assert any("not decided: whether dtype=silent_fp16 alone" in line for line in verdict(thin))
 
 
@@ -137,7 +139,9 @@ def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..
 
 def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid()
-    (asked,) = (c for c in grid.combinations.values() if format_levels(c.levels) == "dtype=bf16 init=mean optim=adamw_torch")
+    (asked,) = (
+        c for c in grid.combinations.values() if format_levels(c.levels) == "dtype=bf16 init=mean optim=adamw_torch"
+    )
     assert any(line.startswith("reference:") and line.endswith("as asked for") for line in verdict(grid, asked))
     assert any(line.endswith("furthest from what fails") for line in verdict(grid))
 
