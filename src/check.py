@@ -1,4 +1,4 @@
-"""`python -m src.check [overrides]`: what is wrong with a run before its first step?"""
+"""`python -m src.check [overrides]`: check a run before its first step."""
 
 from nangrid.commands.check import main
 

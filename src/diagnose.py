@@ -1,4 +1,4 @@
-"""`python -m src.diagnose --failing ... --reference ...`: search causes and cures with few cells."""
+"""`python -m src.diagnose --failing ... --reference ...`: search causes and cures with few runs."""
 
 from nangrid.commands.diagnose import main
 

@@ -1,4 +1,4 @@
-"""`python -m src.report GRID_DIR`: what does a finished grid say?"""
+"""`python -m src.report GRID_DIR`: report what a finished grid shows."""
 
 from nangrid.commands.report import main
 

@@ -1,4 +1,4 @@
-"""`python -m src.status GRID_DIR`: how far is a grid?"""
+"""`python -m src.status GRID_DIR`: show the progress of a grid."""
 
 from nangrid.commands.status import main
 

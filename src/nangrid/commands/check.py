@@ -1,4 +1,4 @@
-"""`check`: what is wrong with a run before its first step? The cell is built and looked over; nothing is trained."""
+"""Checks a run before its first step: builds the cell and inspects it, without training."""
 
 from __future__ import annotations
 
@@ -7,34 +7,28 @@ import sys
 import tempfile
 import time
 import warnings
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 from nangrid.commands.compose import composed, with_run_levels
 from nangrid.commands.exits import exit_code
+from nangrid.commands.parser import make_parser
 from nangrid.grid.plan import plan_cell
 from nangrid.grid.worker import ENVIRONMENT
 
 EPILOG = """\
-python -m src.check                                                    the run of huggingface/peft issue 1715
-python -m src.check dtype=fp16 data=jsonl data.path=chat.jsonl         your own data
+python -m src.check                                              the run of huggingface/peft issue 1715
+python -m src.check dtype=fp16 data=jsonl data.path=chat.jsonl   your own data
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 it was looked over, whatever was found; 2 for what cannot be built."""
-    parser = ArgumentParser(
-        prog="check",
-        description=__doc__,
-        epilog=EPILOG,
-        allow_abbrev=False,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels, as src.run takes them")
-    asked = parser.parse_args(arguments)
+    """Exit code: 0 if the cell could be checked, whatever was found; 2 if it cannot be built."""
+    parser = make_parser("check", "Build the cell and inspect it before its first step. Nothing is trained.", EPILOG)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, as run takes them")
+    options = parser.parse_args(arguments)
     os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
-    return exit_code(lambda: _check(asked.overrides))
+    return exit_code(lambda: _check(options.overrides))
 
 
 def _check(overrides: Sequence[str]) -> None:
@@ -52,7 +46,7 @@ def _check(overrides: Sequence[str]) -> None:
         began = time.perf_counter()
         findings = look_over(cell, config, trial=True)
     for line in cell.ledger.warnings:
-        print(f"warning: not as asked: {line}")
+        print(f"warning: not as requested: {line}")
     for finding in findings:
         print(finding)
     numbers = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "note")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from nangrid.cell.identity import level_fields
 from nangrid.commands.compose import composed, key_of, typed, with_run_levels
 from nangrid.commands.exits import exit_code
+from nangrid.commands.parser import make_parser
 from nangrid.diagnosis.diagnose import diagnose
 from nangrid.diagnosis.minimal_sets import MOST_CHANGES
 from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides
@@ -39,13 +39,7 @@ SEEDS = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 with a diagnosis, 1 if a cell crashed, 2 if the two end points are none."""
-    parser = ArgumentParser(
-        prog="diagnose",
-        description=__doc__,
-        epilog=EPILOG,
-        allow_abbrev=False,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("diagnose", "Search causes and cures between a failing and a training cell.", EPILOG)
     parser.add_argument("common", nargs="*", metavar="key=value", help="what all cells have")
     parser.add_argument("--failing", nargs="+", metavar="key=value", help="levels that fail (start_from: the run's)")
     parser.add_argument("--reference", nargs="+", required=True, metavar="key=value", help="levels that train")

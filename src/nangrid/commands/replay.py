@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nangrid.commands.compose import composed, key_of
 from nangrid.commands.exits import exit_code
+from nangrid.commands.parser import make_parser
 from nangrid.grid.plan import as_config
 from nangrid.grid.request import Request, read_request
 from nangrid.grid.worker import ENVIRONMENT
@@ -38,13 +38,7 @@ TOO_LARGE = 1e6
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 the step was replayed, whatever it did; 2 for what cannot be replayed or asked."""
-    parser = ArgumentParser(
-        prog="replay",
-        description=__doc__,
-        epilog=EPILOG,
-        allow_abbrev=False,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("replay", "Run a cell's failing step again, with its own or other levels.", EPILOG)
     parser.add_argument(
         "cell",
         metavar="CELL_DIR",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from nangrid.analysis.headroom import in_fp16
 from nangrid.analysis.onsets import onset_pivot, write_onsets
 from nangrid.cell.config import CONF_DIR
 from nangrid.commands.exits import exit_code
+from nangrid.commands.parser import make_parser
 from nangrid.records.atomic import write_bytes
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.notebook import begin
@@ -27,7 +27,7 @@ NOTEBOOK = CONF_DIR.parent / "notebooks" / "onset_report.py"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 where there is no grid or no such reference."""
-    parser = ArgumentParser(prog="report", description="Log which levels brought each event about, and what cures it.")
+    parser = make_parser("report", "Report which levels cause each event, and which cure it.")
     parser.add_argument("grid", metavar="GRID_DIR", help="the out= of the grid, such as outputs/default")
     parser.add_argument(
         "--reference",

@@ -1,10 +1,9 @@
-"""`status`: how far is a grid? From its directory alone, on any machine that sees it."""
+"""Shows the progress of a grid from its directory alone, on any machine that can read it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from rich import box
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nangrid.commands.parser import make_parser
 from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.errors import InputError
@@ -32,16 +32,16 @@ STYLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where there is no grid."""
-    parser = ArgumentParser(prog="status", description="Log how far a grid is, from its directory alone.")
-    parser.add_argument("grid", metavar="GRID_DIR", help="the out= of the grid, such as outputs/default")
-    parser.add_argument("--follow", action="store_true", help="go on until no cell runs")
-    asked = parser.parse_args(arguments)
+    """Exit code: 0, or 2 if the directory is not a grid's."""
+    parser = make_parser("status", "Show the progress of a grid, from its directory alone.")
+    parser.add_argument("grid", metavar="GRID_DIR", help="the grid's out=, such as outputs/default")
+    parser.add_argument("--follow", action="store_true", help="keep the table up to date until no cell is running")
+    options = parser.parse_args(arguments)
     try:
-        if asked.follow:
-            _follow(asked.grid)
+        if options.follow:
+            _follow(options.grid)
         else:
-            Console().print(shown(read_status(asked.grid)))
+            Console().print(shown(read_status(options.grid)))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
