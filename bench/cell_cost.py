@@ -51,7 +51,8 @@ def build(overrides: list[str], directory: str) -> Any:
 def step_times(overrides: list[str]) -> dict[str, Any]:
     """Run a cell for STEPS steps in a process of its own kind: seconds a step, inside the watch, set-up."""
     from nangrid.integrations import watch_trainer
-    from nangrid.watch import Clocks, Inspector
+    from nangrid.watch import Clocks
+    from nangrid.watch.inspector import Inspector
 
     inside = [0.0]
 

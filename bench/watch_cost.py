@@ -45,7 +45,9 @@ class Comparison:
 
     def __init__(self, cell: Any, config: Any, step: Any) -> None:
         from nangrid.cell.build import look_over
-        from nangrid.watch import Background, Headroom, Inspector
+        from nangrid.watch import Headroom
+        from nangrid.watch.autopsy.examine import Background
+        from nangrid.watch.inspector import Inspector
 
         class Timed(Headroom):
             spent = 0.0
@@ -84,7 +86,7 @@ class Comparison:
         return {"steps": steps, **seconds}
 
     def _plain(self, batch: Any, watched: bool = False) -> None:
-        from nangrid.watch import MicroBatch
+        from nangrid.watch.state.snapshot import MicroBatch
 
         watch: Callable[..., None] = self._timed if watched else lambda *_: None
         watch("begin", self.number)
@@ -135,8 +137,8 @@ class Comparison:
             module._forward_hooks.update(hooks)
 
     def _replays(self) -> list[float]:
-        from nangrid.watch import MicroBatch
         from nangrid.watch.autopsy.replay import replay
+        from nangrid.watch.state.snapshot import MicroBatch
 
         batch = next(self.batches)
         self.inspector.begin(self.number)
@@ -164,7 +166,9 @@ def watched_milliseconds(layers: int, rank: int, width: int) -> tuple[int, int, 
     import torch
     from torch import nn
 
-    from nangrid.watch import Background, Inspector, trainables
+    from nangrid.watch.autopsy.examine import Background
+    from nangrid.watch.inspector import Inspector
+    from nangrid.watch.state.tensors import trainables
 
     narrow = 256
     frozen = nn.ModuleList(nn.Linear(width, width) for _ in range(layers)).requires_grad_(False)

@@ -24,7 +24,8 @@ def check(model: Any, dataset: Iterable[Mapping[str, Any]], args: Any = None) ->
 
     `dataset`: samples of `input_ids` and maybe `labels` and `attention_mask`. `args`: its TrainingArguments, if any.
     """
-    from nangrid.watch import preflight, settings_of
+    from nangrid.watch import preflight
+    from nangrid.watch.preflight import settings_of
 
     return preflight(model, dataset, settings_of(args))
 

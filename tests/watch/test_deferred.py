@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nangrid import NonFiniteError, Watch
 from nangrid.records.autopsy import Autopsy
-from nangrid.watch import Background, Inspector, trainables
+from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import UNDER_WAY, DeferredInspector
+from nangrid.watch.inspector import Inspector
+from nangrid.watch.state.tensors import trainables
 
 ONES = torch.ones(2, 8)
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import nangrid
-from nangrid.watch import Finding, Settings, preflight
+from nangrid.watch import Finding, preflight
+from nangrid.watch.preflight import Settings
 
 VOCABULARY = 96
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": VOCABULARY}

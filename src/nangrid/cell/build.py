@@ -17,16 +17,10 @@ from nangrid.cell.model.checkpoint import locate_checkpoint
 from nangrid.cell.model.embedding_rows import add_rows
 from nangrid.cell.model.targets import find_targets, renamed
 from nangrid.cell.trainer import CellTrainer, make_deterministic, make_trainer
-from nangrid.watch import (
-    Background,
-    Finding,
-    Ledger,
-    observe_residual,
-    preflight,
-    read_arithmetic,
-    read_model,
-    settings_of,
-)
+from nangrid.watch import Finding, Ledger, preflight
+from nangrid.watch.autopsy.examine import Background
+from nangrid.watch.ledger import observe_residual, read_arithmetic, read_model
+from nangrid.watch.preflight import settings_of
 from nangrid.watch.state.tensors import dtype_name
 
 

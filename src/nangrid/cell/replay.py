@@ -18,10 +18,11 @@ from nangrid.integrations.optimizer_state import fitted_state
 from nangrid.integrations.trainer import TrainerStep
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
-from nangrid.watch import Replay, Snapshot, examine
-from nangrid.watch.autopsy.replay import replay
+from nangrid.watch.autopsy.examine import examine
+from nangrid.watch.autopsy.replay import Replay, replay
 from nangrid.watch.state import module_state
 from nangrid.watch.state.module_state import ModuleState
+from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import param_groups
 
 Answer = TypeVar("Answer")

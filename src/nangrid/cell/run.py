@@ -18,7 +18,8 @@ from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.history import write_history
 from nangrid.records.start_from import find_start
 from nangrid.tracking import Run, open_run
-from nangrid.watch import Headroom, StepReading, read_optimizer
+from nangrid.watch import Headroom, StepReading
+from nangrid.watch.ledger import read_optimizer
 
 
 def run_cell(

@@ -25,7 +25,7 @@ from nangrid.records.start_from import SNAPSHOT, find_start
 if TYPE_CHECKING:
     from nangrid.cell.config import Config
     from nangrid.cell.replay import Counterfactual
-    from nangrid.watch import Snapshot
+    from nangrid.watch.state.snapshot import Snapshot
 
 EPILOG = """\
 python -m src.replay outputs/default/cells/30e24def...                 the same autopsy again
@@ -58,7 +58,7 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     old = request.plan(cell).cell_config
     config = _with(old, request, overrides) if overrides else old
     from nangrid.cell.replay import check_question, replay_cell, replay_under
-    from nangrid.watch import Snapshot
+    from nangrid.watch.state.snapshot import Snapshot
 
     snapshot = Snapshot.load(folder)
     if not snapshot.clock and not overrides:

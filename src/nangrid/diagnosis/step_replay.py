@@ -47,7 +47,7 @@ def _answer(failed: CellPlan, snapshot: str, config: Config, reply: Connection) 
     """In a process of its own, as any cell."""
     redirect_output(Path(os.devnull))
     from nangrid.cell.replay import replay_under
-    from nangrid.watch import Snapshot
+    from nangrid.watch.state.snapshot import Snapshot
 
     try:
         told = replay_under(config, failed.cell_config, Snapshot.load((failed.directory() / snapshot).parent))

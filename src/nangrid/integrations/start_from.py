@@ -26,10 +26,9 @@ from nangrid.integrations.optimizer_state import fitted_state
 from nangrid.integrations.trainer import unwrapped
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import CHECKPOINT, Start
-from nangrid.watch import Snapshot, random_states, trainables
-from nangrid.watch.state.random_state import set_random_states
-from nangrid.watch.state.snapshot import restore
-from nangrid.watch.state.tensors import param_groups
+from nangrid.watch.state.random_state import random_states, set_random_states
+from nangrid.watch.state.snapshot import Snapshot, restore
+from nangrid.watch.state.tensors import param_groups, trainables
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 

@@ -19,19 +19,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from nangrid.records.explain import explain
-from nangrid.watch import (
-    Background,
-    Clocks,
-    FailedEvalBatch,
-    Inspector,
-    MicroBatch,
-    SnapshotPolicy,
-    StepReading,
-    inspector_for,
-    random_states,
-    still_searching,
-    trainables,
-)
+from nangrid.watch import Clocks, StepReading
+from nangrid.watch.autopsy.examine import Background
+from nangrid.watch.deferred import inspector_for
+from nangrid.watch.inspector import FailedEvalBatch, Inspector, SnapshotPolicy, still_searching
+from nangrid.watch.state.random_state import random_states
+from nangrid.watch.state.snapshot import MicroBatch
+from nangrid.watch.state.tensors import trainables
 
 logger = logging.getLogger(__name__)
 

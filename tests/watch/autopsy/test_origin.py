@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from nangrid import Watch
 from nangrid.records.explain import explain
-from nangrid.watch import MicroBatch, Snapshot, trainables
 from nangrid.watch.autopsy.replay import replay
+from nangrid.watch.state.snapshot import MicroBatch, Snapshot
+from nangrid.watch.state.tensors import trainables
 
 
 class Net(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nangrid import NonFiniteError, Watch
 from nangrid.records.autopsy import read_autopsy
 from nangrid.records.errors import InputError, RecordError
-from nangrid.watch import Snapshot
+from nangrid.watch.state.snapshot import Snapshot
 
 HUGE = 1e22
 """A loss whose gradients are finite and have no finite norm."""

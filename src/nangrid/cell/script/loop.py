@@ -11,20 +11,11 @@ from torch import nn
 
 from nangrid.cell.script.config import LOOK_EVERY, ScriptConfig
 from nangrid.records.errors import InputError
-from nangrid.watch import (
-    Finding,
-    Headroom,
-    Ledger,
-    StepReading,
-    Watch,
-    WatchObserver,
-    observe_residual,
-    preflight,
-    read_arithmetic,
-    read_model,
-    settings_of,
-)
+from nangrid.watch import Finding, Headroom, Ledger, StepReading, Watch, preflight
+from nangrid.watch.ledger import observe_residual, read_arithmetic, read_model
+from nangrid.watch.preflight import settings_of
 from nangrid.watch.state.tensors import dtype_name
+from nangrid.watch.watch import WatchObserver
 
 
 class SeenEnoughError(BaseException):
@@ -32,7 +23,7 @@ class SeenEnoughError(BaseException):
 
 
 class OwnLoop(WatchObserver):
-    """Hosts the one Watch of a loop; see nangrid.watch.WatchObserver."""
+    """Hosts the one Watch of a loop; see nangrid.watch.watch.WatchObserver."""
 
     def __init__(self, config: ScriptConfig, out_dir: Path, on_step: Callable[[StepReading], None]) -> None:
         super().__init__(out_dir)

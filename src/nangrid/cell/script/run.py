@@ -31,17 +31,10 @@ from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import InputError
 from nangrid.records.history import write_history
 from nangrid.records.start_from import find_start
-from nangrid.watch import (
-    Headroom,
-    Ledger,
-    NonFiniteError,
-    StepReading,
-    Watch,
-    observing_watches,
-    preflight,
-    read_optimizer,
-    settings_of,
-)
+from nangrid.watch import Headroom, Ledger, NonFiniteError, StepReading, Watch, preflight
+from nangrid.watch.ledger import read_optimizer
+from nangrid.watch.preflight import settings_of
+from nangrid.watch.watch import observing_watches
 
 SEED = 42
 """Before the function is called, which may set its own: transformers' default."""
