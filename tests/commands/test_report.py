@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nangrid.commands.report import main as report
-from nangrid.records.autopsy import Autopsy, OutputRecord, TensorRecord, TokenRecord, write_autopsy
+from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TensorRecord, TokenRecord, write_autopsy
 from nangrid.records.cell import CellError, CellRecord, write_record
 from nangrid.records.grid import GridDirectory
 from nangrid.records.history import write_history
@@ -29,8 +29,8 @@ def autopsy(text: str = "<bos>") -> Autopsy:
         source="modeling_gemma3.py:416", node="", micro_batch=0, dtype="float16", dtype_max=65504.0, inputs=[operand],
         output=OutputRecord([2, 64, 640], "float16", 0, 2, [0, 0, 1]), path=["aten.add.Tensor"],
         tokens=[TokenRecord(0, 0, 2, text, False)], parameters=[], mechanism="fp16-activation-overflow",
-        explanation="An activation passed 65504.", evidence=[f"seen at {text}"], suggestions=["dtype=bf16"],
-        reproduced=True, untrained=True,
+        explanation="An activation passed 65504.", evidence=[f"seen at {text}"],
+        suggestions=[Suggestion("dtype=bf16", "dtype=bf16")], reproduced=True, untrained=True,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_damaged_and_newer_records_are_left_out_by_name(
     assert report([str(path), "--no-notebook"]) == 0
     out = capsys.readouterr().out
     assert f"left out: {cells[0] / 'result.json'}" in out
-    assert "its schema is 99, take the nangrid that wrote it" in out
+    assert "its schema is 99, newer than the 1 of this nangrid): upgrade nangrid" in out
     assert "left out" in " ".join(read(path / "report.html").text)
 
 

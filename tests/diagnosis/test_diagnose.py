@@ -13,7 +13,7 @@ from nangrid.diagnosis.oracle import CellResult, DiagnosisProblem
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
-from nangrid.records.autopsy import Autopsy, write_autopsy
+from nangrid.records.autopsy import Autopsy, Suggestion, write_autopsy
 from nangrid.records.cell import CellError, CellRecord, Trains, write_record
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
@@ -31,8 +31,8 @@ FINE: Did = (None, 3.0)
 def autopsy(mechanism: str, **more: Any) -> Autopsy:
     nothing: dict[str, Any] = dict.fromkeys(Autopsy.__dataclass_fields__)
     lists = {"inputs": [], "path": [], "tokens": [], "parameters": [], "evidence": [], "suggestions": []}
-    texts = dict.fromkeys(["clock", "op", "module", "source", "node", "dtype", "explanation"], "")
-    numbers = {"step": 0, "micro_batch": 0, "dtype_max": 65504.0, "schema": 1, "reproduced": True}
+    texts = dict.fromkeys(["preexisting", "clock", "op", "module", "source", "node", "dtype", "explanation"], "")
+    numbers = {"step": 0, "micro_batch": 0, "dtype_max": 65504.0, "schema": 2, "reproduced": True}
     known = {"mechanism": mechanism, "phase": "forward", "kind": "overflow"}
     return Autopsy(**nothing | lists | texts | numbers | known | more)
 
@@ -195,7 +195,11 @@ def test_a_dtype_is_drilled_down_to_its_fields(ask: Ask) -> None:
 def test_the_autopsy_says_what_to_try_first(make_record: MakeRecord, tmp_path: Path) -> None:
     question = _question([f"out={tmp_path}"], FAILING, REFERENCE, 1, 1)
     said: list[str] = []
-    told = autopsy("fp16-activation-overflow", suggestions=["dtype=bf16", "dtype=fp32"], untrained=True)
+    told = autopsy(
+        "fp16-activation-overflow",
+        suggestions=[Suggestion(level, level) for level in ("dtype=bf16", "dtype=fp32")],
+        untrained=True,
+    )
     plan = question.plan(question.levels(question.everything), 8, 0)
     failing = CellResult(plan, make_record({"loss": 0}), None, told, [])
     assert rank(question, failing, said.append) == [4.0, 1.0, 0.25]

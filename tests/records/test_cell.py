@@ -133,7 +133,7 @@ def test_a_missing_key_is_named(tmp_path: Path, make_record: MakeRecord) -> None
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\x00", b"[" * 100_000])
 def test_what_is_not_a_record_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
-    with pytest.raises(RecordError, match=r"result\.json is not a record"):
+    with pytest.raises(RecordError, match=r"result\.json cannot be read"):
         read_record(tmp_path)
 
 

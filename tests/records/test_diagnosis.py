@@ -19,7 +19,7 @@ def test_a_damaged_one_is_named(tmp_path: Path) -> None:
     (path,) = (tmp_path / DIAGNOSES).iterdir()
     path.write_text(path.read_text()[:-5])
     records, (error,) = read_diagnoses(tmp_path)
-    assert records == [] and str(error).startswith(f"{path} cannot be trusted")
+    assert records == [] and str(error).startswith(f"{path} cannot be read")
 
 
 def test_a_grid_without_one(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
+from nangrid.records.mechanisms import INFINITE_NORM_FREEZE, UNKNOWN
 
 Levels = tuple[tuple[str, str], ...]
 """(factor, level) pairs, in the grid's order of factors."""
@@ -33,7 +34,6 @@ LAST = 4
 _WHAT_IS_LEARNED = ("data", "vocab", "model", "quant")
 """Groups of factors with which the losses themselves change: other text, other weights to begin with."""
 
-FROZEN = "infinite-norm-freeze"
 UNTRAINED = "no-gradient"
 
 
@@ -272,11 +272,11 @@ def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
     if record.error is not None:
         return None
     if record.onset is not None:
-        if autopsy is None or autopsy.phase == "unknown":
+        if autopsy is None or autopsy.phase == UNKNOWN:
             return Event(f"unexplained {record.onset.clock}", "", "")
         return Event(autopsy.mechanism, autopsy.phase, autopsy.kind)
     if record.trains.frozen_from is not None:
-        return Event(FROZEN, "backward", "overflow")
+        return Event(INFINITE_NORM_FREEZE, "backward", "overflow")
     return Event(UNTRAINED, "", "") if record.trains.without_gradient else None
 
 

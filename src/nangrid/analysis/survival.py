@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from statsmodels.duration.survfunc import CumIncidenceRight, SurvfuncRight
 
 from nangrid.analysis.onsets import factor_columns, level_name
+from nangrid.records.mechanisms import INFINITE_NORM_FREEZE
 
 CONFIDENCE = 0.95
 
@@ -30,7 +31,7 @@ def durations(table: pd.DataFrame) -> pd.DataFrame:
     unexplained = "unexplained " + table["onset_clock"]
     event = table["mechanism"].fillna(unexplained).where(table["status"] == "nonfinite")
     frozen = event.isna() & table["frozen_from"].notna()
-    event = event.mask(frozen, "infinite-norm-freeze")
+    event = event.mask(frozen, INFINITE_NORM_FREEZE)
     time = table["steps_survived"].where(~frozen, table["frozen_from"] - table["first_step"]).astype("int64")
     return table.assign(
         **levels, time=time, event=event.astype("string"), flagged=table["status"].isin(["error", "timeout"])

@@ -19,7 +19,7 @@ from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import REQUEST, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
-from nangrid.records.grid import read_whole
+from nangrid.records.grid import read_verified
 from nangrid.records.start_from import SNAPSHOT, find_start
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _cell(path: Path) -> Path:
 
 
 def _failed_record(cell: Path) -> CellRecord:
-    record = read_whole(cell.absolute()) if cell.is_dir() else None
+    record = read_verified(cell.absolute()) if cell.is_dir() else None
     if record is None:
         raise InputError(f"{cell} is not the directory of a finished cell: give OUT/cells/CELL_ID.")
     if record.snapshot is None:

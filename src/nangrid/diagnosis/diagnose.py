@@ -149,7 +149,7 @@ def _by_autopsy(problem: DiagnosisProblem, number: int, autopsy: Autopsy | None)
     group = (failing or kept)[0].partition("=")[0].split(".")[0]
     if autopsy is None:
         return 1.0
-    if group in {suggestion.partition("=")[0].split(".")[0] for suggestion in autopsy.suggestions}:
+    if group in {s.override.partition("=")[0].split(".")[0] for s in autopsy.suggestions if s.override}:
         return SUGGESTED
     too_late = autopsy.untrained is True and autopsy.phase in ("forward", "backward")
     return EXCLUDED if too_late and group == "optim" else 1.0

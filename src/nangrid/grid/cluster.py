@@ -23,7 +23,7 @@ from nangrid.grid.lock import is_held
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.worker import ENVIRONMENT, run_requested
 from nangrid.records.errors import InputError
-from nangrid.records.grid import GridDirectory, read_own
+from nangrid.records.grid import GridDirectory, read_cell_record
 
 TICK_S = 1.0
 ASK_S = 5.0
@@ -171,7 +171,7 @@ class _Queue:
         if ending is None:
             return False
         job.ended = job.ended or time.monotonic()
-        return time.monotonic() - job.ended > SEEN_S or read_own(job.plan.directory()) is not None
+        return time.monotonic() - job.ended > SEEN_S or read_cell_record(job.plan.directory()) is not None
 
 
 def ask_submitit(handles: Sequence[Any]) -> dict[str, ExitReason]:

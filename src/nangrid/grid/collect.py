@@ -13,7 +13,7 @@ from nangrid.grid.request import write_request
 from nangrid.grid.worker import HELD, REFUSED, STOPPED, Reply
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import RecordError
-from nangrid.records.grid import GridDirectory, read_whole
+from nangrid.records.grid import GridDirectory, read_or_report
 
 GRACE_S = 5.0
 """How long an ended process may take to let go of its cell."""
@@ -95,11 +95,10 @@ class Collector:
             self.display.finish(plan, f"unfinished, {ending.message}")
 
     def _trusted(self, plan: CellPlan) -> CellRecord | None:
-        try:
-            return read_whole(plan.directory())
-        except RecordError as error:
+        def report(error: RecordError) -> None:
             self.display.say(f"{plan.title} runs again, its record is kept in {ATTEMPTS}/: {error}")
-            return None
+
+        return read_or_report(plan.directory(), report)
 
     def _store(self, plan: CellPlan, record: CellRecord) -> None:
         self.outcome.records[plan.cell_id] = record

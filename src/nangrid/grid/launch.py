@@ -11,8 +11,8 @@ from nangrid.grid.ending import LOG
 from nangrid.grid.estimate import format_duration, pace
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
 from nangrid.records.cell import RESULT, CellRecord
-from nangrid.records.errors import InputError, RecordError
-from nangrid.records.grid import GridDirectory, read_whole
+from nangrid.records.errors import InputError
+from nangrid.records.grid import GridDirectory, read_or_report
 
 
 class CellsFailedError(Exception):
@@ -83,11 +83,9 @@ def _list(plans: list[CellPlan], executor: Executor) -> None:
 
 
 def _trusted(plan: CellPlan) -> CellRecord | None:
-    try:
-        return read_whole(plan.directory())
-    except RecordError as error:
-        print(f"{plan.title} would run again: {error}", file=sys.stderr)
-        return None
+    return read_or_report(
+        plan.directory(), lambda error: print(f"{plan.title} would run again: {error}", file=sys.stderr)
+    )
 
 
 def _estimate(to_run: list[CellPlan], records: list[CellRecord], executor: Executor) -> str:

@@ -11,20 +11,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nangrid.cell.script.config import ScriptConfig, is_script
+from nangrid.cell.script.config import ScriptConfig
 from nangrid.grid.plan import CellPlan, as_config
 from nangrid.records.atomic import write_bytes
 from nangrid.records.cell import REQUEST
-from nangrid.records.codec import decode, encode
-from nangrid.records.errors import RecordError
+from nangrid.records.codec import encode
+from nangrid.records.reader import read_json, unreadable
 
-SCHEMA = 1
+SCHEMA = 2
+CELL, SCRIPT = "cell", "script"
+_SCRIPT_KEYS_OF_SCHEMA_1 = frozenset(
+    ("module", "function", "file", "levels", "repeat", "horizon", "out", "threads", "start_from", "resume", "dry_run")
+)
 
 
 @dataclass(frozen=True)
 class Request:
     """One cell's `request.json`."""
 
+    kind: str
+    """`cell` if `config` is that of a cell of nangrid's own, `script` if it names a function of the user's."""
     cell_id: str
     grid_id: str
     title: str
@@ -40,7 +46,7 @@ class Request:
     def plan(self, cell: Path) -> CellPlan:
         """The cell in its directory, which may have been moved since."""
         asked = self.config | {"out": str(cell.absolute().parents[1])}
-        config = ScriptConfig(**asked) if is_script(asked) else as_config(asked)
+        config = ScriptConfig(**asked) if self.kind == SCRIPT else as_config(asked)
         return CellPlan(config, self.overrides, self.cell_id, self.title)
 
 
@@ -48,19 +54,19 @@ def write_request(plan: CellPlan, grid_id: str) -> None:
     """Make the cell's directory and write what is asked of it."""
     cell = plan.directory()
     cell.mkdir(parents=True, exist_ok=True)
-    request = Request(plan.cell_id, grid_id, plan.title, plan.overrides, asdict(plan.config))
+    kind = SCRIPT if isinstance(plan.config, ScriptConfig) else CELL
+    request = Request(kind, plan.cell_id, grid_id, plan.title, plan.overrides, asdict(plan.config))
     write_bytes(cell / REQUEST, json.dumps(encode(request), indent=1).encode() + b"\n")
 
 
 def read_request(cell: Path) -> Request | None:
-    """What was last asked of the cell; None if nothing was, RecordError if it cannot be trusted."""
+    """The latest request for the cell; None if there is none, RecordError if it cannot be read or is another cell's."""
     path = cell / REQUEST
-    try:
-        request: Request = decode(Request, json.loads(path.read_bytes()))
-        if request.schema != SCHEMA or request.cell_id != cell.name:
-            raise ValueError(f"it is of schema {request.schema} and cell {request.cell_id}")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is not the request of this cell in schema {SCHEMA}: {error}.") from error
+    request = read_json(path, Request, SCHEMA, {1: _from_schema_1})
+    if request is not None and request.cell_id != cell.name:
+        raise unreadable(path, f"it is the request of another cell, {request.cell_id}")
     return request
+
+
+def _from_schema_1(request: dict[str, Any]) -> dict[str, Any]:
+    return request | {"kind": SCRIPT if request["config"].keys() == _SCRIPT_KEYS_OF_SCHEMA_1 else CELL}

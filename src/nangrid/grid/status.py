@@ -14,7 +14,7 @@ from nangrid.grid.progress import Progress, read_progress
 from nangrid.grid.request import Request, read_request
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import RecordError
-from nangrid.records.grid import GridDirectory, read_own
+from nangrid.records.grid import GridDirectory, read_cell_record
 
 RUNNING, WAITING, UNFINISHED, DAMAGED = "running", "waiting", "unfinished", "damaged"
 
@@ -99,7 +99,7 @@ def _cell(directory: Path) -> CellStatus:
     except RecordError:
         request = None
     try:
-        record = read_own(directory)
+        record = read_cell_record(directory)
     except RecordError:
         record, damaged = None, True
     progress = read_progress(directory)

@@ -24,7 +24,7 @@ from nangrid.grid.progress import report_steps
 from nangrid.grid.request import read_request
 from nangrid.records.cell import write_record
 from nangrid.records.errors import InputError, RecordError
-from nangrid.records.grid import read_whole
+from nangrid.records.grid import read_verified
 
 CELL_MODULE = "nangrid.cell.run"
 """Where the cell's process finds run_cell."""
@@ -99,7 +99,7 @@ class _Stop(BaseException):
 def _is_finished(plan: CellPlan) -> bool:
     # another launcher may have finished it since it was planned
     try:
-        return is_done(plan, read_whole(plan.directory()))
+        return is_done(plan, read_verified(plan.directory()))
     except RecordError:
         return False
 

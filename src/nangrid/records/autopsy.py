@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nangrid.records.atomic import write_bytes
-from nangrid.records.codec import decode, encode
-from nangrid.records.errors import RecordError
+from nangrid.records.codec import encode
+from nangrid.records.reader import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 AUTOPSY = "autopsy.json"
-READ_NONFINITE = " was non-finite before it was read"
-"""Follows the name of a tensor in the first line of the evidence."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,16 @@ class TokenRecord:
 
 
 @dataclass(frozen=True)
+class Suggestion:
+    """One thing to try against a mechanism."""
+
+    advice: str
+    """In words; the override itself where there is one."""
+    override: str | None = None
+    """`key=value` for the command line; None if the advice cannot be typed as one."""
+
+
+@dataclass(frozen=True)
 class Autopsy:
     """The origin of a non-finite value, who is involved, and the mechanism."""
 
@@ -81,9 +90,12 @@ class Autopsy:
     mechanism: str
     explanation: str
     evidence: list[str]
-    suggestions: list[str]
+    suggestions: list[Suggestion]
     reproduced: bool
     untrained: bool | None
+    """Whether the same batch fails through the initial parameters too; None if not tried."""
+    preexisting: str = ""
+    """The tensor that was non-finite before it was read, such as `parameter 1.weight`; empty if none was."""
     schema: int = SCHEMA
 
 
@@ -93,15 +105,16 @@ def write_autopsy(directory: Path, autopsy: Autopsy) -> None:
 
 
 def read_autopsy(directory: Path) -> Autopsy | None:
-    """The autopsy kept in a directory, or None; RecordError if it is corrupt or of another schema."""
-    path = directory / AUTOPSY
-    if not path.exists():
-        return None
-    try:
-        read: Any = json.loads(path.read_text())
-        if read.get("schema") != SCHEMA:
-            raise ValueError(f"schema {read.get('schema')} is not {SCHEMA}")
-        autopsy: Autopsy = decode(Autopsy, read)
-    except (ValueError, AttributeError) as error:
-        raise RecordError(f"{path} cannot be trusted: {error}.") from error
-    return autopsy
+    """The autopsy in a directory, or None if it has none; RecordError if it cannot be read."""
+    return read_json(directory / AUTOPSY, Autopsy, SCHEMA, {1: _from_schema_1})
+
+
+def _from_schema_1(autopsy: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 mixed overrides with advice, and named a pre-existing tensor in the first line of the evidence only."""
+    first = autopsy["evidence"][0] if autopsy["evidence"] else ""
+    name, marker, rest = first.partition(" was non-finite before it was read")
+    suggestions = [
+        {"advice": text, "override": text if re.fullmatch(r"[\w.]+=[\w.-]+", text) else None}
+        for text in autopsy["suggestions"]
+    ]
+    return autopsy | {"suggestions": suggestions, "preexisting": name if marker and not rest else ""}

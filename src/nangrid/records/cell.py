@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nangrid.records.atomic import write_bytes
-from nangrid.records.codec import decode, encode
-from nangrid.records.errors import RecordError
+from nangrid.records.codec import encode
+from nangrid.records.reader import read_json
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -136,25 +136,5 @@ def write_record(directory: Path, record: CellRecord) -> None:
 
 
 def read_record(directory: Path) -> CellRecord | None:
-    """The cell's record; None if the cell is unfinished, RecordError if the record cannot be trusted."""
-    path = directory / RESULT
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}.") from error
-    try:
-        value = json.loads(content)
-        _check_schema(value)
-        record: CellRecord = decode(CellRecord, value)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is not a record of schema {SCHEMA}: {error}.") from error
-    return record
-
-
-def _check_schema(value: Any) -> None:
-    """Before any other key: a newer record is better called newer than misshapen."""
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"its schema is {schema!r}, take the nangrid that wrote it")
+    """The record in a cell's directory; None if the cell is unfinished, RecordError if it cannot be read."""
+    return read_json(directory / RESULT, CellRecord, SCHEMA)

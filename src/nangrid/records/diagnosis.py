@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nangrid.records.atomic import write_bytes
-from nangrid.records.codec import decode, encode
+from nangrid.records.codec import encode
 from nangrid.records.errors import RecordError
+from nangrid.records.reader import read_json
 
 SCHEMA = 1
 DIAGNOSES = "diagnoses"
@@ -41,10 +42,8 @@ def read_diagnoses(grid: Path) -> tuple[list[DiagnosisRecord], list[RecordError]
     errors: list[RecordError] = []
     for path in sorted((grid / DIAGNOSES).glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
-            record: DiagnosisRecord = decode(DiagnosisRecord, json.loads(path.read_bytes()))
-            if record.schema != SCHEMA:
-                raise ValueError(f"its schema is {record.schema}")
-            records.append(record)
-        except ValueError as error:
-            errors.append(RecordError(f"{path} cannot be trusted: {error}."))
+            if record := read_json(path, DiagnosisRecord, SCHEMA):
+                records.append(record)
+        except RecordError as error:
+            errors.append(error)
     return records, errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nangrid.records.autopsy import READ_NONFINITE, Autopsy, TensorRecord
+from nangrid.records.autopsy import Autopsy, TensorRecord
 
 _MOST_NAMED = 4
 
@@ -22,7 +22,7 @@ def explain(autopsy: Autopsy) -> str:
         lines.append(f"  {len(autopsy.parameters)} parameters hit: {named}" + ", ..." * (len(autopsy.parameters) > 2))
     lines.append(f"  {autopsy.mechanism}: {autopsy.explanation}")
     if autopsy.suggestions:
-        lines.append(f"  try: {', '.join(autopsy.suggestions)}")
+        lines.append(f"  try: {', '.join(s.advice for s in autopsy.suggestions)}")
     if not autopsy.reproduced:
         lines.append("  CAUTION: the replay did not reproduce the live step's bits")
     return "\n".join(lines)
@@ -46,16 +46,19 @@ def _others(operand: TensorRecord) -> str:
 
 def _where(autopsy: Autopsy) -> str:
     if not autopsy.op:
-        return f"origin: {'; '.join(_leaf(autopsy.evidence)) or 'not found'} ({autopsy.phase})"
+        return f"origin: {_preexisting(autopsy) or 'not found'} ({autopsy.phase})"
     place = f" in {autopsy.module}" if autopsy.module else ""
     source = f" ({autopsy.source})" if autopsy.source else ""
     return f"origin: {autopsy.op}{place}{source}, {autopsy.phase} {autopsy.kind}"
 
 
-def _leaf(evidence: list[str]) -> list[str]:
-    """That a tensor was non-finite before it was read, and in which of its elements if that is known."""
-    name = evidence[0].removesuffix(READ_NONFINITE) if evidence else ""
-    return evidence[:1] + [line.removeprefix(f"{name}: ") for line in evidence[1:2] if line.startswith(f"{name}: ")]
+def _preexisting(autopsy: Autopsy) -> str:
+    """That a tensor was non-finite before it was read, and which of its elements if that is known; else empty."""
+    name = autopsy.preexisting
+    if not name:
+        return ""
+    elements = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
+    return "; ".join([f"{name} was non-finite before it was read", *elements])
 
 
 def _token(text: str, token: int, position: int) -> str:

@@ -12,18 +12,20 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nangrid.records.atomic import create_bytes
 from nangrid.records.autopsy import Autopsy, read_autopsy
-from nangrid.records.cell import RESULT, SCHEMA, CellRecord, read_record
-from nangrid.records.codec import decode, encode
+from nangrid.records.cell import RESULT, CellRecord, read_record
+from nangrid.records.codec import encode
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.history import HISTORY, read_table
+from nangrid.records.reader import read_json, unreadable
 
+SCHEMA = 1
 GRID = "grid.json"
 
 
@@ -81,7 +83,7 @@ class GridDirectory:
         errors: list[RecordError] = []
         for directory in self.cells():
             try:
-                if record := read_own(directory):
+                if record := read_cell_record(directory):
                     records.append(record)
             except RecordError as error:
                 errors.append(error)
@@ -97,27 +99,36 @@ class GridDirectory:
         return {cell_id: autopsy for cell_id, autopsy in found.items() if autopsy}
 
 
-def read_whole(directory: Path) -> CellRecord | None:
-    """A cell's record, once all that belongs to it has been read as well.
+def read_or_report(directory: Path, report: Callable[[RecordError], None]) -> CellRecord | None:
+    """As read_verified, but a record that cannot be trusted is passed to `report` and counts as unfinished."""
+    try:
+        return read_verified(directory)
+    except RecordError as error:
+        report(error)
+        return None
 
-    None if the cell is unfinished, RecordError if a part of it cannot be trusted.
+
+def read_verified(directory: Path) -> CellRecord | None:
+    """A cell's record, after its history and its autopsy have been read and agree with it.
+
+    None if the cell is unfinished, RecordError if any of the three cannot be read or they disagree.
     """
-    record = read_own(directory)
+    record = read_cell_record(directory)
     if record is None or record.error:
         return record
     rows = read_table(directory).num_rows
     if rows != record.steps_done:
-        raise RecordError(f"{directory / HISTORY} has {rows} steps, but {RESULT} says {record.steps_done}.")
+        raise unreadable(directory / HISTORY, f"it has {rows} steps, but {RESULT} says {record.steps_done}")
     if record.autopsy:
         read_autopsy((directory / record.autopsy).parent)
     return record
 
 
-def read_own(directory: Path) -> CellRecord | None:
-    """The record in a cell's directory; None if it is unfinished, RecordError also if it is another cell's."""
+def read_cell_record(directory: Path) -> CellRecord | None:
+    """The cell's record alone; None if the cell is unfinished, RecordError also if it is another cell's."""
     record = read_record(directory)
     if record is not None and record.cell_id != directory.name:
-        raise RecordError(f"{directory} holds the record of another cell: {record.cell_id}.")
+        raise unreadable(directory / RESULT, f"it is the record of another cell, {record.cell_id}")
     return record
 
 
@@ -143,10 +154,7 @@ def _read_or_recover(path: Path) -> _GridRecord:
 
 
 def _read(path: Path) -> _GridRecord:
-    try:
-        record: _GridRecord = decode(_GridRecord, json.loads(path.read_bytes()))
-        if record.schema != SCHEMA:
-            raise ValueError(f"its schema is {record.schema}")
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is not a grid of schema {SCHEMA}: {error}.") from error
+    record = read_json(path, _GridRecord, SCHEMA)
+    if record is None:
+        raise unreadable(path, "it is missing")
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +25,7 @@ def print_cell(record: CellRecord, directory: Path) -> None:
     print(cell_summary(record, history, directory))
     if record.autopsy and (autopsy := read_autopsy((directory / record.autopsy).parent)):
         print(explain(autopsy))
-        override = next((s for s in autopsy.suggestions if re.fullmatch(r"[\w.]+=[\w.-]+", s)), "[levels]")
+        override = next((s.override for s in autopsy.suggestions if s.override), "[levels]")
         print(f"  would it have saved this step? python -m src.replay {directory} {override}")
 
 

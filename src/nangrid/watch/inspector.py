@@ -18,9 +18,9 @@ from torch import Tensor
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
 from nangrid.records.explain import explain
+from nangrid.records.mechanisms import UNKNOWN
 from nangrid.records.start_from import KEPT, kept_in
 from nangrid.watch.autopsy.examine import Background, examine
-from nangrid.watch.autopsy.mechanism import UNKNOWN
 from nangrid.watch.autopsy.replay import FROZEN, RAISED, Step, digest
 from nangrid.watch.clocks import Clocks, StepReading
 from nangrid.watch.growth import Growth

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nangrid.records.mechanisms import ADAM_EPS_UNDERFLOW, SILENT_FP16_STORAGE
 from nangrid.watch.state.tensors import dtype_name, trainables
 
 IGNORED = -100
@@ -294,7 +295,7 @@ def _dtypes(model: nn.Module, settings: Settings) -> Iterator[Finding]:
             f"{frozen[storage]} frozen tensors are float16 under bf16 autocast: they and their gradients end at 65504"
         )
         yield Finding(
-            "silent-fp16-storage", "warning", evidence, "dtype=bf16 (from_pretrained(..., dtype=torch.bfloat16))"
+            SILENT_FP16_STORAGE, "warning", evidence, "dtype=bf16 (from_pretrained(..., dtype=torch.bfloat16))"
         )
     elif storage == torch.float16 and settings.known and settings.autocast is None:
         evidence = "the model is stored and computed in float16, without loss scaling: everything ends at 65504"
@@ -319,7 +320,7 @@ def _eps(model: nn.Module, settings: Settings) -> Iterator[Finding]:
         evidence = (
             f"eps={settings.eps:g} is 0 in the dtype of {len(lost)} trainables, such as {lost[0]}: 0/0 without gradient"
         )
-        yield Finding("adam-eps-underflow", "error", evidence, "upcast=trainable")
+        yield Finding(ADAM_EPS_UNDERFLOW, "error", evidence, "upcast=trainable")
 
 
 def _without_gradient(model: nn.Module, seen: _Data) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,3 @@ class ScriptConfig:
         """Over the levels and the file's content. What the file reads or imports is not looked at."""
         content = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
         return hash_science(self.factors() | {"script.sha256": content})
-
-
-def is_script(config: dict[str, Any]) -> bool:
-    """Whether a request's config is one of these."""
-    return set(config) == {field.name for field in fields(ScriptConfig)}

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from nangrid.records.autopsy import READ_NONFINITE, Autopsy, OutputRecord, TokenRecord
+from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
+from nangrid.records.mechanisms import UNKNOWN
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
-from nangrid.watch.autopsy.mechanism import UNKNOWN, Evidence, Mechanism, dtype_max, name_mechanism
+from nangrid.watch.autopsy.mechanism import Evidence, Mechanism, dtype_max, name_mechanism
 from nangrid.watch.autopsy.places import Place
 from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay
 from nangrid.watch.autopsy.tokens import (
@@ -89,6 +90,7 @@ class _Report:
             suggestions=list(mechanism.suggestions),
             reproduced=reproduced,
             untrained=self.untrained,
+            preexisting=self.preexisting,
         )
 
     def _phase(self) -> str:
@@ -141,7 +143,7 @@ class _Report:
     def _evidence(self, reproduced: bool, same: Mapping[str, bool]) -> list[str]:
         lines = []
         if self.preexisting:
-            lines.append(f"{self.preexisting}{READ_NONFINITE}")
+            lines.append(f"{self.preexisting} was non-finite before it was read")
             lines += self._leaf_elements()
         if self.reader and self.reader.place:
             place = self.reader.place

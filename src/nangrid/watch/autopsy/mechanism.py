@@ -13,11 +13,11 @@ from itertools import pairwise
 
 import torch
 
-from nangrid.records.autopsy import TensorRecord
+from nangrid.records import mechanisms
+from nangrid.records.autopsy import Suggestion, TensorRecord
 from nangrid.watch.autopsy.ieee import DIVIDE_BY_ZERO, INVALID, OVERFLOW
 from nangrid.watch.autopsy.trace import Producer
 
-UNKNOWN = "unknown"
 HALF = "float16"
 _MASK_SIZE = 0.99
 """An operand this close to the largest number of its dtype is a mask made of finfo.min."""
@@ -64,7 +64,15 @@ class Mechanism:
 
     id: str
     explanation: str
-    suggestions: tuple[str, ...] = ()
+    suggestions: tuple[Suggestion, ...] = ()
+
+
+def _overrides(*overrides: str) -> tuple[Suggestion, ...]:
+    return tuple(Suggestion(override, override) for override in overrides)
+
+
+def _advice(*advice: str) -> tuple[Suggestion, ...]:
+    return tuple(Suggestion(text) for text in advice)
 
 
 def name_mechanism(evidence: Evidence) -> Mechanism:
@@ -73,7 +81,7 @@ def name_mechanism(evidence: Evidence) -> Mechanism:
         found = rule(evidence)
         if found is not None:
             return found
-    return Mechanism(UNKNOWN, "No known mechanism fits the evidence; the origin stands for itself.")
+    return Mechanism(mechanisms.UNKNOWN, "No known mechanism fits the evidence; the origin stands for itself.")
 
 
 def _uninitialised(e: Evidence) -> Mechanism | None:
@@ -81,9 +89,9 @@ def _uninitialised(e: Evidence) -> Mechanism | None:
     if not before_training and "never written" not in e.preexisting:
         return None
     return Mechanism(
-        "uninitialised-parameter",
+        mechanisms.UNINITIALISED_PARAMETER,
         f"{e.preexisting} was non-finite before the first step: it was never initialised, or loaded broken.",
-        ("init=mean",),
+        _overrides("init=mean"),
     )
 
 
@@ -91,10 +99,10 @@ def _frozen(e: Evidence) -> Mechanism | None:
     if e.clock != "frozen":
         return None
     return Mechanism(
-        "infinite-norm-freeze",
+        mechanisms.INFINITE_NORM_FREEZE,
         "Every gradient is finite but their norm is not: clipping divides by it, so every update is zero, "
         "the loss stays finite and nothing is learned.",
-        ("init=mean", "data.bos=true"),
+        _overrides("init=mean", "data.bos=true"),
     )
 
 
@@ -107,10 +115,10 @@ def _empty_labels(e: Evidence) -> Mechanism | None:
     ):
         return None
     return Mechanism(
-        "empty-labels",
+        mechanisms.EMPTY_LABELS,
         "Every label of this micro-batch is ignored (-100, or its like) or weighs 0: the loss is a mean over "
         "nothing, 0 / 0.",
-        ("drop samples whose labels are all -100", "data.length=... longer than the prompts"),
+        _advice("drop samples whose labels are all -100", "set data.length= above the longest prompt"),
     )
 
 
@@ -127,7 +135,9 @@ def _dora(e: Evidence) -> Mechanism | None:
         return None
     if not (e.producer.place.source.startswith("dora.py:") or "lora_magnitude_vector" in e.producer.place.module):
         return None
-    return Mechanism("dora-zero-norm", "DoRA divides by the norm of a row that is zero.", ("init=mean",))
+    return Mechanism(
+        mechanisms.DORA_ZERO_NORM, "DoRA divides by the norm of a row that is zero.", _overrides("init=mean")
+    )
 
 
 def _masked_row(e: Evidence) -> Mechanism | None:
@@ -137,10 +147,12 @@ def _masked_row(e: Evidence) -> Mechanism | None:
     if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
         return None
     return Mechanism(
-        "masked-row-softmax",
+        mechanisms.MASKED_ROW_SOFTMAX,
         f"A row of {'the attention' if attends else 'a softmax'} is masked everywhere: its softmax is exp(-inf) over "
         "a sum of zeros, 0 / 0.",
-        ("data.padding_side=right", "model.attn=sdpa") if attends else ("keep rows that are masked everywhere out",),
+        _overrides("data.padding_side=right", "model.attn=sdpa")
+        if attends
+        else _advice("drop the rows that are masked everywhere"),
     )
 
 
@@ -152,9 +164,9 @@ def _double_mask(e: Evidence) -> Mechanism | None:
     if not all(_share_of_max(operand) > _MASK_SIZE for operand in e.producer.inputs):
         return None
     return Mechanism(
-        "double-mask-overflow",
+        mechanisms.DOUBLE_MASK_OVERFLOW,
         "Two masks of the smallest finite number are added: together they are -inf.",
-        ("use boolean masks",),
+        _advice("use boolean masks"),
     )
 
 
@@ -167,9 +179,9 @@ def _log_of_zero(e: Evidence) -> Mechanism | None:
     name = (e.op + e.producer.place.node).lower()
     better = next((advice for part, advice in _STABLE.items() if part in name), "log_softmax, logsigmoid, log1p")
     return Mechanism(
-        "log-of-zero",
+        mechanisms.LOG_OF_ZERO,
         "A logarithm, or its gradient, is taken at zero (or below).",
-        ("take log-probabilities in float32", f"use the stable form ({better})"),
+        _advice("take log-probabilities in float32", f"use the stable form ({better})"),
     )
 
 
@@ -190,9 +202,9 @@ def _eps_underflow(e: Evidence) -> Mechanism | None:
     ):
         return None
     return Mechanism(
-        "adam-eps-underflow",
+        mechanisms.ADAM_EPS_UNDERFLOW,
         f"The optimizer's eps is 0 in {e.producer.output.dtype}: an element without gradient is updated by 0 / 0.",
-        ("upcast=trainable", "optim=paged_adamw_8bit"),
+        _overrides("upcast=trainable", "optim=paged_adamw_8bit"),
     )
 
 
@@ -212,9 +224,9 @@ def _divergence(e: Evidence) -> Mechanism | None:
     else:
         return None
     return Mechanism(
-        "divergence",
+        mechanisms.DIVERGENCE,
         f"{seen}, and the batch is harmless to the initial parameters: training has run away.",
-        ("optim.lr=... a tenth", "optim.warmup=10", "optim.clip=1.0"),
+        (*_advice("lower optim.lr= to a tenth"), *_overrides("optim.warmup=10", "optim.clip=1.0")),
     )
 
 
@@ -224,9 +236,9 @@ def _half_activation(e: Evidence) -> Mechanism | None:
     if e.silent_half:
         return _silent(e)
     return Mechanism(
-        "fp16-activation-overflow",
+        mechanisms.FP16_ACTIVATION_OVERFLOW,
         "An activation passed 65504, the largest float16. float32 and bfloat16 reach 3.4e38.",
-        ("dtype=bf16", "dtype=fp32"),
+        _overrides("dtype=bf16", "dtype=fp32"),
     )
 
 
@@ -238,9 +250,9 @@ def _half_gradient(e: Evidence) -> Mechanism | None:
     amplifies = e.zero_rows and e.norms
     amplified = " They enter as rows of zeros, where each RMSNorm multiplies the gradient by 1 / sqrt(eps)."
     return Mechanism(
-        "fp16-gradient-overflow",
+        mechanisms.FP16_GRADIENT_OVERFLOW,
         "A gradient passed 65504, the largest float16, on its way back." + amplified * amplifies,
-        ("init=mean", "dtype=bf16") if amplifies else ("dtype=bf16", "dtype=fp32"),
+        _overrides("init=mean", "dtype=bf16") if amplifies else _overrides("dtype=bf16", "dtype=fp32"),
     )
 
 
@@ -248,18 +260,18 @@ def _zero_row(e: Evidence) -> Mechanism | None:
     if not (_overflows(e, "backward") and e.zero_rows and e.norms):
         return None
     return Mechanism(
-        "zero-row-norm-gradient",
+        mechanisms.ZERO_ROW_NORM_GRADIENT,
         "The tokens at the origin enter as rows of zeros: each RMSNorm on the way back multiplies the gradient "
         "by 1 / sqrt(eps), about 1000, until it leaves the range of its dtype.",
-        ("init=mean", "data.bos=true"),
+        _overrides("init=mean", "data.bos=true"),
     )
 
 
 def _silent(e: Evidence) -> Mechanism:
     return Mechanism(
-        "silent-fp16-storage",
+        mechanisms.SILENT_FP16_STORAGE,
         "The model is stored in float16 although another dtype was asked for, and 65504 was passed.",
-        ("pass dtype= to from_pretrained",),
+        _advice("pass dtype= to from_pretrained"),
     )
 
 
