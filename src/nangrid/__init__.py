@@ -1,7 +1,10 @@
-"""nangrid: what made a fine-tuning run go NaN, where the first non-finite number arose, what cures it."""
+"""nangrid finds out why a fine-tuning run went NaN: which choice caused it, in which operation, and what cures it."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, SEEDS
 
 if TYPE_CHECKING:
     from nangrid.diagnosis.diagnose import Diagnosis
@@ -11,18 +14,19 @@ __all__ = ["NonFiniteError", "Watch", "check", "diagnose"]
 
 
 def __getattr__(name: str) -> Any:
-    # Commands that only read records must not wait for torch.
+    # Imported on first use, because commands that only read records must not wait for torch.
     if name in ("NonFiniteError", "Watch"):
-        from nangrid import watch
-
-        return getattr(watch, name)
+        return getattr(importlib.import_module("nangrid.watch"), name)
+    if name == "integrations":
+        return importlib.import_module("nangrid.integrations")
     raise AttributeError(f"module 'nangrid' has no attribute {name!r}")
 
 
 def check(model: Any, dataset: Iterable[Mapping[str, Any]], args: Any = None) -> "list[Finding]":
-    """What is wrong with a run before its first step, the gravest first; nothing is trained or changed.
+    """Check a run before its first step and return the findings, most severe first; nothing is trained or changed.
 
-    `dataset`: samples of `input_ids` and maybe `labels` and `attention_mask`. `args`: its TrainingArguments, if any.
+    `dataset` yields samples with `input_ids` and optionally `labels` and `attention_mask`. `args` are the run's
+    TrainingArguments, if it has any.
     """
     from nangrid.watch import preflight
     from nangrid.watch.preflight import settings_of
@@ -35,11 +39,11 @@ def diagnose(
     *,
     failing: Mapping[str, Any],
     reference: Mapping[str, Any],
-    horizon: int = 16,
-    seeds: int = 3,
+    horizon: int = HORIZON,
+    seeds: int = SEEDS,
     n_jobs: int = 1,
     threads: int = 1,
-    out: str = "outputs/diagnose",
+    out: str = DIAGNOSE_OUT,
     start_from: str | None = None,
 ) -> "Diagnosis":
     """Which of the levels that tell a failing run from a training one make it fail, and which changes cure it?
@@ -52,7 +56,10 @@ def diagnose(
     watch or a checkpoint of the Trainer, which all runs go on from. Prints the verdict, and returns it. Call it under
     `if __name__ == "__main__":`. nangrid.records.errors.InputError for end points that are none.
     """
-    from nangrid.diagnosis.script import diagnose_own
+    from nangrid.records.extras import requiring
+
+    with requiring("nangrid.diagnose", "grid"):
+        from nangrid.diagnosis.script import diagnose_own
 
     return diagnose_own(
         make_trainer,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nangrid.records.cell import (
@@ -62,6 +62,7 @@ def records(draw: st.DrawFn) -> CellRecord:
 
 
 @given(records())
+@settings(max_examples=30)
 def test_every_record_survives_json_with_its_non_finite_floats(record: CellRecord) -> None:
     text = json.dumps(encode(record), allow_nan=False)
     again = decode(CellRecord, json.loads(text))

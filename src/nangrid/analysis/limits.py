@@ -9,7 +9,7 @@ import pandas as pd
 from nangrid.analysis.effects import ANY, without_effect
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.analysis.rates import ALPHA, POWER, detectable, unseen
-from nangrid.records.cell import CellRecord
+from nangrid.records.cell import START_FROM, CellRecord
 
 MACHINE = ("device", "cpu", "cpu_capability")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -47,8 +47,8 @@ def _mixed(records: Sequence[CellRecord]) -> list[str]:
 def _gone_on_with(records: Sequence[CellRecord]) -> list[str]:
     """Which cells began in the middle of a run: nothing is known of what their levels do before."""
     lines = []
-    for run, step in sorted({(str(r.factors["start_from"]), r.first_step) for r in records if r.first_step}):
-        cells = [r for r in records if r.factors.get("start_from") == run]
+    for run, step in sorted({(str(r.factors[START_FROM]), r.first_step) for r in records if r.first_step}):
+        cells = [r for r in records if r.factors.get(START_FROM) == run]
         table = varying_factors([r.factors for r in cells])
         tried = "; ".join(f"{factor}: {', '.join(map(level_name, table[factor].unique()))}" for factor in table)
         lines.append(

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from nangrid.records.defaults import HEADROOM_EVERY, HORIZON
 from nangrid.records.errors import InputError
 
 _INSTALLED_CONF = Path(__file__).parents[1] / "conf"
@@ -267,7 +268,7 @@ class Config:
     """One cell, as composed from conf/ and the command line."""
 
     seed: int = 0
-    horizon: int = 16
+    horizon: int = HORIZON
     """The step budget of a cell."""
     out: str = "outputs/grid"
     """The grid's directory; cells are kept in <out>/cells/<cell_id>/."""
@@ -277,7 +278,7 @@ class Config:
     """List the cells and stop."""
     threads: int = 1
     """CPU threads a cell."""
-    headroom: int = 10
+    headroom: int = HEADROOM_EVERY
     """Steps between two looks at how large activations and gradients are; 0: never."""
     keep_every: int = 0
     """Steps between two snapshots kept to start from (the last two stay); 0: the failing step's alone is kept."""

@@ -70,8 +70,7 @@ def _start(config: Config) -> dict[str, Any]:
     """Where another run is gone on with; nothing for a run from its first step."""
     if config.start_from is None:
         return {}
-    start = find_start(config.start_from)
-    return {"start_from": start.sha256(), "start_from.step": start.step}
+    return find_start(config.start_from).factors()
 
 
 def _overridden(group: str, fields: dict[str, Any]) -> bool:

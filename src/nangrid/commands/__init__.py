@@ -1,4 +1,4 @@
-"""Which commands are there? `nangrid COMMAND ...` installed, `python -m src.COMMAND` in a checkout."""
+"""The command line: `nangrid COMMAND ...` once installed, `python -m src.COMMAND ...` in a checkout."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import difflib
 import importlib
 import sys
 
+from nangrid.records.extras import MissingExtraError, requiring
+
 COMMANDS = {
     "run": "train one cell, or with -m a grid of cells",
     "diagnose": "search causes and cures between a failing and a training cell",
-    "replay": "run a cell's failing step again, as it was or under other levels",
-    "report": "say which levels brought each event about, and what cures it",
-    "check": "look a run over before its first step",
-    "status": "say how far a grid is, from its directory alone",
+    "replay": "run a cell's failing step again, unchanged or under other levels",
+    "report": "report which levels caused each failure and what cures it",
+    "check": "check a run before its first step",
+    "status": "show the progress of a grid",
 }
-"""Each a module of this package with a `main` that takes the arguments and returns the exit code."""
+"""Each is a module of this package, whose `main` takes the arguments and returns the exit code."""
+
+_EXTRAS = {"report": ("grid", "report")}
+"""What a command needs beyond `grid`, which all of them need."""
 
 
 def main() -> int:
-    """Hand over to the command named first."""
+    """Run the command that is named first and return its exit code; 2 if it is unknown or its extra is missing."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: nangrid COMMAND ...\n")
-        print("\n".join(f"  {command:8} {does}" for command, does in COMMANDS.items()))
-        print("\nnangrid COMMAND --help tells more.")
+        print("\n".join(f"  {command:8} {summary}" for command, summary in COMMANDS.items()))
+        print("\nType nangrid COMMAND --help for the options of one command.")
         return 0
     if name not in COMMANDS:
         (guess,) = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.0)
         print(f"nangrid {name} is not a command: type nangrid {guess}, or nangrid --help.", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"nangrid.commands.{name}").main(arguments)
+    try:
+        with requiring(f"nangrid {name}", *_EXTRAS.get(name, ("grid",))):
+            code: int = importlib.import_module(f"nangrid.commands.{name}").main(arguments)
+    except MissingExtraError as error:
+        print(error, file=sys.stderr)
+        return 2
     return code

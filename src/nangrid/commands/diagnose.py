@@ -17,6 +17,8 @@ from nangrid.diagnosis.summary import tell
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.start_from import levels_of
+from nangrid.records.cell import START_FROM
+from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, SEEDS
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import find_start
 
@@ -32,9 +34,6 @@ other. The search asks with the seed given (0) and short cells; what it finds is
 With start_from= all cells go on with that run, under its levels but for those of --reference; --failing may be left
 out. Only what comes after that step is asked, with the run's own seed.
 """
-OUT = "outputs/diagnose"
-HORIZON = 16
-SEEDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +86,7 @@ def _question(
     def plan(levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
         own = [override for overrides in levels for override in overrides]
         fixed = [o for o in [*common, *shared] if key_of(o) not in ("horizon", "seed")]
-        out = [] if any(key_of(o) == "out" for o in fixed) else [f"out={OUT}"]
+        out = [] if any(key_of(o) == "out" for o in fixed) else [f"out={DIAGNOSE_OUT}"]
         overrides = with_run_levels([*fixed, *own, f"seed={seed}", f"horizon={horizon}", *out])
         title = " ".join([*own, *([f"seed={seed}"] if seed != first else [])])
         return replace(plan_cell(composed(overrides), overrides), title=title or "defaults")
@@ -99,7 +98,7 @@ def _question(
 
 def _run_gone_on_with(common: Sequence[str]) -> dict[str, Any] | None:
     """The levels of the cell that start_from names; None without one, or where it is no cell's."""
-    path = next((o.partition("=")[2] for o in common if key_of(o) == "start_from"), None)
+    path = next((o.partition("=")[2] for o in common if key_of(o) == START_FROM), None)
     return None if path is None else levels_of(find_start(path))
 
 

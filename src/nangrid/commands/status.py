@@ -15,6 +15,7 @@ from rich.text import Text
 from nangrid.commands.parser import make_parser
 from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
+from nangrid.records.cell import STATUS_TITLES
 from nangrid.records.errors import InputError
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
 
@@ -84,9 +85,8 @@ def _cells(cells: Sequence[CellStatus]) -> RenderableType:
 
 def _count(status: GridStatus) -> Text:
     counts = status.counts
-    names = {"nonfinite": "non-finite"}
     order = ["finite", "nonfinite", "error", "timeout", RUNNING, WAITING, UNFINISHED, DAMAGED]
-    counted = ", ".join(f"{counts[state]} {names.get(state, state)}" for state in order if counts[state])
+    counted = ", ".join(f"{counts[state]} {STATUS_TITLES.get(state, state)}" for state in order if counts[state])
     line = f"{status.grid.path}: {len(status.cells)} cells: {counted or 'none'}"
     left = status.seconds_left()
     if left is not None:

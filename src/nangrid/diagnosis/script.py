@@ -16,6 +16,7 @@ from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides
 from nangrid.diagnosis.summary import tell
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
+from nangrid.records.cell import START_FROM
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import find_start
 
@@ -81,7 +82,7 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         if not isinstance(value, str | int | float | bool | None):
             kind = type(value).__name__
             raise InputError(f"{key}={value!r} is a {kind}: give a text, a number, True, False or None as a level.")
-        if key in ("seed", "script", "start_from") or "." in key:
+        if key in ("seed", "script", START_FROM) or "." in key:
             raise InputError(f"{key} cannot name a level here: give it another name, without a dot.")
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 from nangrid.cell.config import Config, flattened, is_how_not_which
 from nangrid.cell.identity import level_fields
-from nangrid.records.cell import REQUEST
+from nangrid.records.cell import REQUEST, START_FROM
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import Start, find_start
 
-KEY = "start_from"
 _WHY = {
     "seed": "its random states and the order of its data are the run's own",
     "model": "what it trained so far belongs to that model",
@@ -31,7 +30,7 @@ def levels_of(start: Start) -> dict[str, Any] | None:
     try:
         return flattened(json.loads(path.read_bytes())["config"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}): give another {KEY}=.") from error
+        raise InputError(f"{path} cannot be read ({error!r}): give another {START_FROM}=.") from error
 
 
 def check_origin(config: Config) -> None:
@@ -46,13 +45,13 @@ def check_origin(config: Config) -> None:
             continue
         raise InputError(
             f"{key}={value} cannot change in the middle of a run ({_WHY[group]}): "
-            f"leave it at {key}={before.get(key)}, or train from the first step without {KEY}."
+            f"leave it at {key}={before.get(key)}, or train from the first step without {START_FROM}."
         )
 
 
 def inherited(overrides: Sequence[str]) -> dict[str, Any]:
     """The levels of the cell that `start_from` names, but for what the overrides put in their stead."""
-    path = next((o.partition("=")[2] for o in overrides if o.partition("=")[0].lstrip("+") == KEY), "null")
+    path = next((o.partition("=")[2] for o in overrides if o.partition("=")[0].lstrip("+") == START_FROM), "null")
     before = None if path == "null" else levels_of(find_start(path.strip("'\"")))
     if before is None:
         return {}

@@ -1,7 +1,10 @@
 """The watch on other people's training loops."""
 
-from nangrid.integrations.headroom import HeadroomCallback
-from nangrid.integrations.start_from import train_from
-from nangrid.integrations.trainer import TrainerStep, TrainerWatch, unwrapped, watch_trainer
+from nangrid.records.extras import requiring
+
+with requiring("nangrid.integrations", "grid"):
+    from nangrid.integrations.headroom import HeadroomCallback
+    from nangrid.integrations.start_from import train_from
+    from nangrid.integrations.trainer import TrainerStep, TrainerWatch, unwrapped, watch_trainer
 
 __all__ = ["HeadroomCallback", "TrainerStep", "TrainerWatch", "train_from", "unwrapped", "watch_trainer"]

@@ -20,6 +20,11 @@ CLOCKS = ("loss", "gradient", "parameter", "optimizer_state", "eval_loss")
 """Where a non-finite value can first show, in their order inside a step."""
 
 STATUSES = ("finite", "nonfinite", "error", "timeout")
+STATUS_TITLES = {"nonfinite": "non-finite"}
+"""A status as a person reads it, where that differs."""
+
+START_FROM, START_STEP = "start_from", "start_from.step"
+"""Factors of a cell that resumes another run: the hash of the state on disk, and its first step there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class CellRecord:
     @property
     def first_step(self) -> int:
         """0, or the step from which the cell went on with another's run (start_from)."""
-        return int(self.factors.get("start_from.step", 0))
+        return int(self.factors.get(START_STEP, 0))
 
     @property
     def steps_survived(self) -> int:

@@ -1,65 +1,107 @@
-"""How is an autopsy told in a few plain lines?"""
+"""Explains an autopsy in a few plain lines, which end the output of a failing run."""
 
 from __future__ import annotations
 
-from nangrid.records.autopsy import Autopsy, TensorRecord
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
 
-_MOST_NAMED = 4
+from nangrid.records.autopsy import Autopsy, TensorRecord, TokenRecord
+
+_WIDTH = 80
+_MOST_TOKENS = 4
+_MOST_OPERANDS = 3
+_MOST_PARAMETERS = 2
+_KINDS = {
+    "divide_by_zero": "division by zero",
+    "invalid": "invalid operation",
+    "nonfinite_input": "non-finite input",
+}
+"""Kinds of IEEE 754 that read otherwise than they are spelled."""
 
 
 def explain(autopsy: Autopsy) -> str:
-    """Where, what, who, why, and what to try; one line each."""
-    lines = [_where(autopsy)]
+    """The origin, its operands, the tokens and parameters involved, the mechanism, and what to try.
+
+    Lines are wrapped to 80 columns between words.
+    """
+    wrapper = textwrap.TextWrapper(_WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in _lines(autopsy))
+
+
+def _lines(autopsy: Autopsy) -> Iterator[str]:
+    yield f"origin: {_origin(autopsy)}"
     if autopsy.inputs:
-        ends = f"; {autopsy.dtype} ends at {autopsy.dtype_max:.4g}" if autopsy.kind == "overflow" else ""
-        lines.append(f"  {operands(autopsy)}{ends}")
+        yield f"  {operands(autopsy)}{_limit(autopsy)}"
     if autopsy.tokens:
-        named = ", ".join(_token(token.text, token.id, token.position) for token in autopsy.tokens[:_MOST_NAMED])
-        more = len(autopsy.tokens) - _MOST_NAMED
-        lines.append(f"  tokens: {named}" + (f" and {more} more" if more > 0 else ""))
+        yield f"  tokens: {_tokens(autopsy.tokens)}"
     if autopsy.parameters:
-        named = ", ".join(autopsy.parameters[:2])
-        lines.append(f"  {len(autopsy.parameters)} parameters hit: {named}" + ", ..." * (len(autopsy.parameters) > 2))
-    lines.append(f"  {autopsy.mechanism}: {autopsy.explanation}")
+        yield f"  {_parameters(autopsy.parameters)}"
+    yield f"  {autopsy.mechanism}: {autopsy.explanation}"
     if autopsy.suggestions:
-        lines.append(f"  try: {', '.join(s.advice for s in autopsy.suggestions)}")
+        yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
     if not autopsy.reproduced:
-        lines.append("  CAUTION: the replay did not reproduce the live step's bits")
-    return "\n".join(lines)
+        yield "  CAUTION: the replay did not reproduce the original step exactly"
 
 
 def operands(autopsy: Autopsy) -> str:
-    """Those of the first non-finite element, or how large they are where more than one of each went into it."""
-    shown = autopsy.inputs[:3]
+    """The operands' elements at the first non-finite output; their largest values where a whole row went into it."""
+    shown = autopsy.inputs[:_MOST_OPERANDS]
     if autopsy.output and all(operand.at is not None for operand in shown):
         where = f"at {autopsy.output.first_index}" if autopsy.output.first_index else "operands"
-        return f"{where}: " + ", ".join(f"{operand.name} {operand.at:.4g}" for operand in shown)
-    return "operands up to: " + ", ".join(f"{operand.name} {operand.absmax:.4g}{_others(operand)}" for operand in shown)
+        return f"{where}: " + ", ".join(f"{o.name} {format_number(o.at)}" for o in shown if o.at is not None)
+    return "largest finite operands: " + ", ".join(
+        f"{operand.name} {format_number(operand.absmax)}{_nonfinite(operand)}" for operand in shown
+    )
 
 
-def _others(operand: TensorRecord) -> str:
-    """What else it holds: the size is of its finite elements."""
-    counts = [(operand.n_inf, "infinite"), (operand.n_nan, "NaN")]
-    told = ", ".join(f"{count} {what}" for count, what in counts if count)
-    return f" (and {told})" if told else ""
+def format_number(value: float) -> str:
+    """A number as a person would write it: 65504, 13184, 0.1035, 3.39e38."""
+    size = abs(value)
+    if size < 1e6 and value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.6g}" if 1e3 <= size < 1e6 else f"{value:.4g}".replace("e+", "e")
 
 
-def _where(autopsy: Autopsy) -> str:
+def _origin(autopsy: Autopsy) -> str:
     if not autopsy.op:
-        return f"origin: {_preexisting(autopsy) or 'not found'} ({autopsy.phase})"
+        return _preexisting(autopsy) or "not found, the replay met no non-finite value"
     place = f" in {autopsy.module}" if autopsy.module else ""
     source = f" ({autopsy.source})" if autopsy.source else ""
-    return f"origin: {autopsy.op}{place}{source}, {autopsy.phase} {autopsy.kind}"
+    return f"{autopsy.op}{place}{source}, {autopsy.phase} {_KINDS.get(autopsy.kind, autopsy.kind)}"
 
 
 def _preexisting(autopsy: Autopsy) -> str:
-    """That a tensor was non-finite before it was read, and which of its elements if that is known; else empty."""
+    """The tensor that was non-finite before it was read, and which of its elements if that is known; else empty."""
     name = autopsy.preexisting
     if not name:
         return ""
     elements = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
-    return "; ".join([f"{name} was non-finite before it was read", *elements])
+    return ": ".join([f"{name} was non-finite before it was read", *elements])
+
+
+def _nonfinite(operand: TensorRecord) -> str:
+    counts = [(operand.n_inf, "infinite"), (operand.n_nan, "NaN")]
+    others = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f" (and {others})" if others else ""
+
+
+def _limit(autopsy: Autopsy) -> str:
+    return f"; largest {autopsy.dtype}: {format_number(autopsy.dtype_max)}" if autopsy.kind == "overflow" else ""
+
+
+def _tokens(tokens: list[TokenRecord]) -> str:
+    """Each distinct (token, position) once, with the number of samples that have it there."""
+    samples = Counter((token.text, token.id, token.position) for token in dict.fromkeys(tokens))
+    named = [_token(*token) + (f" in {count} samples" if count > 1 else "") for token, count in samples.items()]
+    more = len(named) - _MOST_TOKENS
+    return ", ".join(named[:_MOST_TOKENS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _token(text: str, token: int, position: int) -> str:
     return f"{text!r} (id {token}, position {position})" if text else f"id {token} (position {position})"
+
+
+def _parameters(names: list[str]) -> str:
+    count = "1 parameter" if len(names) == 1 else f"{len(names)} parameters"
+    return f"{count} affected: {', '.join(names[:_MOST_PARAMETERS])}" + ", ..." * (len(names) > _MOST_PARAMETERS)

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nangrid.records.cell import REQUEST, RESULT, read_record
+from nangrid.records.cell import REQUEST, RESULT, START_FROM, START_STEP, read_record
 from nangrid.records.errors import InputError
 
 SNAPSHOT, CHECKPOINT = "snapshot", "checkpoint"
@@ -43,6 +43,10 @@ class Start:
                 with path.open("rb") as file:
                     digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:_DIGITS]
+
+    def factors(self) -> dict[str, str | int]:
+        """The factors of a cell that resumes from here."""
+        return {START_FROM: self.sha256(), START_STEP: self.step}
 
     @property
     def cell(self) -> Path | None:

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nangrid.records.cell import CLOCKS, CellRecord
+from nangrid.records.cell import CLOCKS, STATUS_TITLES, CellRecord
 
 # Okabe and Ito's palette: told apart by colour-blind readers; the words alone say the same.
 FINITE, NONFINITE, UNTRAINED, ERROR = "#0072B2", "#D55E00", "#E69F00", "bold #CC79A7"
@@ -72,8 +72,7 @@ def _count(table: pd.DataFrame) -> str:
 
 def counted_statuses(table: pd.DataFrame) -> str:
     """Of an onset table, the commonest first: `10 non-finite, 6 finite`."""
-    names = {"nonfinite": "non-finite"}
-    return ", ".join(f"{n} {names.get(str(s), s)}" for s, n in table["status"].value_counts().items())
+    return ", ".join(f"{n} {STATUS_TITLES.get(str(s), s)}" for s, n in table["status"].value_counts().items())
 
 
 def _levels(pivot: pd.DataFrame) -> Table:

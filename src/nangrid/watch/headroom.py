@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nangrid.records.defaults import HEADROOM_EVERY
 from nangrid.watch.state.tensors import module_names
 
 ACTIVATION, GRADIENT = "activation", "gradient"
-EVERY = 10
-"""Steps between two looks."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Of a number, by its bytes."""
@@ -72,7 +71,7 @@ class _Look:
 class Headroom:
     """Looks at a model's steps. `begin` before a step that is due, `end` after it."""
 
-    def __init__(self, model: nn.Module, every: int = EVERY) -> None:
+    def __init__(self, model: nn.Module, every: int = HEADROOM_EVERY) -> None:
         self.model = model
         self.every = every
         self.seen: list[Extreme] = []

@@ -106,7 +106,7 @@ def test_row_of_attention_that_is_masked_everywhere(tmp_path: Path) -> None:
     autopsy = diagnose(Attention(), [(x, causal), (x, nowhere)], tmp_path)
     assert found(autopsy) == ("forward", "invalid", "aten._softmax.default")
     assert (autopsy.step, autopsy.mechanism) == (1, "masked-row-softmax")
-    assert "operands up to: self" in explain(autopsy), "a whole row went into the element"
+    assert "largest finite operands: self" in explain(autopsy), "a whole row went into the element"
     assert "(and 4 infinite)" in explain(autopsy), "a row, and what is above the diagonal"
 
 
@@ -116,7 +116,8 @@ def test_batch_that_holds_a_nan(tmp_path: Path) -> None:
     autopsy = diagnose(Net(), [torch.ones(2, 8), broken], tmp_path)
     assert (autopsy.phase, autopsy.kind, autopsy.step) == ("input", "nonfinite_input", 1)
     assert "batch" in autopsy.evidence[0]
-    assert "non-finite before it was read; 5 of 16 elements; 1 of 2 samples (1) non-finite (input)" in explain(autopsy)
+    assert "origin: batch of micro-batch 0 was non-finite before it was read" in explain(autopsy)
+    assert "read: 5 of 16 elements; 1 of 2 samples (1) non-finite" in " ".join(explain(autopsy).split())
 
 
 def test_frozen_row_that_holds_a_nan(tmp_path: Path) -> None:

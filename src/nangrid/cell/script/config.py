@@ -10,9 +10,6 @@ from typing import Any
 from nangrid.cell.identity import hash_science
 from nangrid.records.start_from import find_start
 
-LOOK_EVERY = 10
-"""Steps between two looks at the magnitudes."""
-
 
 @dataclass(frozen=True)
 class ScriptConfig:
@@ -42,8 +39,7 @@ class ScriptConfig:
 
     def factors(self) -> dict[str, Any]:
         """As records show them; `seed` is the repeat."""
-        start = None if self.start_from is None else find_start(self.start_from)
-        gone_on = {} if start is None else {"start_from": start.sha256(), "start_from.step": start.step}
+        gone_on = {} if self.start_from is None else find_start(self.start_from).factors()
         return {"seed": self.repeat, **self.levels, "script": self.script, **gone_on}
 
     def cell_id(self) -> str:

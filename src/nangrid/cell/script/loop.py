@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nangrid.cell.script.config import LOOK_EVERY, ScriptConfig
+from nangrid.cell.script.config import ScriptConfig
 from nangrid.records.errors import InputError
 from nangrid.watch import Finding, Headroom, Ledger, StepReading, Watch, preflight
 from nangrid.watch.ledger import observe_residual, read_arithmetic, read_model
@@ -48,7 +48,7 @@ class OwnLoop(WatchObserver):
         device = next(iter(watch.inspector.step.trainables.values())).device.type
         self.ledger = read_ledger(model, None, device, preflight(model, [], settings_of(None), trial=False))
         _observe_autocast(model, device, self.ledger)
-        self.headroom = Headroom(model, LOOK_EVERY)
+        self.headroom = Headroom(model)
 
     def begin(self, step: int) -> None:
         """End the loop at the horizon."""

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from nangrid.cell.environment import read_environment
 from nangrid.cell.outcome import history_row, keep_headroom, outcome
-from nangrid.cell.script.config import LOOK_EVERY, ScriptConfig
+from nangrid.cell.script.config import ScriptConfig
 from nangrid.cell.script.loop import OwnLoop, SeenEnoughError, read_ledger
 from nangrid.integrations import HeadroomCallback, TrainerWatch, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
@@ -64,7 +64,7 @@ def run_cell(
     made = _call(config, loop)
     if isinstance(made, Trainer):
         _settle(made, config, directory)
-        ledger, headroom = _read(made), Headroom(made.model, LOOK_EVERY)
+        ledger, headroom = _read(made), Headroom(made.model)
         watch: TrainerWatch | Watch = _train(made, config, directory, headroom, tell)
     elif loop.watch is not None:
         watch, ledger, headroom = loop.watch, loop.ledger, loop.headroom

@@ -1,0 +1,12 @@
+"""Holds the defaults that the command line, the Python functions and the configuration share."""
+
+from __future__ import annotations
+
+HORIZON = 16
+"""Optimizer steps per cell."""
+SEEDS = 3
+"""Seeds that must agree on a diagnosis."""
+DIAGNOSE_OUT = "outputs/diagnose"
+"""Directory in which a diagnosis keeps its cells."""
+HEADROOM_EVERY = 10
+"""Steps between two headroom samples."""

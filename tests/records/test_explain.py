@@ -1,0 +1,81 @@
+"""The lines that end a failing run."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TensorRecord, TokenRecord
+from nangrid.records.explain import explain, format_number
+
+
+def make_autopsy(**changes: Any) -> Autopsy:
+    shape = [2, 64, 640]
+    operands = [("self", 54080.0), ("other", 13184.0)]
+    autopsy = Autopsy(
+        step=0, clock="loss", phase="forward", kind="overflow", op="aten.add.Tensor", module="model.layers.7",
+        source="modeling_gemma3.py:416", node="", micro_batch=0, dtype="float16", dtype_max=65504.0,
+        inputs=[TensorRecord(name, shape, "float16", at, 0, 0, at) for name, at in operands],
+        output=OutputRecord(shape, "float16", 0, 2, [0, 0, 163]), path=["aten.add.Tensor"],
+        tokens=[TokenRecord(0, 0, 2, "<bos>", False)], parameters=["a.weight", "b.weight", "c.weight"],
+        mechanism="fp16-activation-overflow",
+        explanation="An activation passed 65504, the largest float16. float32 and bfloat16 reach 3.4e38.", evidence=[],
+        suggestions=[Suggestion("dtype=bf16", "dtype=bf16"), Suggestion("use boolean masks")], reproduced=True,
+        untrained=True,
+    )  # fmt: skip
+    return replace(autopsy, **changes)
+
+
+def test_an_overflow_is_explained() -> None:
+    assert explain(make_autopsy()).splitlines() == [
+        "origin: aten.add.Tensor in model.layers.7 (modeling_gemma3.py:416), forward",
+        "    overflow",
+        "  at [0, 0, 163]: self 54080, other 13184; largest float16: 65504",
+        "  tokens: '<bos>' (id 2, position 0)",
+        "  3 parameters affected: a.weight, b.weight, ...",
+        "  fp16-activation-overflow: An activation passed 65504, the largest float16.",
+        "    float32 and bfloat16 reach 3.4e38.",
+        "  try: dtype=bf16, use boolean masks",
+    ]
+
+
+def test_operands_of_a_whole_row_show_their_largest_finite_values() -> None:
+    inputs = [TensorRecord("self", [2], "float32", 0.10351, 0, 4), TensorRecord("weight", [2], "float32", 2.5, 1, 0)]
+    lines = explain(make_autopsy(inputs=inputs, kind="divide_by_zero", module="", source="")).splitlines()
+    assert lines[:2] == [
+        "origin: aten.add.Tensor, forward division by zero",
+        "  largest finite operands: self 0.1035 (and 4 infinite), weight 2.5 (and 1 NaN)",
+    ]
+
+
+def test_a_tensor_that_was_nonfinite_before_the_step_is_the_origin() -> None:
+    nothing: dict[str, Any] = {"op": "", "inputs": [], "output": None, "tokens": [], "parameters": []}
+    given = make_autopsy(**nothing, preexisting="batch", evidence=["...", "batch: 5 of 16 elements non-finite"])
+    assert explain(given).splitlines()[0] == (
+        "origin: batch was non-finite before it was read: 5 of 16 elements non-finite"
+    )
+    lines = explain(make_autopsy(**nothing, reproduced=False)).splitlines()
+    assert lines[0] == "origin: not found, the replay met no non-finite value"
+    assert lines[-1] == "  CAUTION: the replay did not reproduce the original step exactly"
+
+
+def test_equal_tokens_are_listed_once_with_their_number_of_samples() -> None:
+    tokens = [TokenRecord(row, 0, 2, "<bos>", False) for row in (0, 1, 1)]
+    tokens += [TokenRecord(0, position, 9, "", True) for position in range(5)]
+    line = explain(make_autopsy(tokens=tokens)).replace("\n    ", " ").splitlines()
+    assert (
+        "  tokens: '<bos>' (id 2, position 0) in 2 samples, id 9 (position 0), id 9 (position 1), id 9 (position 2) "
+        "and 2 more"
+    ) in line
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (65504.0, "65504"), (54080.0, "54080"), (0.0, "0"), (-1.0, "-1"), (0.10351, "0.1035"), (12345.678, "12345.7"),
+        (3.4028e38, "3.403e38"), (1.25e-9, "1.25e-09"), (math.inf, "inf"), (math.nan, "nan"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_a_person_would(value: float, text: str) -> None:
+    assert format_number(value) == text
