@@ -1,4 +1,4 @@
-"""The failing step of a cell on another day, in a process of its own, as it was and under other levels."""
+"""A cell's failing step is replayed later, in a new process, unchanged and under other levels."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> GridDirectory:
 
 
 def cell(grid: GridDirectory, **levels: str) -> Path:
-    (found,) = (r for r in grid.records()[0] if all(r.factors[key] == level for key, level in levels.items()))
-    return grid.cell(found.cell_id)
+    (record,) = (r for r in grid.records()[0] if all(r.factors[key] == level for key, level in levels.items()))
+    return grid.cell(record.cell_id)
 
 
 def replay(directory: Path, *overrides: str) -> str:
@@ -37,18 +37,20 @@ def replay(directory: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(("dtype", "init"), [("bf16", "zero"), ("fp16", "zero"), ("fp16", "mean")])
 def test_another_process_gives_the_same_autopsy(grid: GridDirectory, dtype: str, init: str) -> None:
     said = replay(cell(grid, dtype=dtype, init=init))
-    assert "as in the recorded autopsy" in said and "CAUTION" not in said
+    assert "identical to the recorded autopsy" in said and "CAUTION" not in said
 
 
-def test_what_would_have_saved_the_step(grid: GridDirectory) -> None:
+def test_levels_that_save_the_step_and_levels_that_do_not(grid: GridDirectory) -> None:
     failing = cell(grid, dtype="bf16", init="zero")
     assert "survives: loss" in replay(failing, "init=mean")
     said = replay(failing, "dtype=fp32")
     assert "fails too (gradient)" in said and "zero-row-norm-gradient" in said
-    assert "One step is not a cure: python -m src.run" in said and "dtype=bf16" not in said.splitlines()[-1]
+    *_, advice, command = said.splitlines()
+    assert advice == "One step proves nothing. To verify:" and command.startswith("  python -m src.run ")
+    assert "dtype=bf16" not in command
 
 
-def test_what_would_have_saved_the_update(grid: GridDirectory) -> None:
+def test_levels_that_save_the_update_and_levels_that_do_not(grid: GridDirectory) -> None:
     failing = cell(grid, dtype="fp16", init="mean")
     assert "survives" in replay(failing, "upcast=trainable")
     assert "survives" in replay(failing, "optim.eps=1e-4")
@@ -69,7 +71,7 @@ def test_what_would_have_saved_the_update(grid: GridDirectory) -> None:
         ("dtyp=bf16", "did you mean dtype?"),
     ],
 )
-def test_questions_that_make_no_sense(
+def test_levels_that_cannot_change_the_step_are_refused(
     grid: GridDirectory, override: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(cell(grid, dtype="bf16", init="zero")), override]) == 2
@@ -77,25 +79,28 @@ def test_questions_that_make_no_sense(
     assert sentence in said and len(said.splitlines()) == 1
 
 
-def test_the_first_digits_of_the_id_will_do(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_digits_of_a_cell_id_are_enough(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     failing = cell(grid, dtype="bf16", init="zero")
     assert main([str(failing)[:-4], "seed=1"]) == 2
     assert "seed=1 asks for another run" in capsys.readouterr().err
 
 
-def test_what_cannot_be_replayed(grid: GridDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_without_a_failing_step_are_refused(
+    grid: GridDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(cell(grid, dtype="bf16", init="mean"))]) == 2
     assert "has no failing step to replay: it is finite after 2 steps" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
     assert "is not the directory of a finished cell" in capsys.readouterr().err
 
 
-def test_a_step_that_was_finite_under_other_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A snapshot that the watch kept: would the same step have gone well in fp16, with torch's AdamW?"""
+def test_a_finite_step_is_replayed_under_other_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A snapshot kept by the watch: would the same step have survived in fp16 with torch's AdamW?"""
     common = ["model=tiny", "tracker=none", "horizon=3", "init=mean", "keep_every=2", f"out={tmp_path}"]
     assert run(common) == 0
     (kept,) = tmp_path.glob("cells/*/kept/2")
-    assert "step 2 of" in replay(kept, "dtype=fp32") and "(finite), the same batch" in replay(kept, "dtype=fp32")
+    said = replay(kept, "dtype=fp32")
+    assert "step 2 of" in said and "(finite), replayed under dtype=fp32" in said
     said = replay(kept / "snapshot.json", "dtype=fp16", "optim=adamw_torch")
     assert "fails too" not in said and "fails (parameter)" in said and "adam-eps-underflow" in said
     capsys.readouterr()
@@ -103,14 +108,14 @@ def test_a_step_that_was_finite_under_other_levels(tmp_path: Path, capsys: pytes
     assert "is a step that was finite: give levels to replay it under" in capsys.readouterr().err
 
 
-def test_what_is_no_cells_is_sent_where_it_belongs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_states_that_no_cell_left_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "trainer_state.json").write_text('{"global_step": 7}')
     assert main([str(tmp_path)]) == 2
-    assert f"src.run start_from={tmp_path} horizon=1 takes its next step" in capsys.readouterr().err
+    assert f"to take its next step, type python -m src.run start_from={tmp_path} horizon=1." in capsys.readouterr().err
     (tmp_path / "trainer_state.json").unlink()
     (tmp_path / "snapshot.json").write_text('{"step": 7}')
     assert main([str(tmp_path)]) == 2
-    assert "nangrid.diagnose takes start_from=" in capsys.readouterr().err
+    assert f"call nangrid.diagnose(..., start_from={str(tmp_path)!r})" in capsys.readouterr().err
 
 
 def test_a_damaged_snapshot_is_named(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:

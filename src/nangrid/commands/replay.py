@@ -1,4 +1,4 @@
-"""`replay`: run a cell's failing step again from its snapshot, as it was or under other levels."""
+"""`replay`: runs a cell's failing step again from its snapshot, unchanged or under other levels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from nangrid.commands.compose import composed, key_of
 from nangrid.commands.exits import exit_code
-from nangrid.commands.parser import make_parser
+from nangrid.commands.parser import command_line, make_parser
 from nangrid.grid.plan import as_config
 from nangrid.grid.request import Request, read_request
 from nangrid.grid.worker import ENVIRONMENT
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import REQUEST, CellRecord
 from nangrid.records.errors import InputError
-from nangrid.records.explain import explain
+from nangrid.records.explain import explain, format_number
 from nangrid.records.grid import read_verified
 from nangrid.records.start_from import SNAPSHOT, find_start
 
@@ -28,35 +28,37 @@ if TYPE_CHECKING:
     from nangrid.watch.state.snapshot import Snapshot
 
 EPILOG = """\
-python -m src.replay outputs/default/cells/30e24def...                 the same autopsy again
-python -m src.replay outputs/default/cells/30e24def... dtype=bf16      would the same step have survived?
-python -m src.replay outputs/late/cells/403f6431.../kept/16 dtype=fp16 would this finite step have failed?
+python -m src.replay outputs/default/cells/30e24def...                 reproduce the recorded autopsy
+python -m src.replay outputs/default/cells/30e24def... dtype=bf16      would this step have survived in bf16?
+python -m src.replay outputs/late/cells/403f6431.../kept/16 dtype=fp16 would this finite step have failed in fp16?
 """
-TOO_LARGE = 1e6
-"""A gradient norm that ends no run and yet says that something is wrong: mean rows stay below 100."""
+SUSPICIOUS_NORM = 1e6
+"""A gradient norm that fails no run but shows that something is wrong: with rows of init=mean it stays below 100."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 the step was replayed, whatever it did; 2 for what cannot be replayed or asked."""
-    parser = make_parser("replay", "Run a cell's failing step again, with its own or other levels.", EPILOG)
+    """Replay a step and return the exit code: 0 whatever the step did, 2 if it cannot be replayed that way."""
+    description = "Run a cell's failing step again from its snapshot, unchanged or under other levels."
+    parser = make_parser("replay", description, EPILOG)
     parser.add_argument(
         "cell",
         metavar="CELL_DIR",
         type=Path,
-        help="the directory of a cell that went non-finite, or of a snapshot that one kept (CELL_DIR/kept/100)",
+        help="directory of a cell that went non-finite, or of a snapshot that a cell kept (CELL_DIR/kept/100)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels to replay it under")
-    asked = parser.parse_args(arguments)
-    os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
-    return exit_code(lambda: _replay(*_snapshot_of(asked.cell), asked.overrides))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="levels to replay the step under")
+    options = parser.parse_args(arguments)
+    # The same environment as in the cell's own process, before torch is imported: else the bits may differ.
+    os.environ.update(ENVIRONMENT)
+    return exit_code(lambda: _replay(*_find_snapshot(options.cell), options.overrides))
 
 
 def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     request = read_request(cell)
     if request is None:
-        raise InputError(f"{cell} holds no request.json: it was made by an older nangrid, run the cell again.")
-    old = request.plan(cell).cell_config
-    config = _with(old, request, overrides) if overrides else old
+        raise InputError(f"{cell} has no {REQUEST}, because an older nangrid made it: run the cell again.")
+    recorded = request.plan(cell).cell_config
+    config = _with_levels(recorded, request, overrides) if overrides else recorded
     from nangrid.cell.replay import check_question, replay_cell, replay_under
     from nangrid.watch.state.snapshot import Snapshot
 
@@ -64,89 +66,99 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     if not snapshot.clock and not overrides:
         raise InputError(f"{folder} is a step that was finite: give levels to replay it under, such as dtype=fp16.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the cell's log has them
+        warnings.simplefilter("ignore")  # the cell's log has them already
         if not overrides:
-            _tell_again(replay_cell(config, snapshot), read_autopsy(folder))
+            _print_autopsy(replay_cell(config, snapshot), read_autopsy(folder))
             return
-        check_question(config, old, snapshot)
-        _tell_under(replay_under(config, old, snapshot), snapshot, request, overrides)
+        check_question(config, recorded, snapshot)
+        _print_counterfactual(replay_under(config, recorded, snapshot), snapshot, request, overrides)
 
 
-def _snapshot_of(path: Path) -> tuple[Path, Path]:
-    """The cell's directory and that of the snapshot meant: the failing step's, or the one given."""
-    cell = _cell(path)
+def _find_snapshot(path: Path) -> tuple[Path, Path]:
+    """The cell's directory, and that of the snapshot at `path`: of a cell, the one of its failing step."""
+    cell = _complete(path)
     if cell.is_dir() and (cell / REQUEST).is_file():
         return cell, (cell / str(_failed_record(cell).snapshot)).parent
     try:
         start = find_start(str(path))
     except InputError as error:
-        raise InputError(f"{path} is not the directory of a finished cell: give OUT/cells/CELL_ID.") from error
+        raise _no_cell(path) from error
     if start.kind != SNAPSHOT:
         raise InputError(
-            f"{path} is a checkpoint, which holds no batch: src.run start_from={path} horizon=1 takes its next step."
+            f"{path} is a checkpoint, which holds no batch: to take its next step, type "
+            f"{command_line('run')} start_from={path} horizon=1."
         )
     if start.cell is None:
         raise InputError(
-            f"{path} is of a script of your own, which alone can build its model: nangrid.diagnose takes start_from=."
+            f"{path} is a snapshot of your own script, and only the script can build its model: "
+            f"call nangrid.diagnose(..., start_from={str(path)!r})."
         )
     return start.cell, start.folder
 
 
-def _cell(path: Path) -> Path:
-    """The directory; the first digits of a cell_id, as tables show them, will do."""
-    begins_so = [] if path.exists() else list(path.parent.glob(f"{path.name}*"))
-    return begins_so[0] if len(begins_so) == 1 else path
+def _complete(path: Path) -> Path:
+    """`path`, or the one directory whose name begins with it: tables show the first digits of a cell_id."""
+    candidates = [] if path.exists() else list(path.parent.glob(f"{path.name}*"))
+    return candidates[0] if len(candidates) == 1 else path
 
 
 def _failed_record(cell: Path) -> CellRecord:
     record = read_verified(cell.absolute()) if cell.is_dir() else None
     if record is None:
-        raise InputError(f"{cell} is not the directory of a finished cell: give OUT/cells/CELL_ID.")
+        raise _no_cell(cell)
     if record.snapshot is None:
-        ending = f"it is {record.status} after {record.steps_done} steps"
-        raise InputError(f"{cell} has no failing step to replay: {ending}.")
+        raise InputError(
+            f"{cell} has no failing step to replay: it is {record.status} after {record.steps_done} steps."
+        )
     return record
 
 
-def _with(old: Config, request: Request, overrides: list[str]) -> Config:
-    """The cell's config with the groups replaced that the overrides name; the rest stays as it was recorded."""
-    found = composed(override_with(request.overrides, overrides))
+def _no_cell(path: Path) -> InputError:
+    return InputError(f"{path} is not the directory of a finished cell: give OUT/cells/CELL_ID.")
+
+
+def _with_levels(recorded: Config, request: Request, overrides: list[str]) -> Config:
+    """The recorded config, its groups replaced where an override names one; the others stay as they were recorded."""
+    changed = composed(override_with(request.overrides, overrides))
     groups = {key_of(override).split(".")[0] for override in overrides}
-    return replace(as_config(asdict(old) | {group: found[group] for group in groups}), out=old.out)
+    return replace(as_config(asdict(recorded) | {group: changed[group] for group in groups}), out=recorded.out)
 
 
 def override_with(before: list[str], overrides: list[str]) -> list[str]:
-    """The overrides, in the place of those before that they make void: of the same key, or of a field of it."""
-    named = {key_of(override) for override in overrides}
-    kept = [o for o in before if not any(f"{key_of(o)}.".startswith(f"{key}.") for key in named)]
+    """`before` and then `overrides`, without those of `before` that set the same key or a field of it."""
+    keys = {key_of(override) for override in overrides}
+    kept = [o for o in before if not any(f"{key_of(o)}.".startswith(f"{key}.") for key in keys)]
     return [*kept, *overrides]
 
 
-def _tell_again(autopsy: Autopsy, recorded: Autopsy | None) -> None:
+def _print_autopsy(autopsy: Autopsy, recorded: Autopsy | None) -> None:
     print(f"step {autopsy.step}, clock {autopsy.clock}, replayed from its snapshot")
     print(explain(autopsy))
     if recorded is None:
         print("no autopsy was recorded")
         return
     differing = [key for key, value in vars(autopsy).items() if value != getattr(recorded, key)]
-    print(
-        f"differs from the recorded autopsy in: {', '.join(differing)}" if differing else "as in the recorded autopsy"
-    )
-
-
-def _tell_under(told: Counterfactual, snapshot: Snapshot, request: Request, overrides: list[str]) -> None:
-    levels, found = " ".join(overrides), told.replay
-    was = snapshot.clock or "finite"
-    print(f"step {snapshot.step} of {request.title} ({was}), the same batch and trainables under {levels}:")
-    if told.autopsy is None:
-        print(f"  survives: loss {found.loss:.4g}, gradient norm {found.norm:.3g}")
-        if found.norm > TOO_LARGE:
-            print("  but look at that norm: clipping divides every update by it, so next to nothing is learned")
-    elif found.clock == "frozen":
-        print("  is frozen: the gradients are finite, their norm is inf, and clipping makes every update zero")
+    if differing:
+        print(f"differs from the recorded autopsy in: {', '.join(differing)}")
     else:
-        print(f"  fails{' too' * bool(snapshot.clock)} ({found.clock})")
-        print(explain(replace(told.autopsy, reproduced=True)))
-    if any(key_of(o).split(".")[0] == "init" for o in overrides) and snapshot.step > 0:
-        print("  (the trainables were trained with the rows that the cell had)")
-    print(f"One step is not a cure: python -m src.run {' '.join(override_with(request.overrides, overrides))}")
+        print("identical to the recorded autopsy")
+
+
+def _print_counterfactual(outcome: Counterfactual, snapshot: Snapshot, request: Request, overrides: list[str]) -> None:
+    step = outcome.replay
+    before = snapshot.clock or "finite"
+    print(f"step {snapshot.step} of {request.title} ({before}), replayed under {' '.join(overrides)}")
+    print("with the same batch and the same trained weights:")
+    if outcome.autopsy is None:
+        print(f"  survives: loss {format_number(step.loss)}, gradient norm {format_number(step.norm)}")
+        if step.norm > SUSPICIOUS_NORM:
+            print("  but clipping divides every update by that norm, so almost nothing is learned")
+    elif step.clock == "frozen":
+        print("  is frozen: the gradients are finite but their norm is inf, so clipping makes every update zero")
+    else:
+        print(f"  fails{' too' * bool(snapshot.clock)} ({step.clock})")
+        print(explain(replace(outcome.autopsy, reproduced=True)))
+    if snapshot.step > 0 and any(key_of(override).split(".")[0] == "init" for override in overrides):
+        print("  (the trained weights come from the original embedding rows)")
+    print("One step proves nothing. To verify:")
+    print(f"  {command_line('run')} {' '.join(override_with(request.overrides, overrides))}")
