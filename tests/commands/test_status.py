@@ -73,7 +73,7 @@ def test_looking_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_what_is_not_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "is not the directory of a grid: give the out= of one" in capsys.readouterr().err
+    assert "is not the directory of a grid (it has no grid.json): give the out= of one" in capsys.readouterr().err
 
 
 def test_following_ends_once_no_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from nangrid.records.atomic import create_bytes, write_bytes
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
     write_bytes(path, b"old")
 
@@ -21,14 +21,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_replace_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_failed_replace_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
         write_bytes(tmp_path / "taken", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_files_have_the_permissions_that_the_user_asked_for(tmp_path: Path) -> None:
+def test_files_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         write_bytes(tmp_path / "result.json", b"{}")
@@ -37,7 +37,7 @@ def test_files_have_the_permissions_that_the_user_asked_for(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o644
 
 
-def test_create_happens_once(tmp_path: Path) -> None:
+def test_create_succeeds_once(tmp_path: Path) -> None:
     path = tmp_path / "grid.json"
     assert create_bytes(path, b"first")
     assert not create_bytes(path, b"second")

@@ -63,14 +63,14 @@ def records(draw: st.DrawFn) -> CellRecord:
 
 @given(records())
 @settings(max_examples=30)
-def test_every_record_survives_json_with_its_non_finite_floats(record: CellRecord) -> None:
+def test_every_record_survives_json_with_its_nonfinite_floats(record: CellRecord) -> None:
     text = json.dumps(encode(record), allow_nan=False)
     again = decode(CellRecord, json.loads(text))
     # repr, not ==: NaN is equal to nothing
     assert repr(again) == repr(record)
 
 
-def test_a_record_is_read_back_from_its_directory(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_record_is_read_back(tmp_path: Path, make_record: MakeRecord) -> None:
     assert read_record(tmp_path) is None
     record = make_record({"gradient": 0, "loss": 1})
     write_record(tmp_path, record)
@@ -78,7 +78,7 @@ def test_a_record_is_read_back_from_its_directory(tmp_path: Path, make_record: M
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_result_json_has_the_documented_shape(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_result_json_has_the_documented_keys(tmp_path: Path, make_record: MakeRecord) -> None:
     trains = Trains(0, ["lm_head"], math.inf, math.nan, -math.inf)
     write_record(tmp_path, make_record({"parameter": 0}, trains=trains))
     written = json.loads((tmp_path / "result.json").read_text())
@@ -88,7 +88,7 @@ def test_result_json_has_the_documented_shape(tmp_path: Path, make_record: MakeR
     assert list(written["trains"].values()) == [0, ["lm_head"], "inf", "nan", "-inf"]
 
 
-def test_the_earliest_clock_of_a_step_is_the_onset() -> None:
+def test_onset_is_the_earliest_clock_of_the_earliest_step() -> None:
     clocks: dict[str, int | None] = dict.fromkeys(CLOCKS)
     assert earliest_onset(clocks) is None
     assert earliest_onset(clocks | {"optimizer_state": 2, "parameter": 2, "loss": 3}) == Onset(2, "parameter")
@@ -97,7 +97,8 @@ def test_the_earliest_clock_of_a_step_is_the_onset() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"schema": 2}, "its schema is 2"),
+        ({"schema": 2}, r"\(its schema is 2, newer than the 1 of this nangrid\): upgrade nangrid\.$"),
+        ({"schema": 0}, r"\(its schema is 0, not 1\): run the command that wrote it again\.$"),
         ({"steps_done": "16"}, "steps_done is '16', not int"),
         ({"censored": 1}, "censored is 1, not bool"),
         ({"horizon": True}, "horizon is True, not int"),
@@ -112,7 +113,7 @@ def test_the_earliest_clock_of_a_step_is_the_onset() -> None:
         ({"onset": {"step": 3, "clock": "loss"}}, "but the clocks say None"),
     ],
 )
-def test_a_record_of_another_shape_is_named_and_refused(
+def test_misshapen_record_is_refused_by_name(
     tmp_path: Path, make_record: MakeRecord, change: dict[str, Any], told: str
 ) -> None:
     path = tmp_path / "result.json"
@@ -123,7 +124,7 @@ def test_a_record_of_another_shape_is_named_and_refused(
     assert isinstance(caught.value, InputError)
 
 
-def test_a_missing_key_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_missing_key_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
     fields = encode(make_record())
     del fields["ledger"]
     (tmp_path / "result.json").write_text(json.dumps(fields))
@@ -132,13 +133,13 @@ def test_a_missing_key_is_named(tmp_path: Path, make_record: MakeRecord) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\x00", b"[" * 100_000])
-def test_what_is_not_a_record_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(RecordError, match=r"result\.json cannot be read"):
         read_record(tmp_path)
 
 
-def test_a_record_cut_anywhere_is_refused(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_truncated_record_is_refused(tmp_path: Path, make_record: MakeRecord) -> None:
     write_record(tmp_path, make_record())
     path = tmp_path / "result.json"
     whole = path.read_bytes().rstrip()
@@ -148,7 +149,7 @@ def test_a_record_cut_anywhere_is_refused(tmp_path: Path, make_record: MakeRecor
             read_record(tmp_path)
 
 
-def test_a_cell_trains_only_if_finite_moving_and_reached(make_record: MakeRecord) -> None:
+def test_cell_trains_only_if_finite_updated_and_with_gradients(make_record: MakeRecord) -> None:
     trains = make_record().trains
     assert make_record().trained
     assert not make_record({"loss": 3}).trained
@@ -156,6 +157,6 @@ def test_a_cell_trains_only_if_finite_moving_and_reached(make_record: MakeRecord
     assert not make_record(trains=dataclasses.replace(trains, without_gradient=["q_proj"])).trained
 
 
-def test_steps_survived_are_those_before_the_onset(make_record: MakeRecord) -> None:
+def test_steps_survived_end_before_the_onset(make_record: MakeRecord) -> None:
     assert make_record().steps_survived == 16
     assert make_record({"loss": 7, "gradient": 6}).steps_survived == 6

@@ -1,20 +1,20 @@
-"""What a search found is kept, the latest last; what is damaged is named."""
+"""The latest diagnosis per pair of cells is kept; damaged files are reported by name."""
 
 from pathlib import Path
 
 from nangrid.records.diagnosis import DIAGNOSES, DiagnosisRecord, read_diagnoses, write_diagnosis
 
 
-def test_the_latest_of_each_pair_of_cells_is_kept(tmp_path: Path) -> None:
-    first = DiagnosisRecord("a" * 12, "b" * 12, ["enough: dtype=fp16"])
-    again = DiagnosisRecord("a" * 12, "b" * 12, ["enough: dtype=fp16", "cure: dtype=bf16"])
+def test_latest_diagnosis_of_each_pair_is_kept(tmp_path: Path) -> None:
+    first = DiagnosisRecord("a" * 12, "b" * 12, ["sufficient: dtype=fp16"])
+    again = DiagnosisRecord("a" * 12, "b" * 12, ["sufficient: dtype=fp16", "cure: dtype=bf16"])
     other = DiagnosisRecord("c" * 12, "b" * 12, [])
     for record in (first, other, again):
         write_diagnosis(tmp_path, record)
     assert read_diagnoses(tmp_path) == ([other, again], [])
 
 
-def test_a_damaged_one_is_named(tmp_path: Path) -> None:
+def test_damaged_diagnosis_is_named(tmp_path: Path) -> None:
     write_diagnosis(tmp_path, DiagnosisRecord("a" * 12, "b" * 12, []))
     (path,) = (tmp_path / DIAGNOSES).iterdir()
     path.write_text(path.read_text()[:-5])
@@ -22,5 +22,12 @@ def test_a_damaged_one_is_named(tmp_path: Path) -> None:
     assert records == [] and str(error).startswith(f"{path} cannot be read")
 
 
-def test_a_grid_without_one(tmp_path: Path) -> None:
+def test_grid_without_diagnoses(tmp_path: Path) -> None:
     assert read_diagnoses(tmp_path) == ([], [])
+
+
+def test_diagnosis_of_schema_1_still_opens(tmp_path: Path) -> None:
+    (tmp_path / DIAGNOSES).mkdir()
+    text = '{"failing": "a", "reference": "b", "told": ["cure: dtype=bf16"], "schema": 1}'
+    (tmp_path / DIAGNOSES / "a-b.json").write_text(text)
+    assert read_diagnoses(tmp_path) == ([DiagnosisRecord("a", "b", ["cure: dtype=bf16"])], [])

@@ -16,21 +16,21 @@ from nangrid.records.grid import GridDirectory
 MakeRecord = Callable[..., CellRecord]
 
 
-def keep(grid: GridDirectory, record: CellRecord) -> Path:
+def store(grid: GridDirectory, record: CellRecord) -> Path:
     directory = grid.cell(record.cell_id)
     directory.mkdir()
     write_record(directory, record)
     return directory
 
 
-def test_a_grid_keeps_its_id(tmp_path: Path) -> None:
+def test_grid_keeps_its_id(tmp_path: Path) -> None:
     grid = GridDirectory.open(tmp_path / "deep" / "smoke")
     assert re.fullmatch("smoke-[0-9a-f]{8}", grid.grid_id)
     assert GridDirectory.open(str(tmp_path / "deep" / "smoke")) == grid
     assert json.loads((grid.path / "grid.json").read_text()).keys() == {"schema", "grid_id", "created"}
 
 
-def test_all_who_open_a_grid_at_once_agree_on_its_id(tmp_path: Path) -> None:
+def test_concurrent_openers_agree_on_the_grid_id(tmp_path: Path) -> None:
     barrier = Barrier(8)
 
     def open_together(_: int) -> str:
@@ -42,7 +42,7 @@ def test_all_who_open_a_grid_at_once_agree_on_its_id(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "grid").iterdir()) == ["cells", "grid.json"]
 
 
-def test_an_out_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+def test_unwritable_out_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"out=.*file/grid cannot be written \(Not a directory\)"):
         GridDirectory.open(tmp_path / "file" / "grid")
@@ -50,20 +50,20 @@ def test_an_out_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None
         GridDirectory.open("/proc/nangrid")
 
 
-def test_a_foreign_grid_json_is_named(tmp_path: Path) -> None:
+def test_newer_grid_json_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "grid.json").write_text('{"schema": 7}')
     with pytest.raises(RecordError, match=r"grid\.json cannot be read \(its schema is 7, newer than"):
         GridDirectory.open(tmp_path)
 
 
-def test_records_are_read_past_bad_and_unfinished_cells(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_damaged_and_unfinished_cells_do_not_hide_the_others(tmp_path: Path, make_record: MakeRecord) -> None:
     grid = GridDirectory.open(tmp_path)
     good = [make_record(cell_id="a"), make_record({"loss": 0}, cell_id="d")]
     for record in reversed(good):
-        keep(grid, record)
+        store(grid, record)
     grid.cell("b").mkdir()
-    (keep(grid, make_record(cell_id="c")) / "result.json").write_text('{"schema": 1')
-    keep(grid, make_record(cell_id="e")).rename(grid.cell("f"))
+    (store(grid, make_record(cell_id="c")) / "result.json").write_text('{"schema": 1')
+    store(grid, make_record(cell_id="e")).rename(grid.cell("f"))
     (grid.path / "cells" / "notes.txt").touch()
 
     records, errors = grid.records()
@@ -78,7 +78,7 @@ def test_reading_records_imports_neither_pandas_nor_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_damaged_grid_json_is_set_aside_and_made_again_from_the_cells(
+def test_damaged_grid_json_is_restored_from_the_cells(
     tmp_path: Path, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = GridDirectory.open(tmp_path)
@@ -86,8 +86,8 @@ def test_a_damaged_grid_json_is_set_aside_and_made_again_from_the_cells(
     path.write_text(path.read_text()[:20])
     with pytest.raises(RecordError, match=r"grid\.json cannot be read"):
         GridDirectory.open(tmp_path)  # no cell knows its id
-    keep(grid, make_record(grid_id=grid.grid_id))
+    store(grid, make_record(grid_id=grid.grid_id))
     assert GridDirectory.open(tmp_path) == grid
-    assert "set aside as grid.json.damaged-0" in capsys.readouterr().err
+    assert "grid.json is damaged: renamed to grid.json.damaged-0 and restored" in capsys.readouterr().err
     assert len((tmp_path / "grid.json.damaged-0").read_text()) == 20
     assert GridDirectory.open(tmp_path) == grid

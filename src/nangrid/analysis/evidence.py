@@ -189,7 +189,7 @@ def _diagnosed(grid: Grid, diagnoses: Sequence[DiagnosisRecord]) -> Combination 
 
 def _found(diagnosis: DiagnosisRecord) -> list[str]:
     """A paragraph of the verdict."""
-    return [f"diagnosis of {diagnosis.failing[:8]} against {diagnosis.reference[:8]}", *diagnosis.told, ""]
+    return [f"diagnosis of {diagnosis.failing[:8]} against {diagnosis.reference[:8]}", *diagnosis.lines, ""]
 
 
 def _spelled(level: str) -> str:

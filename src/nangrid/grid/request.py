@@ -1,7 +1,6 @@
-"""What was asked of a cell? `request.json`, in its directory before it begins.
+"""Defines `request.json`, written into a cell's directory before the cell starts.
 
-From it a waiting cell is known to whoever looks into the grid's directory, and can be run by any machine that
-sees it.
+It makes waiting cells visible in the grid's directory, and lets any machine that sees the directory run them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Request:
     """One cell's `request.json`."""
 
     kind: str
-    """`cell` if `config` is that of a cell of nangrid's own, `script` if it names a function of the user's."""
+    """`cell`: `config` is a Config. `script`: it is a ScriptConfig, which names a function in the user's script."""
     cell_id: str
     grid_id: str
     title: str
@@ -40,18 +39,18 @@ class Request:
 
     @property
     def horizon(self) -> int:
-        """Steps asked for."""
+        """The requested number of steps."""
         return int(self.config["horizon"])
 
     def plan(self, cell: Path) -> CellPlan:
-        """The cell in its directory, which may have been moved since."""
-        asked = self.config | {"out": str(cell.absolute().parents[1])}
-        config = ScriptConfig(**asked) if self.kind == SCRIPT else as_config(asked)
+        """The plan of the cell in the directory `cell`, which may have been moved since the request was written."""
+        fields = self.config | {"out": str(cell.absolute().parents[1])}
+        config = ScriptConfig(**fields) if self.kind == SCRIPT else as_config(fields)
         return CellPlan(config, self.overrides, self.cell_id, self.title)
 
 
 def write_request(plan: CellPlan, grid_id: str) -> None:
-    """Make the cell's directory and write what is asked of it."""
+    """Create the cell's directory and write its request."""
     cell = plan.directory()
     cell.mkdir(parents=True, exist_ok=True)
     kind = SCRIPT if isinstance(plan.config, ScriptConfig) else CELL

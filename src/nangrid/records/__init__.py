@@ -1,1 +1,1 @@
-"""What was run and what happened: the typed records of a cell and of a grid, and how they are kept."""
+"""What was run, and what happened? Typed records of cells and grids, and how they are stored."""

@@ -1,4 +1,4 @@
-"""How is a file written so that a reader, or a kill, never meets half of it?"""
+"""Writes files atomically: neither a reader nor a kill ever leaves or sees half of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step that survives a kill and a power cut."""
+    """Replace the file `path` in one step that survives a kill and a power cut."""
     temporary = _write_temporary(path, content)
     try:
         os.replace(temporary, path)
@@ -19,7 +19,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
-    """Create `path` whole, once: False if it exists, even when another process made it a moment ago."""
+    """Create the file `path` in one step; False if it exists, even if another process has just made it."""
     temporary = _write_temporary(path, content)
     try:
         os.link(temporary, path)  # unlike os.replace, fails when the name is taken
@@ -32,10 +32,8 @@ def create_bytes(path: Path, content: bytes) -> bool:
 
 
 def _write_temporary(path: Path, content: bytes) -> Path:
-    """Write `content` to disk under a name of its own beside `path`.
-
-    Not `tempfile`: its files are readable by their owner only, and a grid is often shared.
-    """
+    """Write `content` to a new hidden file in the directory of `path` and return its path."""
+    # Not tempfile: its files are readable by their owner only, and a grid is often shared.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -49,6 +47,7 @@ def _write_temporary(path: Path, content: bytes) -> Path:
 
 
 def _sync_directory(directory: Path) -> None:
+    # Without this a power cut can lose the rename, although the file's content is on disk.
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What was found when a failing step was run again? `autopsy.json` (DESIGN: the record of a replay)."""
+"""Defines `autopsy.json`, the record of a replay: where a non-finite value came from, and by which mechanism."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ AUTOPSY = "autopsy.json"
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One operand; `absmax` is over its finite elements."""
+    """One operand of the origin."""
 
     name: str
     shape: list[int]
     dtype: str
     absmax: float
+    """Over the finite elements."""
     n_nan: int
     n_inf: int
     at: float | None = None
-    """Of an elementwise operation: its element that the output's first non-finite one was made of."""
+    """Elementwise operations only: the element from which the output's first non-finite element was computed."""
 
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """What the origin wrote."""
+    """The output of the origin."""
 
     shape: list[int]
     dtype: str
@@ -43,7 +44,7 @@ class OutputRecord:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """A token at the origin."""
+    """A token at the origin: its row and position in the micro-batch, and whether the run added it."""
 
     row: int
     position: int
@@ -64,34 +65,35 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Autopsy:
-    """The origin of a non-finite value, who is involved, and the mechanism."""
+    """The origin of a non-finite value, the tokens and parameters involved, and the mechanism."""
 
     step: int
     clock: str
     phase: str
-    """input, forward, backward or optimizer; `unknown` if the replay met nothing."""
+    """input, forward, backward or optimizer; `unknown` if the replay stayed finite."""
     kind: str
     """IEEE 754: overflow, divide_by_zero, invalid; or nonfinite_input."""
     op: str
     module: str
     source: str
     node: str
-    """The autograd node of a backward operation."""
+    """The autograd node, if the operation belongs to the backward pass."""
     micro_batch: int
     dtype: str
     dtype_max: float
     inputs: list[TensorRecord]
     output: OutputRecord | None
     path: list[str]
-    """The operations from the origin to the value that rang the clock."""
+    """The operations from the origin to the value that tripped the clock."""
     tokens: list[TokenRecord]
     parameters: list[str]
-    """Those whose gradient or value is non-finite, before clipping."""
+    """Parameters whose gradient or value is non-finite, before clipping."""
     mechanism: str
     explanation: str
     evidence: list[str]
     suggestions: list[Suggestion]
     reproduced: bool
+    """Whether the replay tripped the same clock with the same bits as the live step."""
     untrained: bool | None
     """Whether the same batch fails through the initial parameters too; None if not tried."""
     preexisting: str = ""

@@ -1,4 +1,4 @@
-"""What happened in one cell? `result.json`, written last: a directory without it is an unfinished cell."""
+"""Defines `result.json`, the record of one cell; it is written last, so a cell without it is unfinished."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nangrid.records.reader import read_json
 SCHEMA = 1
 RESULT = "result.json"
 REQUEST = "request.json"
-"""What was asked of a cell, in its directory before it begins."""
+"""Written into a cell's directory before the cell starts: its configuration."""
 
 CLOCKS = ("loss", "gradient", "parameter", "optimizer_state", "eval_loss")
-"""Where a non-finite value can first show, in their order inside a step."""
+"""Where a non-finite value can first appear, in their order within a step."""
 
 STATUSES = ("finite", "nonfinite", "error", "timeout")
 STATUS_TITLES = {"nonfinite": "non-finite"}
@@ -37,12 +37,12 @@ class Onset:
 
 @dataclass(frozen=True)
 class Trains:
-    """Whether the cell learned anything, finite or not."""
+    """Whether the cell learned anything, regardless of non-finite values."""
 
     frozen_from: int | None
     """First step from which every update is zero because the gradient norm is inf."""
     without_gradient: list[str]
-    """Trainables that never got a gradient."""
+    """Trainable parameters that never received a gradient."""
     max_update: float | None
     loss_first: float | None
     loss_last: float | None
@@ -59,7 +59,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class CellError:
-    """What stopped a cell with status error or timeout."""
+    """Why a cell ended with status error or timeout."""
 
     type: str
     message: str
@@ -70,8 +70,8 @@ class CellError:
 class CellRecord:
     """One cell's `result.json`.
 
-    Non-finite floats survive the round trip in fields declared float; inside `factors`, `ledger` and
-    `environment`, whose values have no declared type, they come back as the strings "nan", "inf", "-inf".
+    Non-finite floats survive the round trip in fields declared as float. In `factors`, `ledger` and `environment`,
+    whose values have no declared type, they are read back as the strings "nan", "inf" and "-inf".
     """
 
     cell_id: str
@@ -84,7 +84,7 @@ class CellRecord:
     censored: bool
     onset: Onset | None
     clocks: dict[str, int | None]
-    """The first step of each clock, or None."""
+    """Clock -> the first step at which it tripped, or None."""
     trains: Trains
     ledger: dict[str, Any]
     environment: dict[str, Any]
@@ -98,7 +98,7 @@ class CellRecord:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        """Check that the fields agree with each other."""
+        """Check that the fields are consistent with each other."""
         if self.status not in STATUSES:
             raise ValueError(f"status is {self.status!r}, not one of {', '.join(STATUSES)}")
         if set(self.clocks) != set(CLOCKS):
@@ -110,32 +110,32 @@ class CellRecord:
 
     @property
     def first_step(self) -> int:
-        """0, or the step from which the cell went on with another's run (start_from)."""
+        """0, or the step at which the cell resumed another run (start_from)."""
         return int(self.factors.get(START_STEP, 0))
 
     @property
     def steps_survived(self) -> int:
-        """Optimizer steps that the cell took before the onset, or all that were done."""
+        """Optimizer steps that the cell took before its onset, or all its steps if it stayed finite."""
         return self.steps_done if self.onset is None else self.onset.step - self.first_step
 
     @property
     def trained(self) -> bool:
-        """Finite to the horizon, not frozen, and every trainable reached by a gradient."""
-        reached = self.trains.frozen_from is None and not self.trains.without_gradient
-        return self.status == "finite" and reached
+        """Whether the cell is finite, not frozen, and every trainable parameter received a gradient."""
+        learns = self.trains.frozen_from is None and not self.trains.without_gradient
+        return self.status == "finite" and learns
 
 
 def earliest_onset(clocks: dict[str, int | None]) -> Onset | None:
-    """The first (step, clock) to ring; inside a step the order is that of CLOCKS."""
-    rung = [(step, CLOCKS.index(clock)) for clock, step in clocks.items() if step is not None]
-    if not rung:
+    """The first (step, clock) that tripped, or None; within a step the order is that of CLOCKS."""
+    tripped = [(step, CLOCKS.index(clock)) for clock, step in clocks.items() if step is not None]
+    if not tripped:
         return None
-    step, clock = min(rung)
+    step, clock = min(tripped)
     return Onset(step, CLOCKS[clock])
 
 
 def write_record(directory: Path, record: CellRecord) -> None:
-    """Write `result.json` atomically; the cell counts as finished from here on."""
+    """Write `result.json` atomically; the cell counts as finished from then on."""
     text = json.dumps(encode(record), indent=1, allow_nan=False)
     write_bytes(directory / RESULT, text.encode() + b"\n")
 

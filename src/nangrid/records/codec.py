@@ -1,8 +1,7 @@
-"""Is this JSON of the shape that a dataclass declares?
+"""Encodes dataclasses as JSON values, and checks JSON values against the type annotations when decoding.
 
-Values are checked against the type annotations and nothing is coerced, but for a whole number where a float is
-declared; only what is null by default may be left out. JSON has no infinities and no NaN: in float fields they are the
-strings "nan", "inf", "-inf".
+Nothing is coerced, except a whole number where a float is declared. Only fields whose default is None may be missing.
+JSON has neither infinity nor NaN: in float fields they are the strings "nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def encode(value: Any) -> Any:
-    """Dataclasses, dicts, lists and scalars as plain JSON values."""
+    """Dataclasses, dicts, lists and scalars, converted to plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -30,9 +29,9 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, where: str = "") -> Any:
-    """`value` as an instance of the annotation `kind`; ValueError names the key that does not fit.
+    """Convert the JSON `value` to an instance of the annotation `kind`; ValueError names the key that does not fit.
 
-    `where` is the path of keys that led to `value`.
+    `where` is the path of keys that leads to `value`.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:

@@ -1,35 +1,37 @@
-"""What did a search between two cells find? `diagnoses/<failing>-<reference>.json` in the directory of its grid."""
+"""Defines `diagnoses/<failing>-<reference>.json`, the result of a search between two cells of a grid."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nangrid.records.atomic import write_bytes
 from nangrid.records.codec import encode
 from nangrid.records.errors import RecordError
 from nangrid.records.reader import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 DIAGNOSES = "diagnoses"
 _DIGITS = 8
 
 
 @dataclass(frozen=True)
 class DiagnosisRecord:
-    """Of the last search between these two cells."""
+    """The latest search between two cells."""
 
     failing: str
-    """Its cell_id."""
+    """The cell_id of the failing cell."""
     reference: str
-    told: list[str]
-    """As the terminal had it, line by line."""
+    """The cell_id of the reference cell."""
+    lines: list[str]
+    """The result as it was printed in the terminal."""
     schema: int = SCHEMA
 
 
 def write_diagnosis(grid: Path, record: DiagnosisRecord) -> None:
-    """Keep it in the directory of a grid; an earlier one between the same cells is replaced."""
+    """Write the record into the directory of a grid, replacing an earlier one of the same two cells."""
     folder = grid / DIAGNOSES
     folder.mkdir(exist_ok=True)
     name = f"{record.failing[:_DIGITS]}-{record.reference[:_DIGITS]}.json"
@@ -37,13 +39,17 @@ def write_diagnosis(grid: Path, record: DiagnosisRecord) -> None:
 
 
 def read_diagnoses(grid: Path) -> tuple[list[DiagnosisRecord], list[RecordError]]:
-    """Those of a grid, the latest last, and why others cannot be trusted."""
+    """The diagnoses of a grid, the latest last, and the errors of those that cannot be read."""
     records: list[DiagnosisRecord] = []
     errors: list[RecordError] = []
     for path in sorted((grid / DIAGNOSES).glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
-            if record := read_json(path, DiagnosisRecord, SCHEMA):
+            if record := read_json(path, DiagnosisRecord, SCHEMA, {1: _from_schema_1}):
                 records.append(record)
         except RecordError as error:
             errors.append(error)
     return records, errors
+
+
+def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "told"} | {"lines": record["told"]}

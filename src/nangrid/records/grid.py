@@ -1,4 +1,4 @@
-"""Where are the cells of a grid, and which records do they hold?
+"""Opens the directory of a grid and reads the records of its cells.
 
 <out>/grid.json             {schema, grid_id, created}
 <out>/cells/<cell_id>/      result.json, history.parquet, ...
@@ -42,11 +42,11 @@ class GridDirectory:
 
     path: Path
     grid_id: str
-    """Directory name and 8 hex digits, made once and shared by all who open the directory."""
+    """The directory's name and 8 hex digits, created once and shared by every process that opens the directory."""
 
     @classmethod
     def open(cls, out: str | Path) -> GridDirectory:
-        """Open the grid in `out`, making it if need be; InputError if it cannot be written."""
+        """Open the grid in `out` for writing, creating it if necessary; InputError if that is not possible."""
         path = Path(out).absolute()
         try:
             cells = path / "cells"
@@ -57,28 +57,28 @@ class GridDirectory:
                 _create(path)
         except OSError as error:
             raise InputError(
-                f"out={out} cannot be written ({error.strerror}): give a directory of your own, out=... ."
+                f"out={out} cannot be written ({error.strerror}): give a directory that you can write, out=DIRECTORY."
             ) from error
         return cls(path, _read_or_recover(path).grid_id)
 
     @classmethod
     def at(cls, path: str | Path) -> GridDirectory:
-        """A grid that exists, for reading; InputError if there is none."""
+        """Open an existing grid for reading; InputError if there is none."""
         path = Path(path).absolute()
         if not (path / GRID).exists():
-            raise InputError(f"{path} is not the directory of a grid: give the out= of one, which holds {GRID}.")
+            raise InputError(f"{path} is not the directory of a grid (it has no {GRID}): give the out= of one.")
         return cls(path, _read(path / GRID).grid_id)
 
     def cell(self, cell_id: str) -> Path:
-        """The directory of a cell, existing or not."""
+        """The directory of a cell, which need not exist yet."""
         return self.path / "cells" / cell_id
 
     def cells(self) -> list[Path]:
-        """The directory of every cell, finished or not, ordered by cell_id."""
+        """The directories of all cells, finished or not, ordered by cell_id."""
         return sorted(path for path in (self.path / "cells").iterdir() if path.is_dir())
 
     def records(self) -> tuple[list[CellRecord], list[RecordError]]:
-        """Every finished cell's record, ordered by cell_id, and why the others cannot be trusted."""
+        """The records of all finished cells, ordered by cell_id, and the errors of those that cannot be read."""
         records: list[CellRecord] = []
         errors: list[RecordError] = []
         for directory in self.cells():
@@ -90,13 +90,13 @@ class GridDirectory:
         return records, errors
 
     def autopsies(self, records: Iterable[CellRecord]) -> dict[str, Autopsy]:
-        """The autopsies of cells that have one, by cell_id; one that cannot be trusted is left out."""
-        found = {}
+        """cell_id -> autopsy, for the cells that have one; autopsies that cannot be read are skipped."""
+        autopsies = {}
         for record in records:
             if record.autopsy:
                 with contextlib.suppress(RecordError):
-                    found[record.cell_id] = read_autopsy((self.cell(record.cell_id) / record.autopsy).parent)
-        return {cell_id: autopsy for cell_id, autopsy in found.items() if autopsy}
+                    autopsies[record.cell_id] = read_autopsy((self.cell(record.cell_id) / record.autopsy).parent)
+        return {cell_id: autopsy for cell_id, autopsy in autopsies.items() if autopsy}
 
 
 def read_or_report(directory: Path, report: Callable[[RecordError], None]) -> CellRecord | None:
@@ -139,16 +139,16 @@ def _create(path: Path, grid_id: str | None = None) -> None:
 
 
 def _read_or_recover(path: Path) -> _GridRecord:
-    """The grid's record; a damaged one is set aside and made again if the cells still know the grid's id."""
+    """The grid's record; a damaged one is set aside and restored if the cells' records agree on the grid's id."""
     try:
         return _read(path / GRID)
-    except RecordError as error:
+    except RecordError:
         known = {record.grid_id for record in GridDirectory(path, "").records()[0]}
         if len(known) != 1:
             raise
         aside = path / f"{GRID}.damaged-{len(list(path.glob(f'{GRID}.damaged-*')))}"
         (path / GRID).rename(aside)
-        print(f"{error} It is set aside as {aside.name}, and made again from the cells.", file=sys.stderr)
+        print(f"{path / GRID} is damaged: renamed to {aside.name} and restored from its cells.", file=sys.stderr)
         _create(path, known.pop())
         return _read(path / GRID)
 

@@ -1,4 +1,4 @@
-"""How large did activations and gradients become in a cell? `headroom.parquet`, a row a step, module and kind."""
+"""Reads and writes `headroom.parquet`: the largest activations and gradients, one row per step, module and kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 HEADROOM = "headroom.parquet"
 
 LIMITS = {"fp16": 65504.0, "bf16": 3.3895e38, "fp32": 3.4028e38}
-"""The largest number of each float format."""
+"""The largest finite number of each float format."""
 
 COLUMNS = {
     "step": "int64",
@@ -27,16 +27,16 @@ COLUMNS = {
     "token": "int64",
     "text": "string",
 }
-"""Column -> Arrow type. `order` is that of the forward pass; row, position and token are -1 where not known."""
+"""Column -> Arrow type. `order` is the module's place in the forward pass. Unknown rows, positions, tokens are -1."""
 
 
 def write_headroom(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all looks of a cell, atomically."""
+    """Write all samples of a cell atomically."""
     write_rows(directory / HEADROOM, COLUMNS, rows)
 
 
 def read_headroom(directory: Path) -> DataFrame | None:
-    """What was seen; None for a cell that did not look, RecordError for a file that cannot be trusted."""
+    """The samples of a cell; None if it took none, RecordError if the file cannot be read."""
     if not (directory / HEADROOM).exists():
         return None
     frame: DataFrame = read_rows(directory / HEADROOM, COLUMNS).to_pandas()

@@ -1,7 +1,7 @@
-"""What did every step of a cell look like? `history.parquet`, one row a step.
+"""Reads and writes `history.parquet`, one row per step of a cell.
 
-NaN (the value was not a number), infinity and null (the value was not taken) are three different things and
-stay apart on disk and in the frame, whose columns are Arrow's: `isna()` is true for null alone.
+NaN (the value was not a number), infinity and null (the value was not measured) stay distinct on disk and in the data
+frame. Its columns are Arrow's, so `isna()` is true for null only.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ COLUMNS: dict[str, str] = {
 
 
 def write_history(directory: Path, rows: Sequence[Mapping[str, float | int | None]]) -> None:
-    """Write one row a step, atomically; a column that a row leaves out is null there."""
+    """Write one row per step, atomically; columns missing from a row are null."""
     if unknown := sorted({key for row in rows for key in row} - COLUMNS.keys()):
         raise ValueError(f"no such history column: {', '.join(unknown)}")
     write_rows(directory / HISTORY, COLUMNS, rows)
 
 
 def read_history(directory: Path) -> DataFrame:
-    """The history, or RecordError if it is missing, cut short or of other columns."""
+    """The history as a data frame; RecordError if it is missing, cut short or has other columns."""
     import pandas
 
     frame: DataFrame = read_table(directory).to_pandas(types_mapper=pandas.ArrowDtype)
@@ -50,5 +50,5 @@ def read_history(directory: Path) -> DataFrame:
 
 
 def read_table(directory: Path) -> Table:
-    """The history in Arrow, without waiting for pandas; RecordError as above."""
+    """The history as an Arrow table, without importing pandas; RecordError as in read_history."""
     return read_rows(directory / HISTORY, COLUMNS)

@@ -1,4 +1,4 @@
-"""How are a cell's tables kept? Parquet of declared columns, written whole, refused where they are others."""
+"""Reads and writes Parquet tables with declared columns; a table with other columns is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nangrid.records.atomic import write_bytes
-from nangrid.records.errors import RecordError
+from nangrid.records.reader import unreadable
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -18,7 +18,7 @@ Columns = Mapping[str, str]
 
 
 def write_rows(path: Path, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows atomically; a column that a row leaves out is null there."""
+    """Write the rows atomically; columns missing from a row are null."""
     import pyarrow
     import pyarrow.parquet
 
@@ -29,16 +29,16 @@ def write_rows(path: Path, columns: Columns, rows: Sequence[Mapping[str, Any]]) 
 
 
 def read_rows(path: Path, columns: Columns) -> Table:
-    """The rows in Arrow; RecordError if the file is missing, cut short or of other columns."""
+    """The rows as an Arrow table; RecordError if the file is missing, cut short or has other columns."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)  # a file is small: threads cost more
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    found = {field.name: str(field.type) for field in table.schema}
-    if found != columns:
-        wrong = sorted(name for name, _ in found.items() ^ columns.items())
-        raise RecordError(f"{path} has other columns than this version's: {', '.join(dict.fromkeys(wrong))}.")
+        raise unreadable(path, str(error)) from error
+    written = {field.name: str(field.type) for field in table.schema}
+    if written != columns:
+        differing = sorted({name for name, _ in written.items() ^ columns.items()})
+        raise unreadable(path, f"its columns differ from this nangrid's: {', '.join(differing)}")
     return table

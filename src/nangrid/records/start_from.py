@@ -1,4 +1,4 @@
-"""Where can a run go on from? A snapshot of the watch, or a checkpoint of transformers' Trainer."""
+"""Finds what a run can resume from: a snapshot of the watch, or a checkpoint of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nangrid.records.errors import InputError
 
 SNAPSHOT, CHECKPOINT = "snapshot", "checkpoint"
 KEPT = "kept"
-"""The folder in which a watch keeps snapshots while all is finite, one a step by its number."""
+"""The folder in which a watch keeps snapshots of finite steps, each in a folder named by the step's number."""
 _FILES = {
     SNAPSHOT: ("snapshot.json", "snapshot.safetensors"),
     CHECKPOINT: ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"),
@@ -23,20 +23,20 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Start:
-    """The state of a run before one of its steps, on disk."""
+    """The saved state of a run before one of its steps."""
 
     folder: Path
     kind: str
     step: int
-    """The first one to be run."""
+    """The step that runs first after resuming."""
 
     @property
     def file(self) -> str:
-        """What names it and nothing else."""
+        """The file that belongs to this state alone."""
         return str(self.folder / _FILES[self.kind][0])
 
     def sha256(self) -> str:
-        """Of the files that decide how the run goes on, shortened."""
+        """Hash of the files that determine the resumed run, shortened to 12 hex digits."""
         digest = hashlib.sha256()
         for path in sorted({self.folder / name for name in _FILES[self.kind]} | set(self.folder.glob(_WEIGHTS))):
             if path.is_file():
@@ -50,21 +50,22 @@ class Start:
 
     @property
     def cell(self) -> Path | None:
-        """The directory of the cell whose run this is; None if it is no cell's."""
-        own = [self.folder, *self.folder.parents[:2]]
-        return next((path for path in own if (path / REQUEST).is_file()), None)
+        """The directory of the cell that saved this state; None if no cell did."""
+        candidates = [self.folder, *self.folder.parents[:2]]
+        return next((path for path in candidates if (path / REQUEST).is_file()), None)
 
 
 def find_start(path: str) -> Start:
-    """What lies at `path`; of a cell its last snapshot from before the onset, else that of the failing step.
+    """The state saved at `path`; for a cell, its last snapshot before the onset, else that of the failing step.
 
-    A file (`CELL/snapshot.json`) stands for the one that it belongs to: there the failing step's.
+    `path` may also be a file of the state: `CELL/snapshot.json` selects the snapshot of the failing step. InputError if
+    nothing can be resumed from there.
     """
     given = Path(path).expanduser().absolute()
     folder = given.parent if given.is_file() else given
-    inside = kept_in(folder)
-    if inside and not given.is_file():
-        return find_start(str(inside[-1]))
+    kept = kept_in(folder)
+    if kept and not given.is_file():
+        return find_start(str(kept[-1]))
     for kind, (facts, *_) in _FILES.items():
         if (folder / facts).is_file():
             return Start(folder, kind, _step(folder / facts, kind))
@@ -78,7 +79,7 @@ def find_start(path: str) -> Start:
 
 
 def kept_in(out_dir: Path) -> list[Path]:
-    """The snapshots that a watch kept while all was finite, the earliest first."""
+    """The folders of the snapshots that a watch kept of finite steps, the earliest first."""
     return sorted((p for p in out_dir.glob(f"{KEPT}/*") if p.name.isdigit()), key=lambda p: int(p.name))
 
 
