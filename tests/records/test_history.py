@@ -11,7 +11,7 @@ from nangrid.records.history import COLUMNS, HISTORY, read_history, write_histor
 
 
 @given(losses=st.lists(st.none() | st.floats(), max_size=5))
-def test_nan_infinity_and_null_stay_distinct(
+def test_nan_infinity_and_null_differ(
     losses: list[float | None], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("cell")
