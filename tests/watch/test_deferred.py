@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nangrid import NonFiniteError, Watch
 from nangrid.records.autopsy import Autopsy
 from nangrid.watch.autopsy.examine import Background
-from nangrid.watch.deferred import UNDER_WAY, DeferredInspector
+from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
 from nangrid.watch.inspector import Inspector
 from nangrid.watch.state.tensors import trainables
 
@@ -134,7 +134,7 @@ def watched(kind: type[Inspector], steps: int) -> tuple[list[Any], int]:
         with waits:
             inspector.updated()
             readings += inspector.close(1e-2, 0.0)
-        assert len(readings) == (number + 1 if kind is Inspector else max(0, number + 1 - UNDER_WAY))
+        assert len(readings) == (number + 1 if kind is Inspector else max(0, number + 1 - IN_FLIGHT))
     return [vars(reading) for reading in readings + inspector.flush()], waits.count
 
 

@@ -49,4 +49,4 @@ def test_what_does_not_head_for_the_end_is_left_alone(gradients: list[float]) ->
     growth = Growth({torch.float16})
     for step, gradient in enumerate(gradients):
         growth.note(step, gradient)
-    assert growth.said == []
+    assert growth.warnings == []

@@ -39,18 +39,22 @@ def test_a_large_activation_is_found_with_its_token(checkpointing: dict[str, boo
     net.model.embed_tokens.weight.data[13] *= 1e4  # row 1, position 3
     headroom = Headroom(net, every=1)
     step(net, headroom)
-    largest = max((e for e in headroom.seen if e.kind == "activation"), key=lambda e: e.absmax)
+    largest = max((e for e in headroom.extremes if e.kind == "activation"), key=lambda e: e.absmax)
     assert largest.module in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.layers.2")
     assert (largest.row, largest.position, largest.token) == (1, 3, 13)
-    embedded = next(e for e in headroom.seen if e.module == "model.embed_tokens" and e.kind == "activation")
+    embedded = next(e for e in headroom.extremes if e.module == "model.embed_tokens" and e.kind == "activation")
     assert embedded.absmax == net.model.embed_tokens.weight[13].abs().max().item()
-    assert {e.module for e in headroom.seen if e.kind == "gradient"} >= {"model.layers.0", "model.layers.2", "lm_head"}
+    assert {e.module for e in headroom.extremes if e.kind == "gradient"} >= {
+        "model.layers.0",
+        "model.layers.2",
+        "lm_head",
+    }
 
 
 def test_modules_come_in_the_order_of_the_forward_pass() -> None:
     headroom = Headroom(model(), every=1)
     step(headroom.model, headroom)
-    order = {e.module: e.order for e in headroom.seen}
+    order = {e.module: e.order for e in headroom.extremes}
     names = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.layers.2", "model.norm", "lm_head"]
     assert sorted(names, key=order.__getitem__) == names
 
@@ -66,11 +70,11 @@ def test_steps_that_are_not_due_are_left_alone() -> None:
     headroom = Headroom(net, every=10)
     for number in (0, 1, 9, 10):
         step(net, headroom, number)
-    assert {e.step for e in headroom.seen} == {0, 10}
+    assert {e.step for e in headroom.extremes} == {0, 10}
     assert not any(module._forward_hooks for module in net.modules()), "no hook is left behind"
     never = Headroom(net, every=0)
     step(net, never)
-    assert never.seen == []
+    assert never.extremes == []
 
 
 def test_the_largest_of_several_micro_batches_counts() -> None:
@@ -82,7 +86,7 @@ def test_the_largest_of_several_micro_batches_counts() -> None:
     for inputs in (batch(), far, batch()):
         net(**inputs).loss.backward()
     headroom.end(0)
-    embedded = next(e for e in headroom.seen if e.module == "model.embed_tokens" and e.kind == "activation")
+    embedded = next(e for e in headroom.extremes if e.module == "model.embed_tokens" and e.kind == "activation")
     assert (embedded.row, embedded.position, embedded.token) == (0, 1, 40)
 
 
@@ -91,5 +95,5 @@ def test_a_nan_is_the_largest_of_all() -> None:
     net.model.embed_tokens.weight.data[5] = float("nan")
     headroom = Headroom(net, every=1)
     step(net, headroom)
-    embedded = next(e for e in headroom.seen if e.module == "model.embed_tokens" and e.kind == "activation")
+    embedded = next(e for e in headroom.extremes if e.module == "model.embed_tokens" and e.kind == "activation")
     assert embedded.absmax != embedded.absmax and embedded.token == 5

@@ -82,7 +82,7 @@ def _differs(what: str, asked: str, found: str) -> list[str]:
 def background(config: Config, data: CellData) -> Background:
     """What an autopsy needs to know of the cell beyond its model."""
     storage = dtype_name(DTYPES[config.dtype.storage])
-    return Background(texts=data.texts, first_new_id=data.base_vocab_size, asked_storage=storage)
+    return Background(texts=data.texts, first_new_id=data.base_vocab_size, requested_storage=storage)
 
 
 def look_over(cell: Cell, config: Config, *, trial: bool) -> list[Finding]:

@@ -26,7 +26,7 @@ def outcome(
     onset = clocks.onset
     folder = "" if inspector.autopsy else "frozen/" if inspector.frozen else None
     replaying = inspector.replay_seconds
-    ledger.early_warnings = inspector.growth.said
+    ledger.early_warnings = inspector.growth.warnings
     ledger.warnings += [inspector.unexplained] if inspector.unexplained else []
     training = time.perf_counter() - watch.started_at - replaying
     return {
@@ -56,9 +56,9 @@ def history_row(reading: StepReading, new_tokens: int) -> dict[str, Any]:
 
 def keep_headroom(directory: Path, headroom: Headroom, texts: Mapping[int, str]) -> None:
     """Write what was seen of the magnitudes, if anything was."""
-    if headroom.seen:
-        said = {seen.token: texts.get(seen.token, "") for seen in headroom.seen if seen.token >= 0}
-        write_headroom(directory, [vars(seen) | {"text": said.get(seen.token, "")} for seen in headroom.seen])
+    if headroom.extremes:
+        said = {seen.token: texts.get(seen.token, "") for seen in headroom.extremes if seen.token >= 0}
+        write_headroom(directory, [vars(seen) | {"text": said.get(seen.token, "")} for seen in headroom.extremes])
 
 
 def _trains(clocks: Clocks) -> Trains:

@@ -20,8 +20,7 @@ from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 from nangrid.watch.autopsy.examine import examine
 from nangrid.watch.autopsy.replay import Replay, replay
-from nangrid.watch.state import module_state
-from nangrid.watch.state.module_state import ModuleState
+from nangrid.watch.state.module_state import ModuleState, copy_buffers
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import param_groups
 
@@ -91,7 +90,7 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
         snapshot,
         state=state,
         groups=snapshot.groups if keep_groups else param_groups(step.optimizer),
-        module_state=ModuleState(module_state.of(step.model), snapshot.module_state.modes),
+        module_state=ModuleState(copy_buffers(step.model), snapshot.module_state.modes),
     )
 
 

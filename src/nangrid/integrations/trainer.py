@@ -252,7 +252,7 @@ def watch_trainer(
 def _background_of(trainer: Trainer) -> Background:
     tokenizer = getattr(trainer, "processing_class", None)
     texts = _Texts(tokenizer) if hasattr(tokenizer, "decode") else {}
-    return Background(texts=texts, asked_storage="bfloat16" if trainer.args.bf16 else None)
+    return Background(texts=texts, requested_storage="bfloat16" if trainer.args.bf16 else None)
 
 
 class _Texts(dict[int, str]):

@@ -76,7 +76,8 @@ def _preexisting(autopsy: Autopsy) -> str:
     name = autopsy.preexisting
     if not name:
         return ""
-    elements = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
+    evidence = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
+    elements = [line.removeprefix("non-finite in ") for line in evidence]
     return ": ".join([f"{name} was non-finite before it was read", *elements])
 
 

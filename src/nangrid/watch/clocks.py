@@ -1,8 +1,8 @@
-"""At which step did each clock first show a non-finite value?
+"""Records the first step at which each clock shows a non-finite value.
 
-One pass of `torch.aminmax` over each tensor is both the check (a NaN or infinity survives it) and the
-magnitude that is recorded; a count of non-finite elements is made only when that pass alarms. The size of the
-update and the parameter check are one such pass, over the difference to the weights before the step.
+One pass of `torch.aminmax` over each tensor is both the check (NaN and infinity survive it) and the magnitude that is
+recorded. Non-finite elements are counted only when that pass finds some. The size of the update and the parameter
+check share one such pass, over the difference to the weights before the step.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from nangrid.records.cell import CLOCKS, Onset, earliest_onset
-from nangrid.watch.state.tensors import gradients, state_tensors
+from nangrid.watch.state.tensors import extent, gradients, state_tensors
 
 STEPS_AFTER_ONSET = 3
-"""How long a run goes on after its onset for the loss clock, the one a user sees."""
+"""Steps that a run continues after its onset, waiting for the loss clock: the one a user sees."""
 
 
 @dataclass
 class StepReading:
-    """What the watch saw of one optimizer step; non-finite elements are counted per clock."""
+    """The numbers that the watch records for one optimizer step."""
 
     step: int
     loss: float = math.nan
@@ -37,23 +37,13 @@ class StepReading:
     eval_loss: float | None = None
     seconds: float = 0.0
     nonfinite: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLOCKS, 0))
+    """Number of non-finite elements per clock."""
 
     @property
     def frozen(self) -> bool:
-        """Whether clipping multiplied this step's finite gradients by 1 / inf (pytorch/pytorch#46849)."""
+        """Whether the gradients are finite but their norm is inf, so that clipping multiplied them by zero."""
+        # https://github.com/pytorch/pytorch/issues/46849
         return math.isinf(self.grad_norm) and not self.nonfinite["gradient"]
-
-
-def extent(tensors: Iterable[Tensor]) -> Tensor:
-    """Largest absolute value over all elements, on their device: NaN or inf as soon as one is not finite."""
-    real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors)
-    ends = [end for tensor in real if tensor.numel() for end in torch.aminmax(tensor)]
-    if not ends:
-        return torch.zeros(())
-    # of a model spread over several devices, or over several dtypes
-    wide = torch.float64 if any(end.dtype is torch.float64 for end in ends) else torch.float32
-    together = [end.to(ends[0].device, wide, non_blocking=True) for end in ends]
-    return torch.stack(together).abs().max()
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
@@ -61,10 +51,10 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 class Clocks:
-    """Watches the trainables, which may grow in number, and the optimizer of one run, step by step.
+    """Checks the trainables, whose number may grow, and the optimizer of one run at every step.
 
-    Call `begin`, `micro_batch` for each loss, `gradients` before clipping, `updated` after the optimizer
-    step, and `evaluated` if there was an evaluation; `readings` and `first` hold what was seen.
+    Call `begin`, `micro_batch` for each loss, `gradients` before clipping, `updated` after the optimizer step, and
+    `evaluated` after an evaluation. `readings` has one entry per step, `first` the step at which each clock tripped.
     """
 
     def __init__(self, trainables: Mapping[str, torch.nn.Parameter]) -> None:
@@ -75,7 +65,7 @@ class Clocks:
 
     @property
     def reading(self) -> StepReading:
-        """The step under way, or the last one."""
+        """The current step, or the last one."""
         return self.readings[-1]
 
     def begin(self, step: int) -> None:
@@ -87,39 +77,39 @@ class Clocks:
         self.note_loss(loss.detach().float().item())
 
     def note_loss(self, loss: float) -> None:
-        """The same, of a loss that is on the host already."""
+        """Add a loss that is on the host already."""
         self.reading.loss += loss
         if not math.isfinite(self.reading.loss):
-            self.ring("loss", 1)
+            self.trip("loss", 1)
 
-    def note_reached(self, found: Mapping[str, Tensor]) -> None:
-        """These trainables have a gradient."""
-        self._reached.update(found)
+    def note_reached(self, gradients: Mapping[str, Tensor]) -> None:
+        """Mark the trainables that have a gradient."""
+        self._reached.update(gradients)
 
     @torch.no_grad()
     def gradients(self, ignore_nonfinite: bool = False) -> None:
-        """Check the unscaled gradients of the whole accumulation window, before clipping smears them.
+        """Check the unscaled gradients of the whole accumulation window, before clipping spreads a NaN to all.
 
-        `ignore_nonfinite`: a GradScaler still looks for its scale, and skips this step by itself.
+        `ignore_nonfinite`: a GradScaler is still searching for its scale and skips this step by itself.
         """
-        found = gradients(self.trainables)
-        self.note_reached(found)
-        self.reading.max_gradient = extent(found.values()).item()
+        by_name = gradients(self.trainables)
+        self.note_reached(by_name)
+        self.reading.max_gradient = extent(by_name.values()).item()
         if not math.isfinite(self.reading.max_gradient) and not ignore_nonfinite:
-            self.ring("gradient", _count(found.values()))
+            self.trip("gradient", _count(by_name.values()))
 
     @torch.no_grad()
     def updated(self, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
         """Check trainables and floating-point optimizer state right after the optimizer step.
 
-        `before`: the trainables as they were before it, in their order.
+        `before`: the values of the trainables before that step, in the same order.
         """
         self.reading.max_update = self.update(before).item()
         if not math.isfinite(self.reading.max_update):
-            self.ring("parameter", _count(self.trainables.values()))
+            self.trip("parameter", _count(self.trainables.values()))
         state = list(state_tensors(optimizer))
         if not math.isfinite(extent(state).item()):
-            self.ring("optimizer_state", _count(state))
+            self.trip("optimizer_state", _count(state))
 
     @torch.no_grad()
     def update(self, before: list[Tensor]) -> Tensor:
@@ -127,14 +117,14 @@ class Clocks:
         return extent(now - then for now, then in zip(self.trainables.values(), before, strict=True))
 
     def evaluated(self, eval_loss: float) -> None:
-        """Note the loss of an evaluation that ran right after the current step."""
+        """Record the loss of an evaluation that ran right after the current step."""
         self.reading.eval_loss = eval_loss
         if not math.isfinite(eval_loss):
-            self.ring("eval_loss", 1)
+            self.trip("eval_loss", 1)
 
-    def ring(self, clock: str, count: int) -> None:
-        """Note `count` non-finite values in the current step, the first of which rings the clock."""
-        # An extent overflows where no element does (a sum of losses, a difference in fp16): count decides.
+    def trip(self, clock: str, count: int) -> None:
+        """Record `count` non-finite values in the current step; the first of a run trips the clock."""
+        # A difference of two float16 weights can overflow although both are finite: then the count is 0.
         if count:
             self.reading.nonfinite[clock] = count
             if self.first[clock] is None:
@@ -147,14 +137,14 @@ class Clocks:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is to be learned: the loss clock rang, or time after the onset is up."""
+        """Whether the run can stop: the loss clock has tripped, or the steps after the onset are used up."""
         if self.onset is None:
             return False
         return self.first["loss"] is not None or self.reading.step >= self.onset.step + STEPS_AFTER_ONSET
 
     @property
     def frozen_from(self) -> int | None:
-        """First step of an unbroken run of frozen steps up to the last one."""
+        """The first of the frozen steps at the end of the run; None if the last step was not frozen."""
         frozen_from = None
         for reading in reversed(self.readings):
             if not reading.frozen:
@@ -164,5 +154,5 @@ class Clocks:
 
     @property
     def without_gradient(self) -> list[str]:
-        """Trainables that no backward pass ever reached."""
+        """Trainables that no backward pass has reached."""
         return [name for name in self.trainables if name not in self._reached]

@@ -1,9 +1,9 @@
-"""How is a step checked on a GPU without waiting for it?
+"""Checks the steps of a run on a GPU without synchronising.
 
-Each measure of a step stays on the device as one number. They are copied to pinned memory behind the step's last
-kernel, and read when the next steps have been queued. So the exact step is known a little late: as many snapshots
-are kept as steps may be under way, and the one of the failing step is replayed. Its parameters are clean there,
-whatever the optimizer has made of them since.
+Each check of a step leaves one number on the device. The numbers are copied to pinned memory behind the step's last
+kernel and read after the next steps have been queued, so a failure is noticed up to two steps late. One snapshot is
+kept for every step in flight, and the failing step is replayed from its own: there the parameters are still clean,
+whatever the optimizer has done to them since.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.autopsy.replay import Step, digest
-from nangrid.watch.clocks import StepReading, extent
+from nangrid.watch.clocks import StepReading
 from nangrid.watch.inspector import Inspector, SnapshotPolicy
 from nangrid.watch.state.recorder import Recorder
-from nangrid.watch.state.tensors import gradients, state_tensors
+from nangrid.watch.state.tensors import extent, gradients, state_tensors
 
-UNDER_WAY = 2
-"""Steps that may be queued before the oldest one's numbers are waited for."""
+IN_FLIGHT = 2
+"""Steps that may be queued before the host waits for the numbers of the oldest."""
 
 
 @dataclass
 class _PendingStep:
-    """A step whose numbers are on their way."""
+    """A step whose numbers have not been read yet."""
 
     step: int
     recorder: Recorder
@@ -44,7 +44,7 @@ class _PendingStep:
     event: Any = None
 
     def send(self) -> None:
-        """Send the numbers to the host, behind all that is queued."""
+        """Queue the copy of the numbers to the host, behind the step's kernels."""
         numbers = torch.stack([value.detach().double() for value in self.measures.values()])
         if numbers.is_cuda:
             self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(
@@ -56,7 +56,7 @@ class _PendingStep:
             self.numbers = numbers
 
     def receive(self) -> dict[str, float]:
-        """The numbers; waits for them where need be."""
+        """The numbers, by name; waits until they have arrived."""
         assert self.numbers is not None
         if self.event is not None:
             self.event.synchronize()
@@ -64,7 +64,7 @@ class _PendingStep:
 
 
 class DeferredInspector(Inspector):
-    """An inspector that never waits for the device; a non-finite count of 1 means some."""
+    """An inspector that never waits for the current step; it reports a non-finite count of 1 for "at least one"."""
 
     def __init__(
         self, step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
@@ -72,19 +72,19 @@ class DeferredInspector(Inspector):
         super().__init__(step, out_dir, background, policy)
         initial = self.recorder.initial
         model, optimizer, scaler = step.model, step.optimizer, step.scaler
-        spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(UNDER_WAY)]
+        spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(IN_FLIGHT)]
         self._recorders = deque([self.recorder, *spares])
         self._sent: deque[_PendingStep] = deque()
         self._pending: _PendingStep
 
     def begin(self, step: int) -> None:
-        """Open a step."""
+        """Begin a step, with the recorder that has been unused the longest."""
         self._recorders.rotate(-1)
         self._pending = _PendingStep(step, self._recorders[0])
         self._pending.recorder.begin(step)
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
-        """Note what is about to go forward and backward."""
+        """Keep a micro-batch that is about to run."""
         self._pending.recorder.micro_batch(inputs, **extra)
 
     def loss(self, loss: Tensor) -> None:
@@ -92,17 +92,17 @@ class DeferredInspector(Inspector):
         self._pending.losses.append(loss.detach())
 
     def raised(self, error: Exception) -> None:
-        """Of the step under way, whose numbers are not on their way yet."""
+        """Examine the current step, whose numbers were never sent."""
         self.recorder = self._pending.recorder
         super().raised(error)
 
     @torch.no_grad()
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Measure the gradients."""
-        self._pending.recorder.notice()
-        found = gradients(self.step.trainables)
-        self.clocks.note_reached(found)
-        self._pending.measures["gradient"] = extent(found.values())
+        self._pending.recorder.copy_new_trainables()
+        by_name = gradients(self.step.trainables)
+        self.clocks.note_reached(by_name)
+        self._pending.measures["gradient"] = extent(by_name.values())
         self._pending.ignore_nonfinite = ignore_nonfinite
 
     def norm(self, norm: Tensor | float) -> None:
@@ -120,19 +120,19 @@ class DeferredInspector(Inspector):
         pending.measures = {name: value.to(device, non_blocking=True) for name, value in pending.measures.items()}
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
-        """Send the step's numbers off; the readings of the steps whose numbers have come."""
+        """Send the step's numbers; the readings of the steps that are no longer in flight."""
         self._pending.lr, self._pending.seconds = lr, seconds
         self._pending.send()
         self._sent.append(self._pending)
         self._keep(self._pending.step, self._pending.recorder)
-        return list(self._read(UNDER_WAY))
+        return list(self._read(IN_FLIGHT))
 
     def flush(self) -> list[StepReading]:
-        """Wait for the numbers of all steps."""
+        """Wait for the numbers of all steps; their readings."""
         return list(self._read(0))
 
-    def _read(self, may_stay: int) -> Iterable[StepReading]:
-        while len(self._sent) > may_stay:
+    def _read(self, in_flight: int) -> Iterable[StepReading]:
+        while len(self._sent) > in_flight:
             pending = self._sent.popleft()
             self._note(pending, pending.receive())
             yield self.clocks.reading
@@ -145,17 +145,19 @@ class DeferredInspector(Inspector):
             clocks.note_loss(numbers[f"loss {number}"])
         reading.max_gradient, reading.max_update = numbers["gradient"], numbers["update"]
         reading.grad_norm, reading.lr, reading.seconds = numbers["norm"], pending.lr, pending.seconds
-        ringing = [] if pending.ignore_nonfinite else ["gradient"]
-        for clock in [*ringing, "parameter", "optimizer_state"]:
+        checked = ["parameter", "optimizer_state"]
+        if not pending.ignore_nonfinite:
+            checked = ["gradient", *checked]
+        for clock in checked:
             if not math.isfinite(numbers[clock]):
-                clocks.ring(clock, 1)
+                clocks.trip(clock, 1)
         self.growth.note(pending.step, reading.max_gradient)
         self._examine_late(pending)
 
     def _examine_late(self, pending: _PendingStep) -> None:
         self.recorder = pending.recorder
         outcome = {"loss": digest(pending.losses)}
-        if self._rang_now("loss", "gradient", "parameter", "optimizer_state"):
+        if self._tripped_now("loss", "gradient", "parameter", "optimizer_state"):
             self._examine(outcome)
         elif self.clocks.reading.frozen:
             self._keep_frozen(outcome)

@@ -1,6 +1,6 @@
-"""What happens around each step of a watched run, and what once, when something goes non-finite?
+"""Checks each step of a training loop and, at the first non-finite value, replays the step and writes the autopsy.
 
-Every training loop winds the same inspector: `begin`, then for each micro-batch `micro_batch` and `loss`, then
+Every training loop calls the same methods: `begin`, then for each micro-batch `micro_batch` and `loss`, then
 `gradients` (unscaled, before clipping), `norm`, `updated` and `close`.
 """
 
@@ -31,12 +31,12 @@ from nangrid.watch.state.tensors import gradients
 logger = logging.getLogger(__name__)
 
 SNAPSHOTS_KEPT = 2
-"""Snapshots kept on disk while all is finite."""
+"""Snapshots that stay on disk while all is finite."""
 
 
 @dataclass(frozen=True)
 class FailedEvalBatch:
-    """A batch of an evaluation whose loss is non-finite, and the random states before it."""
+    """An evaluation batch whose loss is non-finite, and the random states from before it."""
 
     inputs: Any
     rng: dict[str, Any]
@@ -45,72 +45,72 @@ class FailedEvalBatch:
 
 @dataclass(frozen=True)
 class SnapshotPolicy:
-    """What is known of a run besides its steps, and how much of it is kept."""
+    """How often snapshots are kept while all is finite, and what the run started from."""
 
     every: int = 0
-    """Steps between two snapshots kept on disk while all is finite, to start from; 0: none. The last two stay."""
+    """Keep a snapshot on disk every so many steps, to start a run from; 0: none. Only the last two stay."""
     initial: dict[str, Tensor] | None = None
-    """The trainables before the run's first step, where that is not the first one watched."""
+    """The trainables before the run's first step, if watching began at a later one."""
 
 
 class Inspector:
-    """Clocks and recorder of one run; at the first alarm it replays the step and writes the autopsy."""
+    """Clocks and recorder of one run; when the first clock trips it replays the step and writes the autopsy."""
 
     def __init__(
         self, step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
     ) -> None:
         self.step = step
         self.out_dir = out_dir
-        """Where snapshot and autopsy go; None: clocks only, nothing is replayed."""
+        """Directory of snapshot and autopsy; None: only clocks, and no replay."""
         self.background = background
         self.policy = policy = policy or SnapshotPolicy()
         self.clocks = Clocks(step.trainables)
         self.growth = Growth({parameter.dtype for parameter in step.trainables.values()})
         self.recorder = Recorder(step.model, step.trainables, step.optimizer, step.scaler, policy.initial)
         self.autopsy: Autopsy | None = None
-        """Of the onset."""
+        """The autopsy of the onset."""
         self.frozen: Autopsy | None = None
-        """Of the first frozen step, once the run has ended: a replay may disturb what a closure counts."""
+        """The autopsy of the first frozen step, made when the run ends: a replay may disturb counters in a closure."""
         self.unexplained = ""
-        """Why a failing step has no autopsy, or no snapshot."""
+        """Why a failing step has no autopsy or no snapshot."""
         self.replaying = False
         self.replay_seconds = 0.0
         self._losses: list[Tensor] = []
-        self._frozen: Snapshot | None = None
+        self._frozen_snapshot: Snapshot | None = None
 
     def begin(self, step: int) -> None:
-        """Open a step, before anything of it is computed."""
+        """Begin a step, before any of it is computed."""
         self._losses = []
         self.clocks.begin(step)
         self.recorder.begin(step)
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
-        """Note what is about to go forward and backward."""
+        """Keep a micro-batch that is about to run."""
         self.recorder.micro_batch(inputs, **extra)
 
     def loss(self, loss: Tensor) -> None:
-        """Check the loss of a micro-batch that went forward and backward."""
+        """Check the loss of a micro-batch after its backward pass."""
         self._losses.append(loss.detach())
         self.clocks.micro_batch(loss)
 
     def raised(self, error: Exception) -> None:
-        """The step under way was left by an exception: note on it where a number was non-finite by then, if one was."""
+        """Add a note to an exception of the current step if a number was already non-finite; says where it arose."""
         if self.autopsy is not None or self.replaying or isinstance(error, torch.OutOfMemoryError):
             return
         self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
         if self.autopsy is not None:
-            error.add_note(f"by then a number was non-finite:\n{explain(self.autopsy)}\n{self.out_dir}/{AUTOPSY}")
+            error.add_note(f"a number was already non-finite:\n{explain(self.autopsy)}\n{self.out_dir}/{AUTOPSY}")
 
     def gradients(self, ignore_nonfinite: bool = False) -> None:
-        """Check the gradients; a loss or gradient onset is examined here, while the parameters are clean."""
-        self.recorder.notice()
+        """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean."""
+        self.recorder.copy_new_trainables()
         self.clocks.gradients(ignore_nonfinite)
-        if self._rang_now("loss", "gradient"):
+        if self._tripped_now("loss", "gradient"):
             bits = digest(gradients(self.step.trainables).values())
             self._examine({"loss": digest(self._losses), "gradients": bits})
 
     def norm(self, norm: Tensor | float) -> None:
-        """Note the gradient norm before clipping."""
+        """Record the gradient norm from before clipping."""
         self.clocks.reading.grad_norm = float(norm)
         if self.clocks.reading.frozen:
             self._keep_frozen({"loss": digest(self._losses)})
@@ -118,38 +118,38 @@ class Inspector:
     def updated(self) -> None:
         """Check parameters and optimizer state right after the optimizer step."""
         self.clocks.updated(self.step.optimizer, self.recorder.before)
-        if self._rang_now("parameter", "optimizer_state"):
+        if self._tripped_now("parameter", "optimizer_state"):
             parameters = digest(self.step.trainables.values())
             self._examine({"loss": digest(self._losses), "parameters": parameters})
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
-        """End the step; the readings that are complete now."""
+        """End the step; the readings that are now complete."""
         self.clocks.reading.lr, self.clocks.reading.seconds = lr, seconds
         self._keep(self.clocks.reading.step, self.recorder)
         self.growth.note(self.clocks.reading.step, self.clocks.reading.max_gradient)
         return [self.clocks.reading]
 
     def flush(self) -> list[StepReading]:
-        """Readings that were still on their way: none here, see nangrid.watch.deferred."""
+        """Readings that were still in flight: none here, see nangrid.watch.deferred."""
         return []
 
     def finish(self) -> list[StepReading]:
-        """End the run; the readings that were still on their way."""
+        """End the run; the readings that were still in flight."""
         readings = self.flush()
         self._examine_frozen()
         return readings
 
     def evaluated(self, eval_loss: float, failed: FailedEvalBatch | None) -> None:
-        """Note the loss of an evaluation after the step under way; `failed` is its first non-finite batch."""
+        """Record the loss of an evaluation after the current step; `failed` is its first non-finite batch."""
         self.clocks.evaluated(eval_loss)
-        if self._rang_now("eval_loss") and failed is not None and self.autopsy is None:
+        if self._tripped_now("eval_loss") and failed is not None and self.autopsy is None:
             losses = [reading.loss for reading in self.clocks.readings]
             outcome = {"loss": digest([failed.loss])}
             snapshot = self.recorder.evaluation(failed.inputs, failed.rng, outcome, losses)
             self.autopsy = self._autopsy_of(snapshot, ".")
 
     def _keep(self, step: int, recorder: Recorder) -> None:
-        """Write a snapshot of the step under way if its turn has come and nothing has happened yet."""
+        """Save a snapshot of the current step if one is due and nothing has gone wrong yet."""
         every, clocks = self.policy.every, self.clocks
         if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
             return
@@ -158,7 +158,7 @@ class Inspector:
         for old in kept_in(self.out_dir)[:-SNAPSHOTS_KEPT]:
             shutil.rmtree(old)
 
-    def _rang_now(self, *clocks: str) -> bool:
+    def _tripped_now(self, *clocks: str) -> bool:
         onset = self.clocks.onset
         return onset is not None and onset.step == self.clocks.reading.step and onset.clock in clocks
 
@@ -172,19 +172,19 @@ class Inspector:
         return self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
 
     def _keep_frozen(self, outcome: dict[str, str]) -> None:
-        """Of the first frozen step; the run goes on, and nothing is run twice before its end."""
-        if self._frozen is None:
-            self._frozen = self._snapshot(FROZEN, outcome).detached()
-            self._save(self._frozen, "frozen")
+        """Save a snapshot of the first frozen step; it is replayed when the run ends."""
+        if self._frozen_snapshot is None:
+            self._frozen_snapshot = self._snapshot(FROZEN, outcome).detached()
+            self._save(self._frozen_snapshot, "frozen")
             logger.warning(
-                "step %d is frozen: its gradients are finite and their norm is inf, by which clipping divides. Nothing "
-                "is learned by such steps.",
-                self._frozen.step,
+                "step %d is frozen: its gradients are finite but their norm is inf, and clipping divides by it. The "
+                "model learns nothing from such steps.",
+                self._frozen_snapshot.step,
             )
 
     def _examine_frozen(self) -> None:
-        if self._frozen is not None and self.frozen is None:
-            self.frozen = self._autopsy_of(self._frozen, "frozen")
+        if self._frozen_snapshot is not None and self.frozen is None:
+            self.frozen = self._autopsy_of(self._frozen_snapshot, "frozen")
 
     def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
         if self.out_dir is None:
@@ -195,14 +195,14 @@ class Inspector:
             autopsy = examine(self.step, snapshot, self.background)
         except OSError:
             raise
-        except Exception as error:  # a user's own code is run again: the onset stands whatever it raises
-            logger.info("the replay of step %d", snapshot.step, exc_info=True)
-            self.unexplained = f"step {snapshot.step} could not be replayed: {_in_a_line(error)}"
+        except Exception as error:  # the user's code runs again and may raise anything: the onset stands
+            logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
+            self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"
         finally:
             self.replaying = False
             self.replay_seconds += time.perf_counter() - began
         if snapshot.clock == RAISED and (autopsy is None or autopsy.phase == UNKNOWN):
-            return None  # another matter
+            return None  # the exception has nothing to do with non-finite numbers
         if autopsy is not None:
             (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
             write_autopsy(self.out_dir / folder, autopsy)
@@ -217,13 +217,15 @@ class Inspector:
         except OSError:
             raise
         except Exception as error:
-            self.unexplained = self.unexplained or f"step {snapshot.step} could not be kept: {_in_a_line(error)}"
+            self.unexplained = (
+                self.unexplained or f"the snapshot of step {snapshot.step} could not be saved: {_one_line(error)}"
+            )
 
 
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'without a word'}"
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else '(no message)'}"
 
 
 def still_searching(scaler: torch.amp.GradScaler | None) -> bool:
-    """Whether a GradScaler may yet shrink its scale and retry: its own infinities are no onset then."""
+    """Whether a GradScaler may still shrink its scale and retry: then its infinities are not an onset."""
     return scaler is not None and scaler.get_scale() > 1

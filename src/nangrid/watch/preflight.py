@@ -1,13 +1,13 @@
-"""What is wrong with a run before its first step?
+"""Checks a run before its first step: the live model, the data it will see and its training arguments.
 
-Everything here is read off the live model, the data it will really see and the arguments it will be trained with.
-A finding names its evidence and the override or code line that removes it. "error": the run cannot go well;
-"warning": it is known to go non-finite, or to learn nothing, under some circumstances; "note": it hides a NaN, or is
-worth knowing when one comes.
+A finding names its evidence and the override or code line that removes it. "error": the run cannot go well. "warning":
+such runs are known to go non-finite, or to learn nothing, under some circumstances. "note": it hides a NaN, or is worth
+knowing when one appears.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,27 +19,36 @@ import torch
 from torch import Tensor, nn
 
 from nangrid.records.mechanisms import ADAM_EPS_UNDERFLOW, SILENT_FP16_STORAGE
-from nangrid.watch.state.tensors import dtype_name, trainables
+from nangrid.watch.state.module_state import preserving, preserving_gradients
+from nangrid.watch.state.tensors import (
+    base_weight,
+    dtype_name,
+    embedding,
+    extent,
+    is_finite,
+    rounds_to_zero,
+    trainables,
+)
 
 IGNORED = -100
 SAMPLES = 1_000
-"""Samples that are looked at."""
+"""Number of samples that are checked."""
 ABSURD_ROW = 100.0
-"""A row whose norm is this many times the median's, or its inverse, was hardly initialised on purpose."""
+"""A row whose norm differs from the median by this factor, up or down, was hardly initialised on purpose."""
 ABSURD = 1e6
 """No trained weight is that large."""
 _HALVES = (torch.float16, torch.bfloat16)
 _IN_PARAMETER_DTYPE = ("adamw_torch", "adamw", "adam", "rmsprop", "adagrad")
-"""Optimizers that add eps in the parameter's own dtype (torch's, not fused); bitsandbytes' compute in float32."""
+"""Optimizers that add eps in the dtype of the parameter (torch's, not fused); those of bitsandbytes use float32."""
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that preflight found."""
+    """One thing that is wrong, or worth knowing, before training."""
 
     check: str
-    """Its name, such as `zero-rows`."""
+    """The name of the check, such as `zero-rows`."""
     severity: str
     """error, warning or note."""
     evidence: str
@@ -47,7 +56,7 @@ class Finding:
     """An override, or a line of code."""
 
     def __str__(self) -> str:
-        """In one line."""
+        """The finding in one line."""
         return f"{self.severity}: {self.check}: {self.evidence} (try {self.fix})"
 
 
@@ -56,14 +65,14 @@ class Settings:
     """How the model is going to be trained."""
 
     optimizer: str = ""
-    """By TrainingArguments' name, such as `adamw_torch`."""
+    """As TrainingArguments name it, such as `adamw_torch`."""
     eps: float | None = None
     known: bool = True
-    """Whether the rest is what will happen, or nothing is known of it."""
+    """Whether the training arguments are known; if not, checks that depend on them are skipped."""
     autocast: torch.dtype | None = None
     scaler: bool = False
     hides_nan: bool = False
-    """logging_nan_inf_filter."""
+    """Whether logging_nan_inf_filter is on."""
     report_to: Sequence[str] = ()
     first_new_id: int | None = None
     """Ids from here on are new tokens."""
@@ -71,7 +80,7 @@ class Settings:
 
 
 def settings_of(arguments: Any) -> Settings:
-    """Of transformers' TrainingArguments; those of None are unknown and say nothing."""
+    """The settings in transformers' TrainingArguments; for None they are unknown."""
     if arguments is None:
         return Settings(known=False)
     autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
@@ -94,23 +103,23 @@ def preflight(
     checkpoint: Path | None = None,
     trial: bool = True,
 ) -> list[Finding]:
-    """All findings, the gravest first. Changes nothing: gradients, random state and training mode are put back.
+    """All findings, errors first. Changes nothing: gradients, random state and training mode are restored.
 
-    `samples` have `input_ids` and maybe `labels` and `attention_mask`, as lists or 1-d tensors; the first SAMPLES are
-    looked at. `checkpoint`: the folder whose safetensors the model was quantised from. `trial` runs one forward and
+    `samples` have `input_ids` and optionally `labels` and `attention_mask`, as lists or 1-d tensors; the first SAMPLES
+    are checked. `checkpoint`: the folder whose safetensors the model was quantised from. `trial` runs one forward and
     backward pass on the shortest sample, to see which trainables a gradient reaches.
     """
-    seen = _Data([_Sample.of(sample) for sample in islice(samples, SAMPLES)])
+    data = _Data([_Sample.of(sample) for sample in islice(samples, SAMPLES)])
     findings = [
         *_tensors(model),
         *(_checkpoint(checkpoint) if checkpoint else ()),
-        *_ids(model, seen),
-        *_rows(model, seen, settings),
-        *_labels(seen),
-        *_new_only(seen, settings),
+        *_ids(model, data),
+        *_rows(model, data, settings),
+        *_labels(data),
+        *_new_only(data, settings),
         *_dtypes(model, settings),
         *_eps(model, settings),
-        *(_without_gradient(model, seen) if trial else ()),
+        *(_without_gradient(model, data) if trial else ()),
         *_hiding(model, settings),
     ]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
@@ -133,7 +142,7 @@ class _Sample:
 
     @property
     def attended(self) -> Tensor:
-        """The ids that the model reads."""
+        """The ids that are not masked as padding."""
         return self.ids if self.mask is None else self.ids[self.mask.bool()]
 
 
@@ -148,31 +157,25 @@ def _tensors(model: nn.Module) -> Iterator[Finding]:
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
             if tensor.is_meta:
-                yield Finding(
-                    "uninitialised", "error", f"{kind} {name} is on the meta device: it has no values", "load it"
-                )
+                evidence = f"{kind} {name} is on the meta device and has no values"
+                yield Finding("uninitialised", "error", evidence, "load its weights before training")
                 continue
             values = _values(tensor)
             if values is None or not values.numel():
                 continue
-            low, high = (float(end) for end in torch.aminmax(values.detach()))
-            if not (abs(low) < float("inf") and abs(high) < float("inf")):
-                # a mask of -inf in a buffer is legitimate, a NaN is not
-                if kind == "buffer" and not bool(torch.isnan(values).any()):
-                    continue
-                yield Finding("non-finite", "error", f"{kind} {name} holds NaN or infinity", "initialise or reload it")
-            elif max(abs(low), abs(high)) > ABSURD and kind == "parameter":
-                largest = max(abs(low), abs(high))
-                yield Finding(
-                    "uninitialised",
-                    "error",
-                    f"parameter {name} reaches {largest:.3g}: memory never written?",
-                    "init=mean",
-                )
+            largest = extent([values.detach()]).item()
+            if not math.isfinite(largest):
+                # A mask of -inf in a buffer is legitimate, a NaN is not.
+                if kind == "parameter" or bool(torch.isnan(values).any()):
+                    evidence = f"{kind} {name} contains NaN or infinity"
+                    yield Finding("non-finite", "error", evidence, "initialise it, or load an undamaged checkpoint")
+            elif largest > ABSURD and kind == "parameter":
+                evidence = f"parameter {name} contains {largest:.3g}, probably memory that was never initialised"
+                yield Finding("uninitialised", "error", evidence, "init=mean")
 
 
 def _values(tensor: Tensor) -> Tensor | None:
-    """What can be compared with a limit: of quantised weights the scale of each block."""
+    """The numbers to check in a tensor: of quantised weights the scale of each block; None if there are none."""
     state = getattr(tensor, "quant_state", None)
     if state is not None:
         scales: Tensor = state.absmax
@@ -181,107 +184,107 @@ def _values(tensor: Tensor) -> Tensor | None:
 
 
 def _checkpoint(folder: Path) -> Iterator[Finding]:
-    """Before they are quantised: bitsandbytes turns a NaN into a finite code, or wipes its block."""
+    """Check the weights before quantisation: bitsandbytes turns a NaN into a finite code, or wipes its block."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+                if tensor.is_floating_point() and tensor.numel() and not is_finite(tensor):
                     yield Finding(
                         "nf4-laundering",
                         "error",
-                        f"{name} of {path.name} holds NaN or infinity, which quantising hides",
-                        "another checkpoint, or quant=none to see it",
+                        f"{name} in {path.name} contains NaN or infinity, which quantisation hides",
+                        "use another checkpoint, or quant=none to see where it shows",
                     )
 
 
-def _finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _ids(model: nn.Module, seen: _Data) -> Iterator[Finding]:
-    embedding = _embedding(model, "input")
-    if embedding is None or not seen.used:
+def _ids(model: nn.Module, data: _Data) -> Iterator[Finding]:
+    weight = base_weight(embedding(model, "input"))
+    if weight is None or not data.used:
         return
-    rows = embedding.shape[0]
-    beyond = sorted(i for i in seen.used if not 0 <= i < rows)
+    rows = weight.shape[0]
+    beyond = sorted(i for i in data.used if not 0 <= i < rows)
     if beyond:
-        evidence = f"{len(beyond)} ids of the data, such as {beyond[-1]}, have no row: the embedding has {rows}"
+        evidence = f"the data uses {len(beyond)} ids beyond the {rows} rows of the embedding, such as {beyond[-1]}"
         yield Finding("id-beyond-vocabulary", "error", evidence, "model.resize_token_embeddings(len(tokenizer))")
 
 
-def _rows(model: nn.Module, seen: _Data, settings: Settings) -> Iterator[Finding]:
-    matrices = {"embedding": _embedding(model, "input"), "head": _embedding(model, "output")}
+def _rows(model: nn.Module, data: _Data, settings: Settings) -> Iterator[Finding]:
+    matrices = {"embedding": base_weight(embedding(model, "input")), "head": base_weight(embedding(model, "output"))}
     if matrices["head"] is not None and matrices["head"] is matrices["embedding"]:
         matrices.pop("head")
     for place, weight in matrices.items():
         if weight is None or weight.dim() != 2 or not weight.is_floating_point():
             continue
-        used = torch.tensor(sorted(i for i in seen.used if 0 <= i < weight.shape[0]), dtype=torch.long)
+        used = torch.tensor(sorted(i for i in data.used if 0 <= i < weight.shape[0]), dtype=torch.long)
         if len(used):
-            yield from _rows_of(place, weight.detach()[used].float().cpu(), used, seen, settings, weight.dtype)
+            yield from _rows_of(place, weight.detach()[used].float().cpu(), used, data, settings, weight.dtype)
 
 
 def _rows_of(
-    place: str, rows: Tensor, used: Tensor, seen: _Data, settings: Settings, dtype: torch.dtype
+    place: str, rows: Tensor, used: Tensor, data: _Data, settings: Settings, dtype: torch.dtype
 ) -> Iterator[Finding]:
     norms = rows.norm(dim=1)
     zero = used[norms == 0]
     if len(zero):
-        grave = "error" if dtype == torch.float16 and place == "embedding" else "warning"
-        evidence = f"{_named(zero, seen, settings)} of the data are rows of zeros in the {place}"
-        yield Finding("zero-rows", grave, evidence, "init=mean")
+        severity = "error" if dtype == torch.float16 and place == "embedding" else "warning"
+        evidence = f"{_named(zero, data, settings)} have all-zero rows in the {place}"
+        yield Finding("zero-rows", severity, evidence, "init=mean")
     sound = norms[(norms > 0) & torch.isfinite(norms)]
     if len(sound) > 1:
         ratio = norms / sound.median()
         absurd = used[(norms > 0) & ((ratio > ABSURD_ROW) | (ratio < 1 / ABSURD_ROW) | ~torch.isfinite(norms))]
         if len(absurd):
-            evidence = f"{_named(absurd, seen, settings)} have rows in the {place} of absurd size: never initialised?"
-            yield Finding("absurd-rows", "error", evidence, "init=mean")
+            evidence = f"{_named(absurd, data, settings)} have implausibly large or small rows in the {place}"
+            yield Finding("absurd-rows", "error", f"{evidence}: never initialised?", "init=mean")
     _, inverse, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    twins = used[(counts[inverse] > 1) & (norms > 0)]
-    if len(twins):
-        evidence = f"{_named(twins, seen, settings)} share a row of the {place}: nothing tells them apart yet"
+    duplicates = used[(counts[inverse] > 1) & (norms > 0)]
+    if len(duplicates):
+        evidence = f"{_named(duplicates, data, settings)} share one row of the {place} and cannot be distinguished"
         yield Finding("duplicate-rows", "note", evidence, "init=normal or init=mvn")
 
 
-def _named(ids: Tensor, seen: _Data, settings: Settings) -> str:
-    """How many tokens, and the commonest of them."""
-    commonest = sorted(ids.tolist(), key=lambda i: -seen.used[i])[:_NAMED]
-    shown = ", ".join(f"{settings.texts[i]!r} ({i})" if i in settings.texts else str(i) for i in commonest)
-    times = sum(seen.used[i] for i in ids.tolist())
-    return f"{len(ids)} tokens, {times} times ({shown}{', ...' if len(ids) > _NAMED else ''}),"
+def _named(ids: Tensor, data: _Data, settings: Settings) -> str:
+    """How many tokens these are, how often they occur in the data, and the most frequent of them."""
+    frequent = sorted(ids.tolist(), key=lambda i: -data.used[i])[:_NAMED]
+    shown = ", ".join(f"{settings.texts[i]!r} ({i})" if i in settings.texts else str(i) for i in frequent)
+    times = sum(data.used[i] for i in ids.tolist())
+    return f"{len(ids)} tokens that occur {times} times ({shown}{', ...' if len(ids) > _NAMED else ''})"
 
 
-def _labels(seen: _Data) -> Iterator[Finding]:
-    masked = [n for n, s in enumerate(seen.samples) if s.labels is not None and _all_masked(s.labels)]
+def _labels(data: _Data) -> Iterator[Finding]:
+    masked = [n for n, s in enumerate(data.samples) if s.labels is not None and _all_masked(s.labels)]
     if masked:
-        evidence = f"{len(masked)} of {len(seen.samples)} samples have no label that counts, the first is {masked[0]}"
-        fix = "drop them: a batch of such samples is a mean over nothing (NaN)"
-        yield Finding("empty-labels", "error" if len(masked) == len(seen.samples) else "warning", evidence, fix)
-    hidden = [n for n, s in enumerate(seen.samples) if s.mask is not None and not bool(s.mask.any())]
+        evidence = f"{_share(masked, data)} have no label to learn from"
+        fix = "drop them: the loss of a batch of such samples is a mean over no labels, NaN"
+        yield Finding("empty-labels", "error" if len(masked) == len(data.samples) else "warning", evidence, fix)
+    hidden = [n for n, s in enumerate(data.samples) if s.mask is not None and not bool(s.mask.any())]
     if hidden:
-        evidence = f"{len(hidden)} of {len(seen.samples)} samples are masked everywhere, the first is {hidden[0]}"
-        yield Finding("masked-sequence", "warning", evidence, "drop them: attention over nothing is 0/0")
+        evidence = f"{_share(hidden, data)} are masked everywhere"
+        yield Finding("masked-sequence", "warning", evidence, "drop them: attention over no tokens is 0 / 0")
+
+
+def _share(numbers: list[int], data: _Data) -> str:
+    """`2 of 22 samples (the first is number 20)`, counted from 0."""
+    return f"{len(numbers)} of {len(data.samples)} samples (the first is number {numbers[0]})"
 
 
 def _all_masked(labels: Tensor) -> bool:
-    # the first label is never predicted: the loss shifts them by one
+    # The first label is never predicted, because the loss shifts labels by one.
     counted = labels.flatten()[1:] if labels.numel() > 1 else labels.flatten()
     return bool((counted == IGNORED).all())
 
 
-def _new_only(seen: _Data, settings: Settings) -> Iterator[Finding]:
+def _new_only(data: _Data, settings: Settings) -> Iterator[Finding]:
     if settings.first_new_id is None:
         return
-    only = [
-        n for n, s in enumerate(seen.samples) if len(s.attended) and bool((s.attended >= settings.first_new_id).all())
+    affected = [
+        n for n, s in enumerate(data.samples) if len(s.attended) and bool((s.attended >= settings.first_new_id).all())
     ]
-    if only:
-        evidence = f"{len(only)} of {len(seen.samples)} samples hold new tokens alone, the first is {only[0]}"
+    if affected:
+        evidence = f"{_share(affected, data)} consist of new tokens only"
         yield Finding("new-tokens-alone", "warning", evidence, "data.bos=true, init=mean")
 
 
@@ -291,103 +294,76 @@ def _dtypes(model: nn.Module, settings: Settings) -> Iterator[Finding]:
     stored = (frozen or trained).most_common(1)
     storage = stored[0][0] if stored else None
     if storage == torch.float16 and settings.autocast == torch.bfloat16:
-        evidence = (
-            f"{frozen[storage]} frozen tensors are float16 under bf16 autocast: they and their gradients end at 65504"
-        )
-        yield Finding(
-            SILENT_FP16_STORAGE, "warning", evidence, "dtype=bf16 (from_pretrained(..., dtype=torch.bfloat16))"
-        )
+        evidence = f"{frozen[storage]} frozen tensors are float16 under bf16 autocast, and float16 overflows at 65504"
+        fix = "dtype=bf16 (from_pretrained(..., dtype=torch.bfloat16))"
+        yield Finding(SILENT_FP16_STORAGE, "warning", evidence, fix)
     elif storage == torch.float16 and settings.known and settings.autocast is None:
-        evidence = "the model is stored and computed in float16, without loss scaling: everything ends at 65504"
+        evidence = "storage and compute are float16 without loss scaling: everything overflows at 65504"
         yield Finding("fp16-training", "warning", evidence, "dtype=bf16")
     if settings.scaler and trained[torch.float16]:
-        evidence = f"{trained[torch.float16]} trainables are float16: a GradScaler refuses to unscale their gradients"
+        evidence = f"{trained[torch.float16]} trainables are float16, whose gradients a GradScaler refuses to unscale"
         yield Finding("fp16-trainables", "error", evidence, "upcast=trainable")
     if len(trained) > 1:
         mixed = ", ".join(f"{count} {dtype_name(dtype)}" for dtype, count in trained.most_common())
-        yield Finding("mixed-trainables", "note", f"trainables are of several dtypes: {mixed}", "upcast=trainable")
+        yield Finding("mixed-trainables", "note", f"the trainables have different dtypes: {mixed}", "upcast=trainable")
 
 
 def _eps(model: nn.Module, settings: Settings) -> Iterator[Finding]:
     if settings.eps is None or settings.optimizer not in _IN_PARAMETER_DTYPE:
         return
-    lost = [
-        name
-        for name, p in trainables(model).items()
-        if p.dtype in _HALVES and float(torch.tensor(settings.eps, dtype=p.dtype)) == 0.0
+    affected = [
+        name for name, p in trainables(model).items() if p.dtype in _HALVES and rounds_to_zero(settings.eps, p.dtype)
     ]
-    if lost:
+    if affected:
         evidence = (
-            f"eps={settings.eps:g} is 0 in the dtype of {len(lost)} trainables, such as {lost[0]}: 0/0 without gradient"
+            f"eps={settings.eps:g} rounds to 0 in the dtype of {len(affected)} trainables, such as {affected[0]}: "
+            "elements without a gradient are updated by 0 / 0"
         )
         yield Finding(ADAM_EPS_UNDERFLOW, "error", evidence, "upcast=trainable")
 
 
-def _without_gradient(model: nn.Module, seen: _Data) -> Iterator[Finding]:
-    names = _unreached(model, seen)
+def _without_gradient(model: nn.Module, data: _Data) -> Iterator[Finding]:
+    names = _unreached(model, data)
     if names:
         shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
         everything = len(names) == len(trainables(model))
-        fix = "model.enable_input_require_grads()" if everything else "train what the forward pass uses"
-        yield Finding(
-            "no-gradient", "error" if everything else "warning", f"{len(names)} trainables get none: {shown}", fix
-        )
+        fix = "model.enable_input_require_grads()" if everything else "train only parameters that the forward pass uses"
+        evidence = f"{'all ' * everything}{len(names)} trainables get no gradient: {shown}"
+        yield Finding("no-gradient", "error" if everything else "warning", evidence, fix)
 
 
-def _unreached(model: nn.Module, seen: _Data) -> list[str]:
-    """Trainables that a backward pass on the shortest sample with a label does not reach; [] if it cannot be run."""
-    usable = [s for s in seen.samples if s.labels is not None and s.labels.dim() and not _all_masked(s.labels)]
-    own = trainables(model)
-    if not usable or not own:
+def _unreached(model: nn.Module, data: _Data) -> list[str]:
+    """Trainables without a gradient after a backward pass on the shortest sample with labels; [] if it cannot run."""
+    usable = [s for s in data.samples if s.labels is not None and s.labels.dim() and not _all_masked(s.labels)]
+    trained = trainables(model)
+    if not usable or not trained:
         return []
     sample = min(usable, key=lambda s: len(s.ids))
-    device = next(iter(own.values())).device
+    device = next(iter(trained.values())).device
     batch = {"input_ids": sample.ids[None].to(device), "labels": sample.labels[None].to(device)}  # type: ignore[index]
-    gradients = {name: p.grad for name, p in own.items()}
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # running means move in a forward pass
-    with torch.random.fork_rng():
+    # The model as a whole, because the running means of a batch norm move in a forward pass.
+    with torch.random.fork_rng(), preserving(model), preserving_gradients(trained):
         try:
-            for p in own.values():
-                p.grad = None
             loss = model.train()(**batch).loss
             if not loss.requires_grad:
-                return list(own)
+                return list(trained)
             loss.backward()
-            return [name for name, p in own.items() if p.grad is None]
+            return [name for name, p in trained.items() if p.grad is None]
         except Exception:
-            return []  # not a model that takes ids and labels alone: its own training will tell
-        finally:
-            for module, training in modes.items():
-                module.training = training
-            for name, buffer in model.named_buffers():
-                if name in buffers and buffer.shape == buffers[name].shape:
-                    buffer.copy_(buffers[name])
-            for name, p in own.items():
-                p.grad = gradients[name]
+            return []  # the model needs other inputs than ids and labels: its own training will show
 
 
 def _hiding(model: nn.Module, settings: Settings) -> Iterator[Finding]:
     if settings.hides_nan:
-        evidence = "logging_nan_inf_filter is on: the Trainer logs the last finite loss in the place of NaN"
+        evidence = "logging_nan_inf_filter is on: the Trainer logs the last finite loss in place of a NaN"
         yield Finding("hidden-nan", "note", evidence, "TrainingArguments(logging_nan_inf_filter=False)")
     if settings.scaler:
-        evidence = "a GradScaler skips steps with non-finite gradients without a word"
+        evidence = "a GradScaler skips steps with non-finite gradients silently"
         yield Finding("hidden-nan", "note", evidence, "watch_trainer(trainer)")
     on_cuda = any(p.is_cuda for p in trainables(model).values())
     if on_cuda and any(mark in settings.optimizer for mark in ("8bit", "bnb", "paged")):
-        evidence = "bitsandbytes' CUDA kernels leave out non-finite gradients: parameters stay finite, and stand still"
+        evidence = "bitsandbytes skips non-finite gradients on CUDA: parameters stay finite but do not change"
         yield Finding("hidden-nan", "note", evidence, "watch_trainer(trainer)")
     if "wandb" in settings.report_to:
-        evidence = "W&B's charts leave out NaN points: a curve that just ends may be one"
+        evidence = "W&B charts drop NaN points: a curve that just ends may have gone NaN"
         yield Finding("hidden-nan", "note", evidence, "watch_trainer(trainer)")
-
-
-def _embedding(model: nn.Module, side: str) -> Tensor | None:
-    getter = getattr(model, f"get_{side}_embeddings", None)
-    try:
-        module = getter() if getter else None
-    except (NotImplementedError, AttributeError):
-        return None
-    weight = getattr(getattr(module, "base_layer", module), "weight", None)
-    return weight if isinstance(weight, Tensor) else None

@@ -1,4 +1,4 @@
-"""How does a bare training loop learn where its first non-finite number arose?"""
+"""Watches a hand-written training loop: the public class `Watch` and the error that it raises."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NO_BATCH = object()
 
 
 class NonFiniteError(ArithmeticError):
-    """A step went non-finite. `autopsy` says where and how; the snapshot lies in the watch's `out_dir`."""
+    """A step went non-finite. `autopsy` says where and how; the snapshot is in the watch's `out_dir`."""
 
     def __init__(self, autopsy: Autopsy | None, message: str) -> None:
         super().__init__(message)
@@ -35,49 +35,53 @@ class NonFiniteError(ArithmeticError):
 
 
 class WatchObserver:
-    """Where a Watch keeps its records, and who is told of its steps: nobody, unless a cell runs the loop."""
+    """Receives the steps of a Watch and decides where its records go; the default does nothing.
+
+    A cell that runs a user's script uses one, see nangrid.cell.script.
+    """
 
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
 
     def on_watch_created(self, watch: Watch) -> None:
-        """A watch was made; its model and optimizer are ready."""
+        """Called when a watch was created; its model and optimizer are ready."""
 
     def begin(self, step: int) -> None:
-        """A step is about to begin."""
+        """Called before a step."""
 
     def backward_done(self, step: int) -> None:
-        """All its micro-batches went backward."""
+        """Called after the backward passes of all micro-batches of a step."""
 
     def complete(self, readings: Sequence[StepReading]) -> None:
-        """These steps are complete."""
+        """Called with the readings of steps that are complete."""
 
 
-_hosts: list[WatchObserver] = []
+# A list in the module, because the Watch is created inside the user's script, to which nothing can be passed.
+_observers: list[WatchObserver] = []
 
 
 @contextmanager
-def observing_watches(host: WatchObserver) -> Iterator[None]:
-    """Inside, `host` is told of every Watch that is made."""
-    _hosts.append(host)
+def observing_watches(observer: WatchObserver) -> Iterator[None]:
+    """Within the block, every new Watch reports to `observer` and writes into its directory."""
+    _observers.append(observer)
     try:
         yield
     finally:
-        _hosts.remove(host)
+        _observers.remove(observer)
 
 
 class Watch:
-    """Takes the optimizer steps of a training loop and stops it at the first non-finite value.
+    """Runs the optimizer steps of a training loop and stops it at the first non-finite value.
 
         watch = Watch(model, optimizer, out_dir="autopsy", max_grad_norm=1.0)
         for batch in batches:
             loss = watch.step(closure, batch)      # closure(batch): forward, backward, return the loss
         watch.close()
 
-    `accumulate`: micro-batches an optimizer step; every call of `step` is one. `scheduler` is stepped after the
-    optimizer; with a `scaler` the closure scales its loss itself, as usual. `texts` maps token ids to text for
-    the report. `keep_every`: steps between two snapshots kept in `out_dir/kept` while all is finite (the last two
-    stay), 0 for none: what a failure grew out of can be started from there.
+    `accumulate`: micro-batches per optimizer step; every call of `step` is one. `scheduler` is stepped after the
+    optimizer. With a `scaler` the closure scales its loss itself, as usual. `texts` maps token ids to text for the
+    report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and keep the last
+    two, so that a run can be started shortly before a later failure; 0: none.
     """
 
     def __init__(
@@ -98,27 +102,28 @@ class Watch:
         self.scaler = scaler
         self.accumulate = accumulate
         self.background = Background(texts=texts or {})
-        self._host = _hosts[-1] if _hosts else WatchObserver(Path(out_dir))
+        self._observer = _observers[-1] if _observers else WatchObserver(Path(out_dir))
         self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        self.inspector = inspector_for(self._loop, self._host.out_dir, self.background, SnapshotPolicy(keep_every))
+        self.inspector = inspector_for(self._loop, self._observer.out_dir, self.background, SnapshotPolicy(keep_every))
         self.started_at = 0.0
-        """time.perf_counter() at the beginning of the first step."""
+        """time.perf_counter() at the start of the first step."""
         self._calls = 0
         self._began = 0.0
-        self._host.on_watch_created(self)
+        self._observer.on_watch_created(self)
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
-        """Run `closure` on a micro-batch and, once a window is full, check, clip, step and check again.
+        """Run `closure` on a micro-batch; after `accumulate` of them check, clip, update and check again.
 
-        `closure` may also be of torch's own kind: no argument, zeroing gradients itself. Raises NonFiniteError
-        at the first non-finite loss, gradient, parameter or optimizer state: the first two before the
-        optimizer step, so that the parameters are still clean. On a GPU, which is never waited for, it is raised
-        up to two steps later, with the autopsy of the very step. An exception of the closure's own, such as a guard
-        against NaN, is passed on, with a note on it if a number was non-finite by then.
+        `closure(batch)` runs forward and backward and returns the loss. A closure in torch's convention, without
+        argument and zeroing gradients itself, works too. Raises NonFiniteError at the first non-finite loss, gradient,
+        parameter or optimizer state. For loss and gradient it is raised before the optimizer runs, with the parameters
+        still clean. On a GPU it is raised up to two steps later, because the watch never waits for the device; the
+        autopsy is of the step that failed. Exceptions of the closure, such as a guard against NaN, propagate, with a
+        note if a number was already non-finite.
         """
         self._loop.closure = closure
         if self._calls % self.accumulate == 0:
-            self._host.begin(self._calls // self.accumulate)
+            self._observer.begin(self._calls // self.accumulate)
             self._began = time.perf_counter()
             self.started_at = self.started_at or self._began
             self._loop.optimizer.zero_grad()
@@ -138,11 +143,11 @@ class Watch:
 
     def _finish(self) -> None:
         loop, inspector = self._loop, self.inspector
-        self._host.backward_done(self._calls // self.accumulate - 1)
+        self._observer.backward_done(self._calls // self.accumulate - 1)
         if self.scaler is not None:
             self.scaler.unscale_(loop.optimizer)
         inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
-        self._stop_if_rung()
+        self._raise_on_onset()
         inspector.norm(loop.clip())
         if self.scaler is None:
             loop.optimizer.step()
@@ -153,36 +158,35 @@ class Watch:
         if self.scheduler is not None:
             self.scheduler.step()
         inspector.updated()
-        self._host.complete(inspector.close(float(lr), time.perf_counter() - self._began))
-        self._stop_if_rung()
+        self._observer.complete(inspector.close(float(lr), time.perf_counter() - self._began))
+        self._raise_on_onset()
 
     def close(self) -> None:
-        """Look at the last steps, too, where they ran on a GPU; NonFiniteError as from `step`."""
+        """Check the last steps, which on a GPU may still be in flight; NonFiniteError as from `step`."""
         self.inspector.finish()
-        self._stop_if_rung()
+        self._raise_on_onset()
         if self.inspector.frozen is not None:
-            warnings.warn(f"a step was frozen\n{explain(self.inspector.frozen)}", stacklevel=2)
+            warnings.warn(f"a step was frozen: its update was zero\n{explain(self.inspector.frozen)}", stacklevel=2)
 
-    def _stop_if_rung(self) -> None:
+    def _raise_on_onset(self) -> None:
         onset = self.inspector.clocks.onset
         if onset is not None:
             autopsy, folder = self.inspector.autopsy, self.inspector.out_dir
-            told = f"{explain(autopsy)}\n{folder}/{AUTOPSY}" if autopsy else self.inspector.unexplained
-            message = f"{onset.clock} went non-finite at step {onset.step}\n{told}"
-            raise NonFiniteError(autopsy, message)
+            detail = f"{explain(autopsy)}\n{folder}/{AUTOPSY}" if autopsy else self.inspector.unexplained
+            raise NonFiniteError(autopsy, f"{onset.clock} went non-finite at step {onset.step}\n{detail}")
 
 
 def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("LBFGS runs its closure several times a step, which Watch cannot follow: take another one.")
+        raise InputError("LBFGS runs its closure several times per step, which Watch cannot follow: use another one.")
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise InputError("ReduceLROnPlateau takes a metric: step it yourself after watch.step, and give no scheduler=.")
+        raise InputError("ReduceLROnPlateau needs a metric: step it yourself after watch.step, without scheduler=.")
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
-        raise InputError("The model has lazy parameters: run it once on a batch before the Watch is made.")
+        raise InputError("The model has lazy parameters: run it on one batch before creating the Watch.")
 
 
 class _Loop:
-    """The parts of a bare loop's step."""
+    """The parts of a hand-written loop's step; implements nangrid.watch.autopsy.replay.Step."""
 
     def __init__(
         self,
@@ -200,19 +204,19 @@ class _Loop:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The loop's own."""
+        """The optimizer that was passed to the Watch."""
         return self._optimizer
 
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
-        """Call the closure, with the micro-batch if one was given."""
+        """Call the closure, with the batch if one was passed to `step`."""
         return self.closure(micro_batch.inputs) if micro_batch.extra["given"] else self.closure()
 
     def clip(self) -> Tensor:
-        """Clip the unscaled gradients."""
+        """Clip the unscaled gradients; their norm from before, or 0 without clipping."""
         if self.max_grad_norm is None:
             return torch.zeros(())
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
 
     def update(self) -> None:
-        """Take the optimizer step."""
+        """Run the optimizer."""
         self.optimizer.step()

@@ -527,7 +527,7 @@ def test_optimizer_without_eps(optimizer: Any, options: dict[str, Any], op: str,
     autopsy = diagnose(model, batches, tmp_path, optimizer=optimizer(model.parameters(), **options))
     assert (autopsy.clock, *found(autopsy)) == ("parameter", "optimizer", "invalid", op)
     assert autopsy.source.startswith(source)
-    assert "weight: 12 of 15 elements; 4 of 5 rows (0, 2, 3, 4) non-finite" in autopsy.evidence
+    assert "weight: non-finite in 12 of 15 elements; 4 of 5 rows (0, 2, 3, 4)" in autopsy.evidence
     assert "eps is 0 in the optimizer's param_groups" in autopsy.evidence
 
 

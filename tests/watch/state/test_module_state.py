@@ -219,7 +219,7 @@ def test_a_guard_of_the_closures_own_is_told_where_the_nan_arose(
     with pytest.raises(error) as raised:
         train(Normalised(), batches, tmp_path, loss_of)
     (note,) = raised.value.__notes__
-    assert "by then a number was non-finite:\norigin: aten.div.Tensor" in note and "self 0, other 0" in note
+    assert "a number was already non-finite:\norigin: aten.div.Tensor" in note and "self 0, other 0" in note
     autopsy = read_autopsy(tmp_path)
     assert autopsy is not None and (autopsy.step, autopsy.clock, autopsy.reproduced) == (1, "raised", True)
 
@@ -252,7 +252,7 @@ def test_a_batch_that_cannot_be_kept_is_replayed_all_the_same(tmp_path: Path) ->
 
     autopsy = diagnose(Wrapped(4, 1), [Sample(torch.ones(2, 4))], tmp_path / "own", loss_of)
     assert autopsy.mechanism == "log-of-zero"
-    with pytest.raises(RecordError, match="is a Sample, which is not kept: pass tensors or numbers"):
+    with pytest.raises(RecordError, match="is a Sample, which cannot be saved: pass tensors or numbers"):
         Snapshot.load(tmp_path / "own")
 
 

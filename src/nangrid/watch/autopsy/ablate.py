@@ -1,4 +1,4 @@
-"""What would the step have done without some of its non-finite numbers?"""
+"""Runs a step with zeros in place of chosen non-finite numbers, to see whether the step still fails."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nangrid.watch.autopsy.ieee import operands, written_tensors
-from nangrid.watch.autopsy.introduced import copies, is_finite, newly_nonfinite, wide
+from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
+from nangrid.watch.state.tensors import is_finite, wide
 
 
 class Ablation(TorchDispatchMode):
-    """Zeros in the place of what was born in some writes, each an operation's number in the step and a result of it.
+    """Replaces what chosen writes made non-finite by zeros; see `Write.at` for how a write is addressed.
 
     Operations are counted as the tracer counts them.
     """
@@ -20,14 +21,14 @@ class Ablation(TorchDispatchMode):
     def __init__(self, ablated: Collection[tuple[int, int]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ablated = ablated
-        self._among = {number for number, _ in ablated}
+        self._ablated_operations = {number for number, _ in ablated}
         self._operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and mend what it wrote."""
+        """Run the operation and zero what it made non-finite, if it is one of the chosen."""
         kwargs = kwargs or {}
         self._operations += 1
-        if self._operations not in self._among:
+        if self._operations not in self._ablated_operations:
             return func(*args, **kwargs)
         before = copies(func, args, kwargs)
         result = func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What is written down about a failing step: its origin, who is involved, the mechanism, and how sure we are."""
+"""Replays a failing step and writes its autopsy: origin, tokens and parameters involved, mechanism, evidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nangrid.records.mechanisms import UNKNOWN
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
 from nangrid.watch.autopsy.mechanism import Evidence, Mechanism, dtype_max, name_mechanism
 from nangrid.watch.autopsy.places import Place
-from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay
+from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay, replay_untrained
 from nangrid.watch.autopsy.tokens import (
     enters_as_zeros,
     named_tokens,
@@ -25,7 +25,7 @@ from nangrid.watch.autopsy.tokens import (
 )
 from nangrid.watch.autopsy.trace import Producer
 from nangrid.watch.state.snapshot import Snapshot
-from nangrid.watch.state.tensors import dtype_name
+from nangrid.watch.state.tensors import dtype_name, rounds_to_zero
 
 _LONGEST_PATH = 12
 _MOST_PARAMETERS = 4
@@ -33,37 +33,41 @@ _MOST_PARAMETERS = 4
 
 @dataclass(frozen=True)
 class Background:
-    """What only the caller knows of the run."""
+    """What only the caller knows about the run."""
 
     texts: Mapping[int, str] = field(default_factory=dict)
+    """The text of each token id."""
     first_new_id: int | None = None
-    asked_storage: str | None = None
-    """Name of the storage dtype that was asked for, such as `bfloat16`."""
+    """Ids from here on are new tokens."""
+    requested_storage: str | None = None
+    """The storage dtype that was requested, such as `bfloat16`."""
 
 
 def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
-    """Replay the snapshot's step, compare it with the live one, and say what was found."""
-    found = replay(step, snapshot)
-    # The same micro-batches through the initial trainables: at step 0 these are the same.
-    untrained = found.clock if snapshot.step == 0 else replay(step, snapshot, untrained=True).clock
-    same = {key: found.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
-    reproduced = found.clock == snapshot.clock and all(same.values())
-    return _Report(step, snapshot, found, background, untrained is not None).autopsy(reproduced, same)
+    """Replay the snapshot's step, compare it with the live step, and report what was found."""
+    replayed = replay(step, snapshot)
+    # At step 0 the trainables still are the initial ones.
+    untrained_clock = replayed.clock if snapshot.step == 0 else replay_untrained(step, snapshot).clock
+    same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
+    reproduced = replayed.clock == snapshot.clock and all(same.values())
+    return _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
 
 
 class _Report:
-    def __init__(self, step: Step, snapshot: Snapshot, found: Replay, background: Background, untrained: bool) -> None:
+    def __init__(
+        self, step: Step, snapshot: Snapshot, replayed: Replay, background: Background, untrained: bool
+    ) -> None:
         self.step = step
         self.snapshot = snapshot
-        self.found = found
+        self.replayed = replayed
         self.background = background
         self.untrained = untrained
-        self.producer = found.origin.write.producer if found.origin else None
-        self.preexisting = found.origin.write.preexisting if found.origin else ""
-        self.reader = found.origin.reader if found.origin else None
+        self.producer = replayed.origin.write.producer if replayed.origin else None
+        self.preexisting = replayed.origin.write.preexisting if replayed.origin else ""
+        self.reader = replayed.origin.reader if replayed.origin else None
 
     def autopsy(self, reproduced: bool, same: Mapping[str, bool]) -> Autopsy:
-        producer, origin = self.producer, self.found.origin
+        producer, origin = self.producer, self.replayed.origin
         place = producer.place if producer else (self.reader and self.reader.place) or Place()
         tokens = self._tokens()
         mechanism = self._mechanism(tokens)
@@ -76,14 +80,14 @@ class _Report:
             module=place.module,
             source=place.source,
             node=place.node,
-            micro_batch=producer.micro_batch if producer else self.found.micro_batch,
+            micro_batch=producer.micro_batch if producer else self.replayed.micro_batch,
             dtype=producer.output.dtype if producer else "",
             dtype_max=dtype_max(producer.output.dtype) if producer else 0.0,
             inputs=list(producer.inputs) if producer else [],
             output=_output_record(producer) if producer else None,
             path=list(origin.path[:_LONGEST_PATH]) if origin else [],
             tokens=tokens,
-            parameters=list(self.found.nonfinite),
+            parameters=list(self.replayed.nonfinite),
             mechanism=mechanism.id,
             explanation=mechanism.explanation,
             evidence=self._evidence(reproduced, same),
@@ -98,6 +102,7 @@ class _Report:
             return "input"
         if self.producer is None:
             return UNKNOWN
+        # An optimizer that was handed a non-finite learning rate read it, although no tensor held it.
         given = (
             self.producer.phase == "optimizer"
             and self.producer.kind == NONFINITE_INPUT
@@ -114,13 +119,13 @@ class _Report:
         new, texts = self.background.first_new_id, self.background.texts
         return [
             TokenRecord(row, at, token, texts.get(token, ""), new is not None and token >= new)
-            for row, at, token in named_tokens(self.producer, self._inputs(), self.step.model, self.found.nonfinite)
+            for row, at, token in named_tokens(self.producer, self._inputs(), self.step.model, self.replayed.nonfinite)
         ]
 
     def _mechanism(self, tokens: list[TokenRecord]) -> Mechanism:
-        if self.found.origin is None:
-            return Mechanism(UNKNOWN, "The replay met no non-finite number: the failing step did not fail again.")
-        write = self.found.origin.write
+        if self.replayed.origin is None:
+            return Mechanism(UNKNOWN, "The replayed step stayed finite: the failure did not occur again.")
+        write = self.replayed.origin.write
         labels = self._inputs().get("labels") if isinstance(self._inputs(), Mapping) else None
         return name_mechanism(
             Evidence(
@@ -136,7 +141,7 @@ class _Report:
                 growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
                 norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
-                silent_half=self.background.asked_storage not in (None, "float16"),
+                silent_half=self.background.requested_storage not in (None, "float16"),
             )
         )
 
@@ -144,28 +149,29 @@ class _Report:
         lines = []
         if self.preexisting:
             lines.append(f"{self.preexisting} was non-finite before it was read")
-            lines += self._leaf_elements()
+            lines += self._preexisting_elements()
         if self.reader and self.reader.place:
             place = self.reader.place
             where = f" in {place.module}" * bool(place.module) + f" ({place.source})" * bool(place.source)
             lines.append(f"first read by {self.reader.op}{where}")
         if self.producer:
-            lines += _birth_evidence(self.producer)
-        lines += self._hit()
+            lines += _producer_evidence(self.producer)
+        lines += self._nonfinite_elements()
         if is_compiled(self.step.model):
-            lines.append("the model is compiled; the replay runs it eagerly, where the last bits may differ")
+            lines.append("the model is compiled; the replay ran it eagerly, so the last bits may differ")
         if not reproduced:
             changed = ", ".join(key for key, equal in same.items() if not equal) or "the clock"
-            lines.append(f"the replay rang {self.found.clock or 'no clock'}; different from the live run: {changed}")
+            tripped = self.replayed.clock or "no clock"
+            lines.append(f"the replay tripped {tripped}; it differs from the live run in: {changed}")
         if self.snapshot.step > 0:
-            ending = "fails too" if self.untrained else "is finite"
-            lines.append(f"the same batch through the initial trainables {ending}")
+            outcome = "also fails" if self.untrained else "is finite"
+            lines.append(f"the same batch {outcome} on the untrained weights")
         if any(group.get("eps") == 0 for group in self.snapshot.groups):
             lines.append("eps is 0 in the optimizer's param_groups")
         return lines
 
-    def _leaf_elements(self) -> list[str]:
-        """Which part of the tensor that was read is non-finite, where it can still be looked at."""
+    def _preexisting_elements(self) -> list[str]:
+        """Which elements of the preexisting tensor are non-finite, if its values are still known."""
         what, _, name = self.preexisting.partition(" ")
         if what == "parameter":
             tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
@@ -173,19 +179,19 @@ class _Report:
             tensor = self.snapshot.module_state.buffers.get(name)
         else:
             tensor = dict(batch_tensors(self.snapshot)).get(self.preexisting)
-            return (
-                [] if tensor is None else [f"{self.preexisting}: {which_samples(~torch.isfinite(tensor))} non-finite"]
-            )
+            if tensor is None:
+                return []
+            return [f"{self.preexisting}: non-finite in {which_samples(~torch.isfinite(tensor))}"]
         if tensor is None or not tensor.is_floating_point():
             return []
         ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
-        return [f"{self.preexisting}: {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)} non-finite"]
+        return [f"{self.preexisting}: non-finite in {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)}"]
 
-    def _hit(self) -> list[str]:
-        """Which part of each parameter is non-finite, of the first few."""
+    def _nonfinite_elements(self) -> list[str]:
+        """Which elements of the first few affected parameters are non-finite."""
         ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
-        hit = list(self.found.nonfinite.items())[:_MOST_PARAMETERS]
-        return [f"{name}: {which_rows(mask, ids, vocabulary)} non-finite" for name, mask in hit]
+        masks = list(self.replayed.nonfinite.items())[:_MOST_PARAMETERS]
+        return [f"{name}: non-finite in {which_rows(mask, ids, vocabulary)}" for name, mask in masks]
 
 
 def is_compiled(model: torch.nn.Module) -> bool:
@@ -196,25 +202,26 @@ def is_compiled(model: torch.nn.Module) -> bool:
     )
 
 
-def _birth_evidence(producer: Producer) -> list[str]:
+def _producer_evidence(producer: Producer) -> list[str]:
     sizes = ", ".join(
         f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in producer.inputs if not o.n_nan and not o.n_inf
     )
-    lines = [f"operands finite: {sizes}"] if sizes else []
+    lines = [f"finite operands: {sizes}"] if sizes else []
     lines += [f"scalar operand {scalar}" for scalar in producer.scalars]
     written = producer.output
-    lines.append(f"{written.n_nan} NaN and {written.n_inf} infinities of {math.prod(written.shape)} written")
+    lines.append(f"output: {written.n_nan} NaN and {written.n_inf} infinite of {math.prod(written.shape)} elements")
     return lines
 
 
 def _eps_underflows(step: Step) -> list[str]:
-    found = set()
+    """The dtypes of trained parameters in which a positive eps of the optimizer rounds to zero."""
+    dtypes = set()
     for group in step.optimizer.param_groups:
         for parameter in group["params"]:
             eps = group.get("eps")
-            if isinstance(eps, float) and eps > 0 and float(torch.tensor(eps, dtype=parameter.dtype)) == 0:
-                found.add(dtype_name(parameter.dtype))
-    return sorted(found)
+            if isinstance(eps, float) and eps > 0 and rounds_to_zero(eps, parameter.dtype):
+                dtypes.add(dtype_name(parameter.dtype))
+    return sorted(dtypes)
 
 
 def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:

@@ -1,7 +1,8 @@
-"""Which IEEE 754 exception made a non-finite number out of finite ones?
+"""Classifies a new non-finite number by its IEEE 754 exception: overflow, division by zero, or invalid operation.
 
-The operation is made once more in float64: what is finite there overflowed here. What is infinite there too is
-made again with operands no larger than 1: a pole stays one, and what merely grew too large does not.
+The operation is repeated in float64: if the element is finite there, it overflowed in its own dtype. If it is infinite
+there too, the operation is repeated with the operands clamped to [-1, 1]: a true pole stays infinite, an overflow
+becomes finite.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from nangrid.watch.state.tensors import elements
+
 OVERFLOW = "overflow"
 DIVIDE_BY_ZERO = "divide_by_zero"
 INVALID = "invalid"
 NONFINITE_INPUT = "nonfinite_input"
 
-_WITH_VALUES = (torch.jagged, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _OVERWRITES = (
     "copy_",
     "fill_",
@@ -34,19 +36,19 @@ _OVERWRITES = (
 """Operations that write an argument without reading it."""
 
 
-def ieee_kind(func: Any, args: Any, kwargs: Any, written: Tensor, which: int, first: tuple[int, ...]) -> str:
-    """The kind of the non-finite element `first` of `written`, the `which`-th tensor that `func` wrote.
+def ieee_kind(func: Any, args: Any, kwargs: Any, written: Tensor, output: int, index: tuple[int, ...]) -> str:
+    """The kind of the non-finite element at `index` of `written`, which is tensor number `output` of what `func` wrote.
 
     `args` and `kwargs` are the operands as they were before the operation.
     """
-    exact = _element(func, lambda: _widened(func, args, kwargs), which, written, first)
-    if exact is None:
-        return INVALID if written[first].isnan() else OVERFLOW
-    if math.isfinite(exact):
+    in_float64 = _magnitude(func, lambda: _widened(func, args, kwargs), output, written, index)
+    if in_float64 is None:
+        return INVALID if written[index].isnan() else OVERFLOW
+    if math.isfinite(in_float64):
         return OVERFLOW
-    if math.isnan(exact):
+    if math.isnan(in_float64):
         return INVALID
-    bounded = _element(func, lambda: _bounded(*_widened(func, args, kwargs)), which, written, first)
+    bounded = _magnitude(func, lambda: _bounded(*_widened(func, args, kwargs)), output, written, index)
     return DIVIDE_BY_ZERO if bounded is not None and math.isinf(bounded) else OVERFLOW
 
 
@@ -54,38 +56,38 @@ def _widened(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Copies of the operands in float64; integers too, where they are numbers and not indices."""
     elementwise = is_elementwise(func)
 
-    def widen(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_complex():
-            return leaf.detach().to(torch.complex128)
-        if isinstance(leaf, Tensor) and leaf.dtype != torch.bool and (elementwise or leaf.is_floating_point()):
-            return leaf.detach().clone().double()
-        return torch.float64 if isinstance(leaf, torch.dtype) and leaf.is_floating_point else leaf
+    def widen(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_complex():
+            return value.detach().to(torch.complex128)
+        if isinstance(value, Tensor) and value.dtype != torch.bool and (elementwise or value.is_floating_point()):
+            return value.detach().clone().double()
+        return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
     return tree_map(widen, args), tree_map(widen, kwargs)
 
 
 def _bounded(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The same with every number between -1 and 1: no zero and no pole moves."""
+    """The operands clamped to [-1, 1]: zeros, and with them poles, stay where they are."""
 
-    def bound(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf.clamp_(-1, 1)
-        return max(-1.0, min(1.0, leaf)) if type(leaf) is float else leaf
+    def bound(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.clamp_(-1, 1)
+        return max(-1.0, min(1.0, value)) if type(value) is float else value
 
     return tree_map(bound, args), tree_map(bound, kwargs)
 
 
-def _element(
-    func: Any, operands: Callable[[], tuple[Any, Any]], which: int, like: Tensor, index: tuple[int, ...]
+def _magnitude(
+    func: Any, operands: Callable[[], tuple[Any, Any]], output: int, like: Tensor, index: tuple[int, ...]
 ) -> float | None:
-    """The size of an element of what the operation writes; None where it takes no such operands (custom kernels)."""
+    """|element| of what the operation writes for these operands; None if it does not take them (custom kernels)."""
     try:
         args, kwargs = operands()
         tensors = written_tensors(func, args, kwargs, func(*args, **kwargs))
-    except Exception:  # a kernel without float64 says so in many ways
+    except Exception:  # kernels without float64 raise many kinds of errors
         return None
-    fits = which < len(tensors) and tensors[which][1].shape == like.shape
-    return float(tensors[which][1][index].abs()) if fits else None
+    fits = output < len(tensors) and tensors[output][1].shape == like.shape
+    return float(tensors[output][1][index].abs()) if fits else None
 
 
 def is_elementwise(func: Any) -> bool:
@@ -99,9 +101,9 @@ def base_name(func: Any) -> str:
 
 
 def written_tensors(func: Any, args: Any, kwargs: Any, result: Any) -> list[tuple[int | None, Tensor]]:
-    """The elements of the tensors that an operation wrote: mutated arguments, then fresh outputs.
+    """The elements of every tensor that an operation wrote: mutated arguments, then fresh outputs.
 
-    Each with its place in a list of tensors (foreach and fused optimizers), or None.
+    Each comes with its index in a list of tensors (foreach and fused optimizers), or None.
     """
     written: list[tuple[int | None, Tensor]] = []
     for argument, value in zip(func._schema.arguments, _bound(func, args, kwargs), strict=True):
@@ -115,40 +117,24 @@ def written_tensors(func: Any, args: Any, kwargs: Any, result: Any) -> list[tupl
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """Values of the schema's arguments, in its order; None where the default holds."""
+    """The values of the schema's arguments, in its order; None where the default applies."""
     names = [argument.name for argument in func._schema.arguments]
     return [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
 
 
 def operands(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, Tensor]]:
-    """The elements of the tensors that an operation read: name in the schema, place in a list, tensor."""
-    overwrites = func._schema.name.split("::")[-1] in _OVERWRITES
-    found = []
+    """Every tensor that an operation read: its name in the schema, its index in a list of tensors, its elements."""
+    overwrites = base_name(func) in _OVERWRITES
+    read = []
     for argument, value in zip(func._schema.arguments, _bound(func, args, kwargs), strict=True):
         written = argument.alias_info is not None and argument.alias_info.is_write
         if not (written and (overwrites or argument.is_out)):
-            found += [(argument.name, place, tensor) for place, tensor in _tensors(value)]
-    return found
+            read += [(argument.name, place, tensor) for place, tensor in _tensors(value)]
+    return read
 
 
 def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:
     if isinstance(value, list | tuple):
-        return [(i, tensor) for i, leaf in enumerate(value) for _, tensor in _tensors(leaf)]
+        return [(i, tensor) for i, item in enumerate(value) for _, tensor in _tensors(item)]
     tensor = elements(value) if isinstance(value, Tensor) else None
     return [(None, tensor)] if tensor is not None and tensor.numel() else []
-
-
-def elements(tensor: Tensor) -> Tensor | None:
-    """The memory that holds its floating-point or complex numbers: of a sparse or jagged one the values.
-
-    None where there is none to be looked at: whole numbers, meta tensors, layouts of other libraries.
-    """
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
-        return None
-    if tensor.layout is torch.strided:
-        return None if tensor.is_nested else tensor.detach()
-    if tensor.layout is torch.sparse_coo:
-        return tensor.detach()._values()
-    if tensor.layout in _WITH_VALUES:
-        return tensor.detach().values()
-    return None

@@ -1,4 +1,4 @@
-"""Which elements did an operation make non-finite, and not merely carry on?"""
+"""Tells which elements an operation made non-finite, as opposed to passing them on."""
 
 from __future__ import annotations
 
@@ -8,61 +8,47 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from nangrid.watch.autopsy.ieee import elements, is_elementwise
+from nangrid.watch.autopsy.ieee import is_elementwise
+from nangrid.watch.state.tensors import is_finite
 
 
 def newly_nonfinite(func: Any, operands: list[Tensor], written: Tensor) -> Tensor:
-    """A mask of `written`. `operands` are as they were before the operation.
+    """Mask (shape of `written`) of the elements that this operation made non-finite rather than passed on.
 
-    Elementwise, an element is born of finite ones, or is a NaN without a NaN among what it was made of; the
-    latter are left out beside a NaN of the former kind. Of other operations all is born, or nothing.
+    Elementwise operations are judged per element. An element is new if every operand was finite there, or if it is NaN
+    and no operand was (inf - inf). If some NaN came from finite operands, only elements with finite operands count.
+    Other operations (matmul, reductions) are judged as a whole. `operands`: values from before the call.
     """
-    bad, nan = ~torch.isfinite(written), written.isnan()
-    if is_elementwise(func):
-        try:
-            wide_operands = [operand.expand(written.shape) for operand in operands]
-        except RuntimeError:  # no broadcast
-            return _as_a_whole(operands, bad, nan)
-        no_nan, finite = torch.ones_like(bad), torch.ones_like(bad)
-        for operand in wide_operands:
-            no_nan &= ~operand.isnan()
-            finite &= operand.isfinite()
-        finite &= bad
-        return finite if (finite & nan).any() else finite | (no_nan & nan)
-    return _as_a_whole(operands, bad, nan)
+    nonfinite, nan = ~torch.isfinite(written), written.isnan()
+    if not is_elementwise(func):
+        return _as_a_whole(operands, nonfinite, nan)
+    try:
+        aligned = [operand.expand(written.shape) for operand in operands]
+    except RuntimeError:  # no broadcast
+        return _as_a_whole(operands, nonfinite, nan)
+    none_is_nan, all_finite = torch.ones_like(nan), torch.ones_like(nan)
+    for operand in aligned:
+        none_is_nan &= ~operand.isnan()
+        all_finite &= operand.isfinite()
+    from_finite = nonfinite & all_finite
+    return from_finite if (from_finite & nan).any() else from_finite | (nan & none_is_nan)
 
 
-def _as_a_whole(operands: list[Tensor], bad: Tensor, nan: Tensor) -> Tensor:
+def _as_a_whole(operands: list[Tensor], nonfinite: Tensor, nan: Tensor) -> Tensor:
     if nan.any():
         return nan if not any(operand.isnan().any() for operand in operands) else torch.zeros_like(nan)
-    return bad if all(map(is_finite, operands)) else torch.zeros_like(bad)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every element is: one pass, where `isfinite().all()` is twenty times slower on a CPU."""
-    values = elements(tensor)
-    if values is None or not values.numel():
-        return True
-    values = wide(values)
-    real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    extremes = torch.stack(torch.aminmax(real))
-    return bool(torch.isfinite(extremes).all())
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Numbers of eight bits in float32: there are no kernels that look at them."""
-    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    return nonfinite if all(map(is_finite, operands)) else torch.zeros_like(nonfinite)
 
 
 def copies(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The operands as they are now, where the operation is about to overwrite some of them."""
+    """The arguments, with a copy of every tensor that the operation is about to overwrite."""
     if not func._schema.is_mutable:
         return args, kwargs
     writes = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     names = [argument.name for argument in func._schema.arguments]
 
     def copied(value: Any) -> Any:
-        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+        return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, value)
 
     args = tuple(copied(a) if names[i] in writes else a for i, a in enumerate(args))
     return args, {name: copied(value) if name in writes else value for name, value in kwargs.items()}

@@ -1,6 +1,6 @@
-"""By which of the known mechanisms did it go non-finite? Rules over evidence; without evidence, `unknown`.
+"""Names the mechanism of a failure by rules over the evidence; `unknown` if none applies.
 
-The ids are those of MECHANISMS.md. Each rule says what it saw; none fires on a symptom alone.
+The ids are in nangrid.records.mechanisms. Each rule explains what it saw; none fires on a symptom alone.
 """
 
 from __future__ import annotations
@@ -20,47 +20,50 @@ from nangrid.watch.autopsy.trace import Producer
 
 HALF = "float16"
 _MASK_SIZE = 0.99
-"""An operand this close to the largest number of its dtype is a mask made of finfo.min."""
+"""An operand this close to the largest number of its dtype is taken for a mask of finfo.min."""
 _RISES = 3
 _GROWN = 100.0
-"""A largest parameter this many times what it was before training has run away."""
+"""If the largest parameter grew this many times during training, training has diverged."""
 _LOST = 0.1
-"""Losses that rose by this share of what they had fallen: a parameter may grow a lot while they still fall."""
+"""The loss must also have regained this share of what it had fallen: parameters may grow while it still falls."""
 _LOGARITHM = re.compile(r"aten\.(log|log2|log10|log1p|logit|xlogy|xlog1py)_?\.")
 _LOGARITHM_NODE = re.compile(r"(Log|Log2|Log10|Log1P|Logit|Xlogy|Xlog1Py)Backward", re.IGNORECASE)
-_STABLE = {"log1p": "log(-expm1(x)) for log1p(-exp(x)), with x below 0", "logit": "what went into the sigmoid"}
-"""Where the usual advice is what was done already."""
+_STABLE = {
+    "log1p": "use log(-expm1(x)) instead of log1p(-exp(x)) for x < 0",
+    "logit": "use the sigmoid's input instead of the logit of its output",
+}
+"""Advice for operations to which the usual advice does not apply."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules look at."""
+    """What the rules are applied to."""
 
     step: int
     clock: str
     producer: Producer | None
     op: str
     preexisting: str = ""
-    """The tensor that was non-finite before the step, if one was."""
+    """The tensor that was non-finite before the step; empty if none was."""
     labels_all_ignored: bool = False
     eps_underflows: list[str] = field(default_factory=list)
-    """Optimizer state dtypes in which eps is zero."""
+    """Dtypes of trained parameters in which the optimizer's eps rounds to zero."""
     losses: list[float] = field(default_factory=list)
-    """Of the steps before."""
+    """Losses of the steps before."""
     untrained: bool | None = None
     growth: float = 1.0
-    """The largest parameter, by what was the largest before training."""
+    """The largest |parameter| now, divided by the largest before training."""
     norms: bool = False
     """Whether the model has a normalisation layer."""
     zero_rows: bool = False
-    """Whether the tokens at the origin enter as rows of zeros."""
+    """Whether the embedding rows of the tokens at the origin are all zero."""
     silent_half: bool = False
-    """Whether the model is stored in float16 and another dtype was asked for."""
+    """Whether a dtype other than float16 was requested: float16 storage is then a silent cast."""
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """An id, in plain words, and what to try first."""
+    """The id of a mechanism, its explanation in plain words, and what to try first."""
 
     id: str
     explanation: str
@@ -76,21 +79,24 @@ def _advice(*advice: str) -> tuple[Suggestion, ...]:
 
 
 def name_mechanism(evidence: Evidence) -> Mechanism:
-    """The first rule that fires."""
+    """The mechanism of the first rule that fires."""
     for rule in _RULES:
-        found = rule(evidence)
-        if found is not None:
-            return found
-    return Mechanism(mechanisms.UNKNOWN, "No known mechanism fits the evidence; the origin stands for itself.")
+        mechanism = rule(evidence)
+        if mechanism is not None:
+            return mechanism
+    return Mechanism(mechanisms.UNKNOWN, "No known mechanism matches the evidence; start from the origin.")
 
 
 def _uninitialised(e: Evidence) -> Mechanism | None:
     before_training = e.step == 0 and e.preexisting.startswith(("parameter ", "buffer "))
     if not before_training and "never written" not in e.preexisting:
         return None
+    reason = "was non-finite before the first step: it was never initialised, or its checkpoint is damaged."
+    if not before_training:
+        reason = "was read before anything was written to it, and held arbitrary numbers."
     return Mechanism(
         mechanisms.UNINITIALISED_PARAMETER,
-        f"{e.preexisting} was non-finite before the first step: it was never initialised, or loaded broken.",
+        f"{e.preexisting} {reason}",
         _overrides("init=mean"),
     )
 
@@ -100,8 +106,8 @@ def _frozen(e: Evidence) -> Mechanism | None:
         return None
     return Mechanism(
         mechanisms.INFINITE_NORM_FREEZE,
-        "Every gradient is finite but their norm is not: clipping divides by it, so every update is zero, "
-        "the loss stays finite and nothing is learned.",
+        "Every gradient is finite, but their norm is inf. Clipping divides by the norm, so every update is zero: "
+        "the loss stays finite and the model learns nothing.",
         _overrides("init=mean", "data.bos=true"),
     )
 
@@ -116,8 +122,8 @@ def _empty_labels(e: Evidence) -> Mechanism | None:
         return None
     return Mechanism(
         mechanisms.EMPTY_LABELS,
-        "Every label of this micro-batch is ignored (-100, or its like) or weighs 0: the loss is a mean over "
-        "nothing, 0 / 0.",
+        "Every label of this micro-batch is ignored (such as -100) or has weight 0. The loss is a mean over no "
+        "labels, 0 / 0.",
         _advice("drop samples whose labels are all -100", "set data.length= above the longest prompt"),
     )
 
@@ -136,7 +142,9 @@ def _dora(e: Evidence) -> Mechanism | None:
     if not (e.producer.place.source.startswith("dora.py:") or "lora_magnitude_vector" in e.producer.place.module):
         return None
     return Mechanism(
-        mechanisms.DORA_ZERO_NORM, "DoRA divides by the norm of a row that is zero.", _overrides("init=mean")
+        mechanisms.DORA_ZERO_NORM,
+        "DoRA divides by the norm of a row that is all zeros.",
+        _overrides("init=mean"),
     )
 
 
@@ -148,8 +156,8 @@ def _masked_row(e: Evidence) -> Mechanism | None:
         return None
     return Mechanism(
         mechanisms.MASKED_ROW_SOFTMAX,
-        f"A row of {'the attention' if attends else 'a softmax'} is masked everywhere: its softmax is exp(-inf) over "
-        "a sum of zeros, 0 / 0.",
+        f"{'An attention row' if attends else 'A row of logits'} is masked everywhere (all -inf), so its softmax "
+        "is 0 / 0.",
         _overrides("data.padding_side=right", "model.attn=sdpa")
         if attends
         else _advice("drop the rows that are masked everywhere"),
@@ -165,7 +173,7 @@ def _double_mask(e: Evidence) -> Mechanism | None:
         return None
     return Mechanism(
         mechanisms.DOUBLE_MASK_OVERFLOW,
-        "Two masks of the smallest finite number are added: together they are -inf.",
+        "Two masks filled with the most negative finite number are added, and the sum overflows to -inf.",
         _advice("use boolean masks"),
     )
 
@@ -177,16 +185,17 @@ def _log_of_zero(e: Evidence) -> Mechanism | None:
     if not (forward or backward):
         return None
     name = (e.op + e.producer.place.node).lower()
-    better = next((advice for part, advice in _STABLE.items() if part in name), "log_softmax, logsigmoid, log1p")
+    usual = "use a stable form: log_softmax, logsigmoid or log1p"
+    stable = next((advice for part, advice in _STABLE.items() if part in name), usual)
     return Mechanism(
         mechanisms.LOG_OF_ZERO,
-        "A logarithm, or its gradient, is taken at zero (or below).",
-        _advice("take log-probabilities in float32", f"use the stable form ({better})"),
+        "A logarithm or its gradient is evaluated at zero, below zero, or too close to zero to be finite.",
+        _advice("compute log-probabilities in float32", stable),
     )
 
 
 def _is_slope_near_zero(producer: Producer) -> bool:
-    """Whether 1 / x overflowed because x is smaller than any normal number; float16 is told by its own rules."""
+    """Whether 1 / x overflowed because x is subnormal; float16 has rules of its own further down."""
     divisor = producer.inputs[-1] if producer.inputs else None
     if producer.phase != "backward" or divisor is None or divisor.at is None or divisor.dtype == HALF:
         return False
@@ -203,7 +212,8 @@ def _eps_underflow(e: Evidence) -> Mechanism | None:
         return None
     return Mechanism(
         mechanisms.ADAM_EPS_UNDERFLOW,
-        f"The optimizer's eps is 0 in {e.producer.output.dtype}: an element without gradient is updated by 0 / 0.",
+        f"The optimizer's eps rounds to 0 in {e.producer.output.dtype}, so an element that never had a gradient is "
+        "updated by 0 / 0.",
         _overrides("upcast=trainable", "optim=paged_adamw_8bit"),
     )
 
@@ -218,14 +228,14 @@ def _divergence(e: Evidence) -> Mechanism | None:
     rises = len(recent) > _RISES and all(a < b for a, b in pairwise(recent)) and rise > abs(lowest)
     huge = any(operand.absmax > math.sqrt(dtype_max("float32")) for operand in e.producer.inputs)
     if rises:
-        seen = f"The loss rose for {_RISES} steps and more before something overflowed"
+        sign = f"The loss rose for at least {_RISES} steps before the overflow"
     elif e.growth > _GROWN and (huge or (losses and rise > _LOST * (losses[0] - lowest))):
-        seen = f"The largest parameter has grown {e.growth:.3g} times since training began"
+        sign = f"The largest parameter has grown by a factor of {e.growth:.3g} since training began"
     else:
         return None
     return Mechanism(
         mechanisms.DIVERGENCE,
-        f"{seen}, and the batch is harmless to the initial parameters: training has run away.",
+        f"{sign}, and the same batch is finite on the untrained weights: training has diverged.",
         (*_advice("lower optim.lr= to a tenth"), *_overrides("optim.warmup=10", "optim.clip=1.0")),
     )
 
@@ -237,7 +247,7 @@ def _half_activation(e: Evidence) -> Mechanism | None:
         return _silent(e)
     return Mechanism(
         mechanisms.FP16_ACTIVATION_OVERFLOW,
-        "An activation passed 65504, the largest float16. float32 and bfloat16 reach 3.4e38.",
+        "An activation exceeded 65504, the largest float16 number. bfloat16 and float32 reach 3.4e38.",
         _overrides("dtype=bf16", "dtype=fp32"),
     )
 
@@ -248,10 +258,13 @@ def _half_gradient(e: Evidence) -> Mechanism | None:
     if e.silent_half:
         return _silent(e)
     amplifies = e.zero_rows and e.norms
-    amplified = " They enter as rows of zeros, where each RMSNorm multiplies the gradient by 1 / sqrt(eps)."
+    amplified = (
+        " The embedding rows of the tokens at the origin are all zero, and each norm layer multiplies the gradient of "
+        "such a row by 1 / sqrt(eps)."
+    )
     return Mechanism(
         mechanisms.FP16_GRADIENT_OVERFLOW,
-        "A gradient passed 65504, the largest float16, on its way back." + amplified * amplifies,
+        "A gradient exceeded 65504, the largest float16 number, in the backward pass." + amplified * amplifies,
         _overrides("init=mean", "dtype=bf16") if amplifies else _overrides("dtype=bf16", "dtype=fp32"),
     )
 
@@ -261,8 +274,8 @@ def _zero_row(e: Evidence) -> Mechanism | None:
         return None
     return Mechanism(
         mechanisms.ZERO_ROW_NORM_GRADIENT,
-        "The tokens at the origin enter as rows of zeros: each RMSNorm on the way back multiplies the gradient "
-        "by 1 / sqrt(eps), about 1000, until it leaves the range of its dtype.",
+        "The embedding rows of the tokens at the origin are all zero. In the backward pass each norm layer multiplies "
+        "the gradient of such a row by 1 / sqrt(eps), often about 1000, until it overflows.",
         _overrides("init=mean", "data.bos=true"),
     )
 
@@ -270,7 +283,8 @@ def _zero_row(e: Evidence) -> Mechanism | None:
 def _silent(e: Evidence) -> Mechanism:
     return Mechanism(
         mechanisms.SILENT_FP16_STORAGE,
-        "The model is stored in float16 although another dtype was asked for, and 65504 was passed.",
+        "The model is stored in float16 although another dtype was requested, and a value exceeded 65504, the largest "
+        "float16 number.",
         _advice("pass dtype= to from_pretrained"),
     )
 

@@ -1,10 +1,10 @@
-"""Which operation made the first non-finite number on the way to the value that rang the clock?
+"""Finds the operation that produced the first non-finite number on the way to the value that tripped the clock.
 
-From that value the writes are followed back to where a non-finite number was born. Infinities that were intentional
-(an attention mask) are passed over: where one of them turned into a NaN, that operation is the origin.
+From that value the writes are followed back to their producers. Intentional infinities, such as an attention mask, are
+passed over: where one of them turned into a NaN, that operation is the origin.
 
-Many a NaN is harmless: that of a padded row which is cut away. So where there are several producers, the step is run
-with all but one of them ablated, and the first one that rings the clock alone is the origin.
+Many NaNs are harmless, such as those of a padded row that is cut away later. If a step has several producers, it is run
+again with all but one of them ablated. The first producer that trips the clock alone is the origin.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from nangrid.watch.autopsy.trace import Write
 
-MOST_ASKED = 5
-"""Births of which each is tried alone, at the cost of a step."""
+MOST_TRIED = 5
+"""Producers that are tried alone, at the cost of one step each."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Origin:
     index: int
     write: Write
     path: tuple[str, ...]
-    """The operations from the origin to the value that rang the clock."""
+    """The operations from the origin to the value that tripped the clock."""
     reader: Write | None = None
-    """The first of them that read a tensor non-finite before the step."""
+    """The first operation that read the tensor, where the origin is a tensor non-finite before the step."""
 
 
 def find_origin(
-    writes: list[Write], ends: Iterable[int], still_rings_without: Callable[[frozenset[tuple[int, int]]], bool]
+    writes: list[Write], ends: Iterable[int], still_trips_without: Callable[[frozenset[tuple[int, int]]], bool]
 ) -> Origin | None:
     """The earliest producer behind any of the writes `ends`; None if there is no end.
 
-    `still_rings_without`: whether the clock rings when what was born at these (`Write.at`) is ablated.
+    `still_trips_without`: whether the clock trips when what these writes (`Write.at`) made non-finite is ablated.
     """
     search, ends = _Search(writes), list(ends)
     if not ends:
@@ -43,12 +43,12 @@ def find_origin(
     likely = min(search.root(end) for end in ends)
     producers = sorted({producer for end in ends for producer in search.producers(end)})
 
-    def rings_alone(index: int) -> bool:
+    def trips_alone(index: int) -> bool:
         others = frozenset(writes[other].at for other in producers if other != index and writes[other].producer)
-        return not others or still_rings_without(others)
+        return not others or still_trips_without(others)
 
-    asked = [likely, *(producer for producer in producers if producer != likely)][:MOST_ASKED]
-    index = next(filter(rings_alone, asked), likely)
+    candidates = [likely, *(producer for producer in producers if producer != likely)][:MOST_TRIED]
+    index = next(filter(trips_alone, candidates), likely)
     steps = next(filter(None, (search.path(end, index) for end in ends)))
     path = [writes[step] for step in steps]
     reader = path[1] if writes[index].preexisting and len(path) > 1 else None
@@ -56,18 +56,21 @@ def find_origin(
 
 
 class _Search:
+    """Follows writes back to their roots; `roots` holds those already known."""
+
     def __init__(self, writes: list[Write]) -> None:
         self.writes = writes
         self.roots: dict[int, int] = {}
 
     def root(self, end: int) -> int:
-        """The write to blame for the write `end`. Sources are always earlier writes: one pass upwards."""
+        """The write that the value written by `end` goes back to."""
+        # Sources are always earlier writes, so that one ascending pass resolves them all.
         for index in self._behind(end):
-            self.roots[index] = self._settle(index)
+            self.roots[index] = self._root_of(index)
         return self.roots[end]
 
     def producers(self, end: int) -> list[int]:
-        """The writes behind `end` that bore something which was not intentional, and not out of what was."""
+        """The writes behind `end` that produced something unintentional from nothing but intentional values."""
         return [index for index in self._behind(end) if self._is_genuine(index)]
 
     def _is_genuine(self, index: int) -> bool:
@@ -77,22 +80,26 @@ class _Search:
         return all(is_intentional(self.writes[self.roots[cause]]) for cause in write.causes)
 
     def _behind(self, end: int) -> list[int]:
-        seen, waiting = set(), [end]
+        """All writes that `end` depends on, itself included, in ascending order."""
+        reached, waiting = set(), [end]
         while waiting:
             index = waiting.pop()
-            if index not in seen:
-                seen.add(index)
+            if index not in reached:
+                reached.add(index)
                 waiting += self.writes[index].reads
-        return sorted(seen)
+        return sorted(reached)
 
-    def _settle(self, index: int) -> int:
+    def _root_of(self, index: int) -> int:
+        """The root of one write, given the roots of all writes before it."""
         write = self.writes[index]
+        # A NaN among the sources outweighs infinities: inf + NaN is NaN because of the NaN.
         sources = [s for s in write.sources if self.writes[s].nan] or list(write.sources)
         roots = sorted({self.roots[s] for s in sources})
         genuine = [root for root in roots if not is_intentional(self.writes[root])]
         if genuine:
             return genuine[0]
-        # A NaN out of intentional infinities is this operation's doing; an infinity is the mask's, carried on.
+        # All roots are intentional infinities. A NaN made of them (inf - inf) is this operation's doing and has a
+        # producer here; an infinity is still the mask's, passed on.
         return index if write.producer is not None or not roots else roots[0]
 
     def path(self, end: int, root: int) -> list[int]:
@@ -111,7 +118,7 @@ class _Search:
 
 
 def is_intentional(write: Write) -> bool:
-    """Whether its infinities were put there on purpose: a fill with -inf, a mask given from outside."""
-    return (
-        write.negative and not write.nan if write.preexisting else bool(write.producer and write.producer.intentional)
-    )
+    """Whether its infinities were put there on purpose: a fill with -inf, or a mask passed in from outside."""
+    if write.preexisting:
+        return write.negative and not write.nan
+    return write.producer is not None and write.producer.intentional

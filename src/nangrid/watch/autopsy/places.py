@@ -1,10 +1,11 @@
-"""Where in the model, and on which source line, does an operation stand?
+"""Finds the module and the source line of the operation that is running.
 
-Forward operations are placed by the module call under way in their thread. Backward ones are placed by their
-autograd node, and on the line of a hook or of a custom function's backward where one is under way: anomaly mode
-asks `torch.fx.traceback.format_stack` for a note when a node is made, in whatever thread, and keeps it on the
-node. While places are kept that note is ours, so it survives backward in another thread and recomputation in
-checkpointed regions, where sequence numbers collide.
+A forward operation belongs to the innermost module call of its thread. A backward operation belongs to its autograd
+node, or to the line of a hook or of a custom function's backward if one is running.
+
+Where a node was created is known from anomaly mode: it asks `torch.fx.traceback.format_stack` for a note and stores it
+on the node. While places are kept, that function returns our note. Notes survive a backward pass in another thread and
+recomputation in checkpointed regions, where the sequence numbers of autograd collide.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _HERE = str(Path(__file__).parents[2])
 
 @dataclass(frozen=True)
 class Place:
-    """`module` is a dotted name, empty outside of the model; `source` is `file.py:123`."""
+    """Module and source line of an operation: a dotted name, empty outside the model, and `file.py:123`."""
 
     module: str = ""
     source: str = ""
@@ -43,45 +44,45 @@ class Place:
 
 
 class Places(threading.local):
-    """The module calls under way, per thread."""
+    """The stack of running module calls, per thread."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = module_names(model)
         self.stack: list[str] = []
 
     def here(self) -> Place:
-        """The place of the operation that is being dispatched now."""
+        """The place of the operation that is being dispatched."""
         node = torch._C._current_autograd_node()
         if node is not None and not self.stack:
-            noted = _noted(node)
-            return replace(noted, source=_within_backward(sys._getframe(1)) or noted.source)
+            created = _noted(node)
+            return replace(created, source=_within_backward(sys._getframe(1)) or created.source)
         return Place(self.stack[-1] if self.stack else "", source_line(sys._getframe(1)))
 
     def note(self) -> list[str]:
-        """What anomaly mode keeps on a new autograd node."""
+        """The note that anomaly mode stores on a new autograd node."""
         module = self.stack[-1] if self.stack else ""
         return [f"{module}\t{source_line(sys._getframe(1))}"]
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook."""
+        """Push the module; a forward pre-hook."""
         self.stack.append(self.names.get(module, type(module).__name__))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook; also called when the call raises, as early-stopped recomputation does."""
+        """Pop the module; a forward hook, also called if the call raises, as early-stopped recomputation does."""
         if self.stack:
             self.stack.pop()
 
 
 def _noted(node: Any) -> Place:
     for note in node.metadata.get("traceback_", []):
-        module, tab, source = note.partition("\t")
+        module, tab, source = note.partition("\t")  # a note without a tab is torch's own stack trace
         if tab:
             return Place(module, source, node.name())
     return Place(node=node.name())
 
 
 def _within_backward(frame: FrameType | None) -> str:
-    """The line of a custom function's backward or of a hook; empty where the engine itself is at work."""
+    """The line of a running hook or custom backward; empty if autograd's engine runs its own operation."""
     inner = frame
     while inner is not None and not inner.f_code.co_filename.startswith(_AUTOGRAD):
         inner = inner.f_back
@@ -89,11 +90,11 @@ def _within_backward(frame: FrameType | None) -> str:
 
 
 def source_line(frame: FrameType | None, outermost: FrameType | None = None) -> str:
-    """`file.py:123` of the innermost frame that is neither torch's (but its optimizers) nor ours."""
+    """`file.py:123` of the innermost frame outside nangrid and torch; torch's optimizers count as outside."""
     while frame is not outermost and frame is not None:
         path = frame.f_code.co_filename
-        torchs = path.startswith(_TORCH) and not path.startswith(_OPTIM)
-        if not torchs and not path.startswith((_HERE, "<")):
+        in_torch = path.startswith(_TORCH) and not path.startswith(_OPTIM)
+        if not in_torch and not path.startswith((_HERE, "<")):
             return f"{Path(path).name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -101,7 +102,7 @@ def source_line(frame: FrameType | None, outermost: FrameType | None = None) -> 
 
 @contextmanager
 def keep_places(model: nn.Module) -> Iterator[Places]:
-    """Know the place of every operation until the end of the block."""
+    """Track the place of every operation until the end of the block."""
     places = Places(model)
     original = torch.fx.traceback.format_stack
     hooks = [

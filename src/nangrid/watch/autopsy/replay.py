@@ -1,7 +1,7 @@
-"""Does the failing step fail again, and through which operation did the first non-finite number come?
+"""Runs a failing step again from its snapshot: traced, from the untrained weights, or with some writes ablated.
 
-The step is run from its snapshot on the live model under the tracer, and everything it touched is put back, so
-that a run under way goes on as if nothing had been replayed.
+The step runs on the live model, and everything it touches is restored afterwards. A run in progress therefore
+continues as if nothing had been replayed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.watch.autopsy.ablate import Ablation
-from nangrid.watch.autopsy.introduced import is_finite
 from nangrid.watch.autopsy.origin import Origin, find_origin, is_intentional
-from nangrid.watch.autopsy.places import Places, keep_places
-from nangrid.watch.autopsy.trace import Tracer
-from nangrid.watch.state.module_state import put, undisturbed
+from nangrid.watch.autopsy.places import keep_places
+from nangrid.watch.autopsy.trace import Progress, Tracer
+from nangrid.watch.state.module_state import load_module_state, preserving, preserving_gradients
 from nangrid.watch.state.random_state import random_states, set_random_states
 from nangrid.watch.state.recorder import shallow
-from nangrid.watch.state.snapshot import MicroBatch, Snapshot, restore
-from nangrid.watch.state.tensors import copy_state, gradients, param_groups
+from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State, restore
+from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups
 
 EVALUATION = "eval_loss"
 FROZEN = "frozen"
-"""Not a clock: an infinite norm over finite gradients, which clipping turns into zero updates."""
+"""Not a clock: the gradients are finite but their norm is inf, so that clipping makes every update zero."""
 RAISED = "raised"
-"""Not a clock either: the step was left by an exception, such as a user's own guard against NaN."""
+"""Not a clock: an exception left the step, such as a guard against NaN in the training loop."""
 
 
 class Step(Protocol):
@@ -45,17 +44,17 @@ class Step(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that holds the state, unwrapped."""
+        """The torch optimizer that holds the state, without wrappers."""
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """The GradScaler, if there is one."""
+        """The GradScaler, or None."""
 
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
-        """Accumulate the gradients of one micro-batch; its loss. In an evaluation: its loss alone."""
+        """Accumulate the gradients of one micro-batch and return its loss; in an evaluation, only compute the loss."""
 
     def clip(self) -> Tensor:
-        """Clip the unscaled gradients; their norm before that."""
+        """Clip the unscaled gradients and return their norm from before."""
 
     def update(self) -> None:
         """Take the optimizer step."""
@@ -63,109 +62,128 @@ class Step(Protocol):
 
 @dataclass
 class Replay:
-    """What a step did when it was run again."""
+    """The result of running a step again."""
 
     clock: str | None
-    """The first clock to ring, `frozen`, or None if the step stayed finite."""
+    """The first clock to trip, `frozen`, `raised`, or None if the step stayed finite."""
     outcome: dict[str, str]
-    """The bits of the step, to be compared with another run of it."""
+    """sha256 of the step's losses, gradients and parameters, to compare with another run of it."""
     nonfinite: dict[str, Tensor] = field(default_factory=dict)
-    """Trainables whose gradient (before clipping), value or state is non-finite: a mask of the elements."""
+    """Masks of the non-finite elements of gradients (before clipping), trainables or optimizer state, by name."""
     micro_batch: int = 0
     loss: float = math.nan
-    """Summed over the micro-batches, as scaled for accumulation."""
+    """Sum over the micro-batches, each as scaled for accumulation."""
     norm: float = math.nan
-    """Of the gradients before clipping; NaN if the step did not get there."""
+    """Of the gradients before clipping; NaN if the step did not get that far."""
     origin: Origin | None = None
 
 
-def replay(
-    step: Step, snapshot: Snapshot, *, untrained: bool = False, ablated: Collection[tuple[int, int]] = ()
-) -> Replay:
-    """Run the snapshot's step under the tracer.
-
-    `untrained`: its micro-batches through the trainables as they were before the run's first step, with an
-    empty optimizer, and without looking for an origin.
-    `ablated`: with zeros in the place of what was born at these writes, and without looking for an origin.
-    """
-    state, values = ({}, snapshot.initial) if untrained else (snapshot.state, snapshot.parameters)
-    trace = not untrained and not ablated
-    # What was compiled is run eagerly: fused kernels hide their operations.
-    around = snapshot.module_state
-    with undisturbed(step.model, around.frozen), _undisturbed(step), torch.compiler.set_stance("force_eager"):
-        restore(step.trainables, step.optimizer, values, state, snapshot.groups)
-        put(step.model, around, snapshot.training)
-        if step.scaler is not None:
-            step.scaler.load_state_dict(snapshot.scaler)
-        with keep_places(step.model) if trace else nullcontext(Places(step.model)) as places:
-            tracer = Tracer(places)
-            if trace:
-                tracer.register(_leaves(step, snapshot))
-            set_random_states(snapshot.rng)
-            mode = tracer if trace else Ablation(ablated) if ablated else None
-            with _in_every_thread(mode) if mode else nullcontext():
-                try:
-                    found, tensors = _run(step, snapshot, tracer)
-                except Exception:
-                    if snapshot.clock != RAISED:
-                        raise
-                    found, tensors = Replay(RAISED, {}), []
-        ends = [write for tensor in tensors if (write := tracer.writer(tensor)) is not None]
-    if trace and found.clock == RAISED:
-        ends = _before_raising(step, snapshot, tracer)
-    if trace:
-        found.origin = find_origin(
-            tracer.writes, ends, lambda producers: _rings(step, snapshot, found.clock, producers)
-        )
-    return found
+def replay(step: Step, snapshot: Snapshot) -> Replay:
+    """Run the snapshot's step under the tracer and find the origin of its first non-finite number."""
+    with _replaying(step, snapshot, snapshot.parameters, snapshot.state), keep_places(step.model) as places:
+        tracer = Tracer(places)
+        tracer.register(_named_tensors(step, snapshot))
+        replayed, tripping = _run_under(tracer, step, snapshot, tracer.progress)
+        ends = [write for tensor in tripping if (write := tracer.writer(tensor)) is not None]
+    if replayed.clock == RAISED:
+        ends = _last_before_raising(step, snapshot, tracer)
+    replayed.origin = find_origin(
+        tracer.writes, ends, lambda writes: _still_trips_without(writes, step, snapshot, replayed.clock)
+    )
+    return replayed
 
 
-def _before_raising(step: Step, snapshot: Snapshot, tracer: Tracer) -> list[int]:
-    """The last NaN, or else infinity, that was written; none if the step raises without any of them, too."""
+def replay_untrained(step: Step, snapshot: Snapshot) -> Replay:
+    """Run the step's micro-batches through the run's initial trainables, with an empty optimizer and no origin."""
+    with _replaying(step, snapshot, snapshot.initial, {}):
+        return _run_under(None, step, snapshot, Progress())[0]
+
+
+def _replay_ablated(step: Step, snapshot: Snapshot, writes: Collection[tuple[int, int]]) -> Replay:
+    """Run the step with zeros in place of what these writes made non-finite, without looking for an origin."""
+    with _replaying(step, snapshot, snapshot.parameters, snapshot.state):
+        return _run_under(Ablation(writes), step, snapshot, Progress())[0]
+
+
+def _still_trips_without(
+    writes: Collection[tuple[int, int]], step: Step, snapshot: Snapshot, clock: str | None
+) -> bool:
+    try:
+        return _replay_ablated(step, snapshot, writes).clock == clock
+    except Exception:  # the loop may reject numbers that it never had: this says nothing about the origin
+        return True
+
+
+def _last_before_raising(step: Step, snapshot: Snapshot, tracer: Tracer) -> list[int]:
+    """The last NaN written, or else the last infinity; empty if the step raises without any of them, too."""
     producers = {write.at for write in tracer.writes if write.producer}
-    if producers and _rings(step, snapshot, RAISED, producers):
+    if producers and _still_trips_without(producers, step, snapshot, RAISED):
         return []
     nans = [number for number, write in enumerate(tracer.writes) if write.nan]
     infinities = [number for number, write in enumerate(tracer.writes) if not is_intentional(write)]
     return nans[-1:] or infinities[-1:]
 
 
-def _rings(step: Step, snapshot: Snapshot, clock: str | None, ablated: Collection[tuple[int, int]]) -> bool:
-    try:
-        return replay(step, snapshot, ablated=ablated).clock == clock
-    except Exception:  # a loop may refuse the numbers it never had: nothing is learned of its origin
-        return True
+@contextmanager
+def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor], state: State) -> Iterator[None]:
+    """Put the step into the snapshot's state with these parameters and this optimizer state; restore all at the end."""
+    module_state = snapshot.module_state
+    with (
+        preserving(step.model, module_state.frozen),
+        _preserving_step(step),
+        # Compiled models are run eagerly, because fused kernels hide their operations from the tracer.
+        torch.compiler.set_stance("force_eager"),
+    ):
+        restore(step.trainables, step.optimizer, parameters, state, snapshot.groups)
+        load_module_state(step.model, module_state, snapshot.training)
+        if step.scaler is not None:
+            step.scaler.load_state_dict(snapshot.scaler)
+        set_random_states(snapshot.rng)
+        yield
+
+
+def _run_under(
+    mode: TorchDispatchMode | None, step: Step, snapshot: Snapshot, progress: Progress
+) -> tuple[Replay, list[Tensor]]:
+    """Run the step under a dispatch mode; a step that was left by an exception may raise again."""
+    with _in_every_thread(mode) if mode else nullcontext():
+        try:
+            return _run(step, snapshot, progress)
+        except Exception:
+            if snapshot.clock != RAISED:
+                raise
+            return Replay(RAISED, {}), []
 
 
 @contextmanager
-def _in_every_thread(tracer: TorchDispatchMode) -> Iterator[None]:
-    """Enter the tracer here, and in any thread that runs a backward pass meanwhile: modes are a thread's own."""
+def _in_every_thread(mode: TorchDispatchMode) -> Iterator[None]:
+    """Enter a dispatch mode here and in every other thread that runs a backward pass within the block."""
+    # Dispatch modes are thread-local, and a training loop may call backward in a thread of its own.
     original, here = torch.autograd.backward, threading.get_ident()
 
     def backward(*args: Any, **kwargs: Any) -> None:
-        with nullcontext() if threading.get_ident() == here else tracer:
+        with nullcontext() if threading.get_ident() == here else mode:
             original(*args, **kwargs)
 
     torch.autograd.backward = backward
     try:
-        with tracer:
+        with mode:
             yield
     finally:
         torch.autograd.backward = original
 
 
-def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[Tensor]]:
-    """The step up to its first clock, and the tensors that rang it."""
+def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, list[Tensor]]:
+    """Run the step up to the first clock that trips; the result, and the tensors that tripped it."""
     losses: list[Tensor] = []
     for number, micro_batch in enumerate(snapshot.micro_batches):
-        tracer.micro_batch = number
-        given = replace(micro_batch, inputs=shallow(micro_batch.inputs))
-        losses.append(step.forward_backward(given).detach())
+        progress.micro_batch = number
+        losses.append(step.forward_backward(replace(micro_batch, inputs=shallow(micro_batch.inputs))).detach())
     bad_losses = [i for i, loss in enumerate(losses) if not is_finite(loss)]
     if snapshot.clock == EVALUATION:
         clock = EVALUATION if bad_losses else None
         return Replay(clock, {"loss": digest(losses)}), [losses[i] for i in bad_losses[:1]]
-    tracer.phase = "backward"
+    progress.phase = "backward"
     _unscale(step)
     outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
     bad = _nonfinite(gradients(step.trainables))
@@ -177,7 +195,7 @@ def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[T
     loss = float(sum(losses))
     if not torch.isfinite(norm):
         return Replay(FROZEN, outcome, loss=loss, norm=float(norm)), [norm]
-    tracer.phase = "optimizer"
+    progress.phase = "optimizer"
     step.update()
     outcome["parameters"] = digest(step.trainables.values())
     clock, bad = _after_update(step)
@@ -185,7 +203,7 @@ def _run(step: Step, snapshot: Snapshot, tracer: Tracer) -> tuple[Replay, list[T
 
 
 def _unscale(step: Step) -> None:
-    """As the live step did. A trainer's clipping unscales once more, which is then by 1."""
+    """Unscale the gradients as the live step did; a trainer's clipping unscales them once more, by a scale of 1."""
     if step.scaler is not None:
         step.scaler.unscale_(step.optimizer)
         step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 1.0})
@@ -205,7 +223,7 @@ def _after_update(step: Step) -> tuple[str | None, dict[str, Tensor]]:
 
 
 def named_state(step: Step) -> Iterator[tuple[str, str, Tensor]]:
-    """Floating-point optimizer state: trainable, key, tensor."""
+    """Every floating-point tensor of the optimizer state: trainable, key, tensor."""
     for name, parameter in step.trainables.items():
         for key, value in step.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.is_floating_point():
@@ -214,10 +232,10 @@ def named_state(step: Step) -> Iterator[tuple[str, str, Tensor]]:
 
 def digest(tensors: Any) -> str:
     """sha256 over the bits of some tensors."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
-    return found.hexdigest()
+        sha256.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def _nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -228,7 +246,8 @@ def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: ~torch.isfinite(t.detach()) for name, t in tensors.items()}
 
 
-def _leaves(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that exists before the step, with the name that autopsies give it."""
     for name, parameter in step.model.named_parameters():
         yield f"parameter {name}", parameter
         yield from _of_quantisation(f"parameter {name}", getattr(parameter, "quant_state", None))
@@ -238,7 +257,7 @@ def _leaves(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
 
 
 def batch_tensors(snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
-    """Those of the micro-batches, by the names that autopsies give them."""
+    """The tensors of the micro-batches, with the names that autopsies give them."""
     for number, micro_batch in enumerate(snapshot.micro_batches):
         for path, value in tree_flatten_with_path(micro_batch.inputs)[0]:
             if isinstance(value, Tensor):
@@ -246,7 +265,7 @@ def batch_tensors(snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:
 
 
 def _of_quantisation(name: str, state: Any) -> Iterator[tuple[str, Tensor]]:
-    """The scales of a bitsandbytes weight, which hide what was not finite when it was quantised."""
+    """The scales of a bitsandbytes weight: a weight that was non-finite when quantised shows only there."""
     for key, value in vars(state).items() if state is not None else ():
         if isinstance(value, Tensor):
             yield f"{name} (its quantisation's {key})", value
@@ -256,27 +275,30 @@ def _of_quantisation(name: str, state: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _undisturbed(step: Step) -> Iterator[None]:
-    """Put back parameters, gradients, optimizer and random states at the end of the block."""
+def _preserving_step(step: Step) -> Iterator[None]:
+    """Restore parameters, gradients, optimizer, scaler and random states at the end of the block."""
     parameters = {name: p.detach().clone() for name, p in step.trainables.items()}
-    kept = {name: p.grad for name, p in step.trainables.items()}
     state = {name: copy_state(step.optimizer.state.get(p, {})) for name, p in step.trainables.items()}
     groups = param_groups(step.optimizer)
     rng = random_states()
-    scaled = step.scaler.state_dict() if step.scaler else {}
-    unscaled = dict(step.scaler._per_optimizer_states) if step.scaler else {}
-    for parameter in step.trainables.values():
-        parameter.grad = None
     try:
-        if step.scaler is not None:
-            _forget_unscaled(step.scaler)
+        with preserving_gradients(step.trainables), _preserving_scaler(step.scaler):
+            yield
+    finally:
+        restore(step.trainables, step.optimizer, parameters, {n: s for n, s in state.items() if s}, groups)
+        set_random_states(rng)
+
+
+@contextmanager
+def _preserving_scaler(scaler: torch.amp.GradScaler | None) -> Iterator[None]:
+    if scaler is None:
+        yield
+        return
+    state, unscaled = scaler.state_dict(), dict(scaler._per_optimizer_states)
+    _forget_unscaled(scaler)
+    try:
         yield
     finally:
-        if step.scaler is not None:
-            step.scaler.load_state_dict(scaled)
-            _forget_unscaled(step.scaler)
-            step.scaler._per_optimizer_states.update(unscaled)
-        restore(step.trainables, step.optimizer, parameters, {n: s for n, s in state.items() if s}, groups)
-        for name, parameter in step.trainables.items():
-            parameter.grad = kept[name]
-        set_random_states(rng)
+        scaler.load_state_dict(state)
+        _forget_unscaled(scaler)
+        scaler._per_optimizer_states.update(unscaled)

@@ -1,8 +1,8 @@
-"""Which operation wrote each non-finite value, and out of which operands?
+"""Records which operation wrote each non-finite value of a replayed step, and from which operands.
 
-Every operation of a replayed step passes here on its way to the kernel. Tensors are not kept: of each write of
-a non-finite value the operation and the earlier writes it read are, and of the few operations that bore one
-(a NaN from operands without NaN, an infinity from finite operands) all that an autopsy reports.
+Every operation passes through the tracer on its way to the kernel. Tensors are not kept. For each write of a non-finite
+value the tracer keeps the operation and the earlier writes that it read. For the few producers (a NaN from operands
+without NaN, an infinity from finite operands) it also keeps all that an autopsy reports.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from nangrid.records.autopsy import TensorRecord
 from nangrid.watch.autopsy.ieee import (
     NONFINITE_INPUT,
     base_name,
-    elements,
     ieee_kind,
     is_elementwise,
     operands,
     written_tensors,
 )
-from nangrid.watch.autopsy.introduced import copies, is_finite, newly_nonfinite, wide
+from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
 from nangrid.watch.autopsy.places import Place, Places
-from nangrid.watch.state.tensors import dtype_name
+from nangrid.watch.state.tensors import dtype_name, elements, is_finite, wide
 
 _FILLS = (
     "fill",
@@ -58,7 +57,7 @@ class Producer:
     inputs: tuple[TensorRecord, ...]
     output: TensorRecord
     first_index: tuple[int, ...]
-    """Of the first element that was born: a NaN, if one was."""
+    """Of the first new element: a NaN if there is one."""
     bad_rows: tuple[tuple[int, ...], ...]
     """Up to 64 leading indices (all dimensions but the last) with such an element."""
     scalars: tuple[float, ...]
@@ -78,28 +77,39 @@ class Write:
     nan: bool
     """Whether a NaN is among what was written, not infinities alone."""
     sources: tuple[int, ...] = ()
-    """Those of its first non-finite element that was carried on."""
+    """The writes that its first passed-on non-finite element was read from."""
     reads: tuple[int, ...] = ()
-    """All of them: another element may come from another write."""
+    """All writes that were read: another element may come from another write."""
     producer: Producer | None = None
     causes: tuple[int, ...] = ()
-    """What the producer's first element was made of, where a NaN was born of infinities."""
+    """The writes that the producer's first element was made of, where infinities became a NaN."""
     place: Place | None = None
-    """Of an operation that read a tensor which was non-finite before the step."""
+    """Set for an operation that read a tensor which was non-finite before the step."""
     at: tuple[int, int] = (0, 0)
     """The number of the operation in its step, and which of its results this is."""
     preexisting: str = ""
     """Not an operation: a tensor that was non-finite before the step, by name."""
     negative: bool = False
-    """Of a preexisting: all its non-finite elements are -inf, as in a mask."""
+    """Whether all non-finite elements of a preexisting tensor are -inf, as in a mask."""
+
+
+@dataclass
+class Progress:
+    """How far the replayed step is."""
+
+    phase: str = "forward"
+    """forward, backward or optimizer."""
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True)
 class _Range:
+    """The memory of one write, in bytes of its storage."""
+
     start: int
     stop: int
     steps: tuple[tuple[int, int], ...]
-    """Sizes and strides between the two."""
+    """Sizes and strides of the tensor that was written."""
     write: int
 
 
@@ -109,14 +119,14 @@ class _Read:
 
     label: str
     place: int | None
-    """Where it stands in a list of tensors (foreach and fused optimizers)."""
+    """Its index in a list of tensors (foreach and fused optimizers)."""
     tensor: Tensor
     writes: tuple[int, ...]
     """The writes of non-finite values that its memory holds."""
 
     @property
     def write(self) -> int | None:
-        """The last of them."""
+        """The last of these writes."""
         return max(self.writes, default=None)
 
 
@@ -126,30 +136,29 @@ class Tracer(TorchDispatchMode):
     def __init__(self, places: Places) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.places = places
-        self.phase = "forward"
-        self.micro_batch = 0
+        self.progress = Progress()
         self.writes: list[Write] = []
         self._labels: dict[int, str] = {}
         self._held: dict[int, list[_Range]] = {}
         self._operations = 0
         self._unwritten: set[int] = set()
-        """Storages that were allocated and not written yet."""
+        """Storages that were allocated and have not been written yet."""
 
-    def register(self, leaves: Iterable[tuple[str, Tensor]]) -> None:
-        """Name tensors that exist before the step, and note those that are non-finite already."""
-        for name, preexisting in leaves:
+    def register(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Name tensors that exist before the step, and record those that are non-finite already."""
+        for name, preexisting in named_tensors:
             tensor = elements(preexisting)
             if tensor is not None:
                 self._labels[_storage(tensor)] = name
                 if not is_finite(tensor):
-                    self._leaf(name, tensor)
+                    self._hold_preexisting(name, tensor)
 
     def writer(self, tensor: Tensor) -> int | None:
         """The last write of a non-finite value into the memory of `tensor`, as an index into `writes`."""
         return max(self._writers(tensor), default=None)
 
     def _writers(self, tensor: Tensor) -> tuple[int, ...]:
-        """Those whose range it overlaps: between the elements of one column another may lie."""
+        """The writes whose range the tensor overlaps; another column may lie between the elements of one."""
         memory = elements(tensor)
         if memory is None:
             return ()
@@ -159,12 +168,12 @@ class Tracer(TorchDispatchMode):
 
     def current_phase(self) -> str:
         """forward, backward or optimizer; recomputation in a checkpointed region belongs to backward."""
-        if self.phase == "forward" and torch._C._current_autograd_node() is not None:
+        if self.progress.phase == "forward" and torch._C._current_autograd_node() is not None:
             return "backward"
-        return self.phase
+        return self.progress.phase
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it wrote."""
+        """Run the operation and record what it wrote if that is non-finite."""
         kwargs = kwargs or {}
         self._operations += 1
         before = copies(func, args, kwargs)
@@ -185,8 +194,9 @@ class Tracer(TorchDispatchMode):
 
     def _reads(self, func: Any, args: Any, kwargs: Any, before: tuple[Any, Any]) -> list[_Read]:
         reads = []
-        kept = operands(func, *before)
-        for (name, place, tensor), (_, _, copy) in zip(operands(func, args, kwargs), kept, strict=True):
+        for (name, place, tensor), (_, _, copy) in zip(
+            operands(func, args, kwargs), operands(func, *before), strict=True
+        ):
             label = self._label(name, place, tensor)
             writes = self._writers(tensor)
             if writes and is_finite(copy):  # between its elements, or in memory since freed and reused
@@ -195,54 +205,59 @@ class Tracer(TorchDispatchMode):
         return reads
 
     def _note(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> None:
+        """Record a write of non-finite values: the earlier writes it passed on, and its producer if some are new."""
         written = wide(tensor)
         nan = bool(written.isnan().any())
-        if self._is_born(nan, reads):
-            reads = [self._with_leaf(read) for read in reads]
-        born = newly_nonfinite(func, [read.tensor for read in reads], written)
-        bad = written.isnan() if nan else written.isinf()
-        carried = bad & ~born
-        everything = tuple(dict.fromkeys(write for read in reads for write in read.writes))
+        if not self._passes_on(nan, reads):
+            reads = [self._with_preexisting(read) for read in reads]
+        graver = written.isnan() if nan else written.isinf()
+        new = newly_nonfinite(func, [read.tensor for read in reads], written)
+        producer = self._producer(func, before, reads, which, tensor, _either(new & graver, new)) if new.any() else None
         last = tuple(dict.fromkeys(read.write for read in reads if read.write is not None))
-        first = _first(carried if carried.any() else bad)
-        sources = _culprits(reads, written, first) or last
-        producer, causes = None, last
-        if born.any():
-            first = _first(born & bad if (born & bad).any() else born)
-            producer = self._birth(func, before, reads, which, tensor, born & bad if written[first].isnan() else born)
-            causes = _culprits(reads, written, first) if is_elementwise(func) else last
-        place = self.places.here() if any(self.writes[write].preexisting for write in everything) else None
-        at = self._operations, which
-        self._hold(tensor, Write(str(func), nan, sources, everything, producer, causes, place=place, at=at))
+        everything = tuple(dict.fromkeys(write for read in reads for write in read.writes))
+        reads_preexisting = any(self.writes[write].preexisting for write in everything)
+        write = Write(
+            op=str(func),
+            nan=nan,
+            sources=_sources(reads, written, _first(_either(graver & ~new, graver))) or last,
+            reads=everything,
+            producer=producer,
+            causes=_sources(reads, written, producer.first_index) if producer and is_elementwise(func) else last,
+            place=self.places.here() if reads_preexisting else None,
+            at=(self._operations, which),
+        )
+        self._hold(tensor, write)
 
-    def _is_born(self, nan: bool, reads: list[_Read]) -> bool:
-        held = [self.writes[read.write] for read in reads if read.write is not None]
-        return not any(write.nan for write in held) if nan else not held
+    def _passes_on(self, nan: bool, reads: list[_Read]) -> bool:
+        """Whether an earlier write explains what was written: a NaN needs a NaN, an infinity anything non-finite."""
+        read_writes = [self.writes[read.write] for read in reads if read.write is not None]
+        return any(write.nan for write in read_writes) if nan else bool(read_writes)
 
-    def _with_leaf(self, read: _Read) -> _Read:
-        """An operand that nothing wrote in this step and that is non-finite all the same: a constant."""
+    def _with_preexisting(self, read: _Read) -> _Read:
+        """The operand; with a write of its own if nothing wrote it in this step and it is non-finite: a constant."""
         if read.write is not None or is_finite(read.tensor):
             return read
         unwritten = _storage(read.tensor) in self._unwritten
         name = f"{read.label} (memory that was allocated and never written)" if unwritten else read.label
-        return replace(read, writes=(self._leaf(name, read.tensor),))
+        return replace(read, writes=(self._hold_preexisting(name, read.tensor),))
 
-    def _leaf(self, name: str, tensor: Tensor) -> int:
+    def _hold_preexisting(self, name: str, tensor: Tensor) -> int:
         nan, negative = bool(wide(tensor).isnan().any()), _is_negative(tensor)
         return self._hold(tensor, Write("", nan, preexisting=name, negative=negative))
 
-    def _birth(
-        self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, born: Tensor
+    def _producer(
+        self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, new: Tensor
     ) -> Producer:
-        bad, first = born.nonzero(), _first(born)
-        rows = bad[:, :-1].unique(dim=0) if tensor.dim() > 1 else bad
+        indices, first = new.nonzero(), _first(new)
+        rows = indices[:, :-1].unique(dim=0) if tensor.dim() > 1 else indices
         scalars = tuple(x for x in tree_leaves(before) if type(x) is float and not math.isfinite(x))
-        # 0 * -inf is a mistake of the model's, but a learning rate of inf is one of whoever gave it.
-        mistaken = self.phase != "optimizer" and bool(wide(tensor)[first].isnan()) and not any(map(math.isnan, scalars))
+        nan_scalar = any(map(math.isnan, scalars))
+        # 0 * -inf in the model is the operation's mistake, but a learning rate of inf is a non-finite input.
+        mistaken = self.progress.phase != "optimizer" and bool(wide(tensor)[first].isnan()) and not nan_scalar
         given = bool(scalars) and not mistaken
         return Producer(
             phase=self.current_phase(),
-            micro_batch=self.micro_batch,
+            micro_batch=self.progress.micro_batch,
             place=self.places.here(),
             kind=NONFINITE_INPUT if given else ieee_kind(func, *before, wide(tensor), which, first),
             inputs=tuple(
@@ -268,33 +283,37 @@ class Tracer(TorchDispatchMode):
         return len(self.writes) - 1
 
     def _release(self, tensor: Tensor) -> None:
-        """What is overwritten as a whole is no longer held; a fresh tensor may reuse a freed address.
-
-        Between the elements of a column, say, much stays as it was.
-        """
+        """Forget the writes that are now overwritten completely; a fresh tensor may reuse a freed address."""
         held = self._held.get(_storage(tensor))
-        if held:
-            (start, stop), steps = _extent(tensor), _steps(tensor)
-            dense = tensor.numel() * tensor.element_size() == stop - start
-            held[:] = [
-                r
-                for r in held
-                if not (start <= r.start and r.stop <= stop and (dense or (r.start, r.steps) == (start, steps)))
-            ]
+        if not held:
+            return
+        (start, stop), steps = _extent(tensor), _steps(tensor)
+        # A dense tensor overwrites every byte of its range. One with gaps, such as a column, leaves its neighbours
+        # as they were: it replaces only a write that lies within it with the same start and strides.
+        dense = tensor.numel() * tensor.element_size() == stop - start
+        held[:] = [
+            r
+            for r in held
+            if not (start <= r.start and r.stop <= stop and (dense or (r.start, r.steps) == (start, steps)))
+        ]
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in mask.nonzero()[0])
 
 
-def _culprits(reads: list[_Read], written: Tensor, index: tuple[int, ...]) -> tuple[int, ...]:
-    """The writes that were read; where elements correspond, those non-finite at this one of the output."""
+def _either(mask: Tensor, otherwise: Tensor) -> Tensor:
+    return mask if mask.any() else otherwise
+
+
+def _sources(reads: list[_Read], written: Tensor, index: tuple[int, ...]) -> tuple[int, ...]:
+    """The writes read by an operation; if its operands broadcast, only those that are non-finite at `index`."""
     held = [(read.write, read.tensor) for read in reads if read.write is not None]
     try:
-        guilty = [write for write, tensor in held if not tensor.expand(written.shape)[index].isfinite()]
+        sources = [write for write, tensor in held if not tensor.expand(written.shape)[index].isfinite()]
     except RuntimeError:  # no broadcast: a product, a reduction
-        guilty = [write for write, _ in held]
-    return tuple(dict.fromkeys(guilty))
+        sources = [write for write, _ in held]
+    return tuple(dict.fromkeys(sources))
 
 
 def _is_negative(tensor: Tensor) -> bool:
@@ -303,7 +322,7 @@ def _is_negative(tensor: Tensor) -> bool:
 
 
 def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...]) -> float | None:
-    """The element of an operand that this one of the output was made of; None where more went into it."""
+    """The operand's element behind an element of the output; None if several elements went into it."""
     if not is_elementwise(func):
         return None
     try:
@@ -314,12 +333,12 @@ def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...])
 
 
 def _dimension(func: Any, before: tuple[Any, Any]) -> int:
-    """Along which an operation works: that of a softmax is its second argument."""
+    """The dimension along which an operation works: the second argument of a softmax, else the last."""
     return int(before[0][1]) if base_name(func) in ("_softmax", "_log_softmax", "_safe_softmax") else -1
 
 
 def _is_masked(operand: Tensor, output: Tensor, dim: int, index: tuple[int, ...]) -> bool:
-    """Whether all of the operand's row, along `dim`, that went into an element of the output is -inf."""
+    """Whether the operand's whole row (along `dim`) behind an element of the output is -inf."""
     if operand.dim() == 0 or output.dim() == 0 or not -output.dim() <= dim < output.dim():
         return False
     place = list(index)
@@ -345,7 +364,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First and one-past-last element of the storage that the tensor covers, in bytes."""
+    """Start and end of the part of the storage that the tensor covers, in bytes."""
     size = tensor.element_size()
     start = tensor.storage_offset()
     reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))

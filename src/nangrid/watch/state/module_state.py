@@ -1,12 +1,12 @@
-"""What of a model, beside its trainables, can differ from one step to the next, and how is it put back?
+"""Copies and restores what a step may change in a model besides its trainables.
 
-Its buffers, the modes of its modules, and frozen parameters that its own code writes to (a teacher that follows the
-student). Attributes of Python's own, such as a counter, are not seen.
+That is its buffers, the train or eval mode of its modules, and frozen parameters that its own code writes to, such as
+a teacher that follows the student. Python attributes, such as a counter, are not covered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,56 +14,57 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 4096
-"""Elements up to which a buffer is copied at every step: what is written through `.data` is not counted by torch."""
+"""Elements up to which a buffer is copied at every step: torch's version counter misses writes through `.data`."""
 
 
 @dataclass
 class ModuleState:
-    """Of a model, by name."""
+    """Buffers, modes and rewritten frozen parameters of a model, by name."""
 
     buffers: dict[str, Tensor] = field(default_factory=dict)
     modes: dict[str, bool] = field(default_factory=dict)
-    """Whether each module trains; a module that is not named is in the mode of the whole."""
+    """Whether each module is in training mode; a module that is not listed has the mode of the whole model."""
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Parameters without a gradient that were written to."""
 
 
 class ModuleStateRecorder:
-    """Copies a model's module state step by step, and only what has changed."""
+    """Copies a model's module state before every step, and only what has changed."""
 
     def __init__(self, model: nn.Module) -> None:
-        # walking a model of hundreds of modules at every step would cost as much as a copy of its adapters
+        # Walking a model of hundreds of modules at every step would cost as much as a copy of its adapters.
         self._modules = list(model.named_modules())
         self._parameters = [(name, p, p._version) for name, p in model.named_parameters() if not p.requires_grad]
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._versions: dict[str, tuple[int, int]] = {}
+        """Identity and version of each buffer when it was last copied."""
         self.copied = ModuleState()
 
     def copy(self) -> None:
-        """Before a step."""
-        kept = self.copied
-        kept.buffers = {name: self._buffer(name, buffer) for name, buffer in _named(self._modules)}
-        for name, parameter in self._moved():
-            kept.frozen[name] = _copied(parameter, kept.frozen.get(name))
+        """Copy buffers and rewritten frozen parameters; to be called before each step."""
+        copied = self.copied
+        copied.buffers = {name: self._buffer(name, buffer) for name, buffer in _named(self._modules)}
+        for name, parameter in self._rewritten():
+            copied.frozen[name] = _copied(parameter, copied.frozen.get(name))
 
     def now(self) -> ModuleState:
-        """What was copied, in the modes that the step ran in.
+        """The last copy, with the modes that the modules are in now.
 
-        A frozen parameter that was first written to in this step is as the step left it.
+        A frozen parameter that was first written to in this step has the value that the step left.
         """
         modes = {name: module.training for name, module in self._modules}
-        late = {name: p.detach().clone() for name, p in self._moved() if name not in self.copied.frozen}
+        late = {name: p.detach().clone() for name, p in self._rewritten() if name not in self.copied.frozen}
         return ModuleState(self.copied.buffers, modes, self.copied.frozen | late)
 
-    def _moved(self) -> Iterator[tuple[str, Tensor]]:
-        # what was unfrozen since is the optimizer's to change, and is kept with the trainables
+    def _rewritten(self) -> Iterator[tuple[str, Tensor]]:
+        # A parameter that was unfrozen since belongs to the optimizer and is copied with the trainables.
         return ((name, p) for name, p, version in self._parameters if p._version != version and not p.requires_grad)
 
     def _buffer(self, name: str, live: Tensor) -> Tensor:
-        kept, seen = self.copied.buffers.get(name), (id(live), live._version)
-        if kept is None or self._seen.get(name) != seen or live.numel() <= SMALL:
-            self._seen[name] = seen
-            return _copied(live, kept)
-        return kept
+        copied, version = self.copied.buffers.get(name), (id(live), live._version)
+        if copied is None or self._versions.get(name) != version or live.numel() <= SMALL:
+            self._versions[name] = version
+            return _copied(live, copied)
+        return copied
 
 
 def _copied(live: Tensor, into: Tensor | None) -> Tensor:
@@ -72,34 +73,35 @@ def _copied(live: Tensor, into: Tensor | None) -> Tensor:
     return live.detach().clone()
 
 
-def of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of its buffers."""
+def copy_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's buffers, by name."""
     return {name: buffer.detach().clone() for name, buffer in _named(model.named_modules())}
 
 
 @torch.no_grad()
-def put(model: nn.Module, state: ModuleState, training: bool) -> None:
-    """Bring a model into this state.
+def load_module_state(model: nn.Module, state: ModuleState, training: bool) -> None:
+    """Write `state` into the model; modules without a recorded mode get `training`.
 
-    Buffers that were made, or grew, since then are left: such a cache goes with what Python code knows of it.
+    Buffers that were created or resized since then keep their values: such a cache belongs to Python attributes of the
+    model, which are not restored.
     """
     for name, module in model.named_modules():
         module.training = state.modes.get(name, training)
-        for own, buffer in module._buffers.items():
-            kept = state.buffers.get(_join(name, own))
-            if buffer is not None and kept is not None and kept.shape == buffer.shape:
-                module._buffers[own] = _written(buffer, kept)
+        for key, buffer in module._buffers.items():
+            saved = state.buffers.get(_join(name, key))
+            if buffer is not None and saved is not None and saved.shape == buffer.shape:
+                module._buffers[key] = _written(buffer, saved)
     parameters = dict(model.named_parameters())
     for name, values in state.frozen.items():
         parameters[name].copy_(values)
 
 
 @contextmanager
-def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put back the very buffers, modes and those frozen parameters at the end of the block."""
+def preserving(model: nn.Module, frozen: Collection[str] = ()) -> Iterator[None]:
+    """Restore the model's buffers, its modes and these frozen parameters at the end of the block."""
     modes = {name: module.training for name, module in model.named_modules()}
-    kept = {name: p.detach().clone() for name, p in model.named_parameters() if name in frozen}
-    before = ModuleState(of(model), modes, kept)
+    values = {name: p.detach().clone() for name, p in model.named_parameters() if name in frozen}
+    before = ModuleState(copy_buffers(model), modes, values)
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         yield
@@ -107,13 +109,26 @@ def undisturbed(model: nn.Module, frozen: Mapping[str, Tensor]) -> Iterator[None
         for module, live in buffers:
             module._buffers.clear()
             module._buffers.update(live)
-        put(model, before, model.training)
+        load_module_state(model, before, model.training)
+
+
+@contextmanager
+def preserving_gradients(trainables: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Start the block without gradients and restore the present ones, the same tensors, at its end."""
+    before = {name: parameter.grad for name, parameter in trainables.items()}
+    for parameter in trainables.values():
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for name, parameter in trainables.items():
+            parameter.grad = before.get(name)
 
 
 def _written(buffer: Tensor, value: Tensor) -> Tensor:
-    """The buffer with that value; another tensor where its elements share their memory (expand).
+    """The buffer with that value; a new tensor if its elements share their memory (expand).
 
-    A sparse one, such as a graph's adjacency, is taken to be a constant.
+    A sparse buffer, such as a graph's adjacency matrix, is taken to be a constant.
     """
     if buffer.layout is not torch.strided:
         return buffer
@@ -124,9 +139,9 @@ def _written(buffer: Tensor, value: Tensor) -> Tensor:
 
 def _named(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
     for name, module in modules:
-        for own, buffer in module._buffers.items():
+        for key, buffer in module._buffers.items():
             if buffer is not None:
-                yield _join(name, own), buffer
+                yield _join(name, key), buffer
 
 
 def _join(module: str, name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Every random state a step may draw from."""
+    """The states of all random generators that a step may draw from: Python, NumPy, torch on CPU and CUDA."""
     version, keys, gauss = random.getstate()
     name, numbers, *rest = np.random.get_state(legacy=True)
     return {
@@ -23,7 +23,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Put the random states back."""
+    """Restore the states that `random_states` returned."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(states["numpy"]))

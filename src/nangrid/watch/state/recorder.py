@@ -1,4 +1,4 @@
-"""Keeps what a snapshot of the current step needs, at the cost of one copy per step."""
+"""Copies, before every step, what a snapshot of that step needs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nangrid.watch.state import module_state
-from nangrid.watch.state.module_state import ModuleState, ModuleStateRecorder
+from nangrid.watch.state.module_state import ModuleState, ModuleStateRecorder, copy_buffers
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State
-from nangrid.watch.state.tensors import copy_state, notice_trainables, param_groups
+from nangrid.watch.state.tensors import add_new_trainables, copy_state, param_groups
 
 
 class Recorder:
-    """Keeps what a snapshot of the step under way needs, at the cost of a copy a step."""
+    """Holds what a snapshot of the current step needs, at the cost of one copy of the trainables per step."""
 
     def __init__(
         self,
@@ -28,7 +27,7 @@ class Recorder:
         scaler: torch.amp.GradScaler | None = None,
         initial: dict[str, Tensor] | None = None,
     ) -> None:
-        """`trainables` may grow while the run goes on."""
+        """`trainables` may grow during the run; `initial`: their values before the run's first step, if known."""
         self.model = model
         self.trainables = trainables
         self.optimizer = optimizer
@@ -36,7 +35,7 @@ class Recorder:
         self.initial = initial if initial is not None else {}
         self._parameters: dict[str, Tensor] = {}
         self._module_state = ModuleStateRecorder(model)
-        self.notice()
+        self.copy_new_trainables()
         self._state: State = {}
         self._rng: dict[str, Any] = {}
         self._groups: list[dict[str, Any]] = []
@@ -51,9 +50,9 @@ class Recorder:
 
     @torch.no_grad()
     def begin(self, step: int) -> None:
-        """Copy what the step will change."""
+        """Copy everything that step number `step` will change."""
         self._step, self._micro_batches, self._rng = step, [], random_states()
-        self.notice()
+        self.copy_new_trainables()
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}
@@ -64,20 +63,20 @@ class Recorder:
                 self._state[name] = copy_state(live, self._state.get(name, {}))
 
     @torch.no_grad()
-    def notice(self) -> None:
-        """Copy the trainables that came since: their values are those before the step until its optimizer's part."""
-        notice_trainables(self.model, self.optimizer, self.trainables)
+    def copy_new_trainables(self) -> None:
+        """Copy trainables added during the step; until the optimizer runs they have the values from before it."""
+        add_new_trainables(self.model, self.optimizer, self.trainables)
         for name, parameter in self.trainables.items():
             if name not in self._parameters:
                 self._parameters[name] = parameter.detach().clone()
                 self.initial.setdefault(name, parameter.detach().clone())
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
-        """Note what is about to go forward and backward."""
+        """Keep a micro-batch that is about to run."""
         self._micro_batches.append(MicroBatch(shallow(inputs), extra))
 
     def snapshot(self, clock: str, outcome: dict[str, str], losses: list[float]) -> Snapshot:
-        """The step under way; its tensors are overwritten by the next `begin`."""
+        """A snapshot of the current step; its tensors are overwritten by the next `begin`."""
         return Snapshot(
             step=self._step,
             parameters=self._parameters,
@@ -95,11 +94,11 @@ class Recorder:
         )
 
     def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
-        """A forward pass of an evaluation after the step under way: the parameters are as they are now."""
+        """A snapshot of one evaluation batch after the current step, with the parameters as they are now."""
         return replace(
             self.snapshot("eval_loss", outcome, losses),
             parameters={name: p.detach().clone() for name, p in self.trainables.items()},
-            module_state=ModuleState(module_state.of(self.model)),
+            module_state=ModuleState(copy_buffers(self.model)),
             rng=rng,
             micro_batches=[MicroBatch(shallow(inputs))],
             training=False,
@@ -107,5 +106,5 @@ class Recorder:
 
 
 def shallow(inputs: Any) -> Any:
-    """A micro-batch that a step may take entries out of; its tensors are the same."""
+    """A copy of the container of a micro-batch, so that a step may pop entries; the tensors are shared."""
     return copy.copy(inputs) if isinstance(inputs, Mapping | list) else inputs

@@ -1,7 +1,6 @@
-"""What does it take to run a step again exactly, in this process or on another day?
+"""Holds, saves, loads and restores all that one optimizer step depends on, so that it can be run again exactly.
 
-Before every step the trainables and the optimizer's state are copied into buffers that are allocated once; the
-random states are noted; micro-batches are kept by reference. On disk: safetensors and json, no pickle.
+In memory, micro-batches are kept by reference. On disk a snapshot is safetensors and json, without pickle.
 """
 
 from __future__ import annotations
@@ -56,27 +55,27 @@ class Snapshot:
     training: bool
     """False for an evaluation: forward passes alone."""
     clock: str
-    """The clock that rang in the live run, or `frozen`."""
+    """The clock that tripped in the live run, `frozen`, `raised`, or empty for a snapshot kept while all was finite."""
     outcome: dict[str, str]
-    """Digests of the live step's bits."""
+    """sha256 of the live step's losses, gradients or parameters."""
     losses: list[float]
-    """Of the steps before."""
+    """Losses of the steps before, as far as the run was watched."""
     initial: dict[str, Tensor]
     """The trainables before the first step of the run."""
 
     def detached(self) -> Snapshot:
         """A copy that the next step does not overwrite."""
 
-        def own(part: Any) -> Any:
+        def copied(part: Any) -> Any:
             return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), part)
 
-        around = replace(
-            self.module_state, buffers=own(self.module_state.buffers), frozen=own(self.module_state.frozen)
+        module_state = replace(
+            self.module_state, buffers=copied(self.module_state.buffers), frozen=copied(self.module_state.frozen)
         )
-        return replace(self, parameters=own(self.parameters), state=own(self.state), module_state=around)
+        return replace(self, parameters=copied(self.parameters), state=copied(self.state), module_state=module_state)
 
-    def save(self, directory: Path) -> int:
-        """Write the two files, json last; the size in bytes is returned."""
+    def save(self, directory: Path) -> None:
+        """Write the two files, json last: a directory without the json holds no snapshot."""
         directory.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         facts = {
@@ -100,13 +99,12 @@ class Snapshot:
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         write_bytes(directory / TENSORS, content)
         write_bytes(directory / FACTS, json.dumps(facts).encode())
-        return sum((directory / name).stat().st_size for name in (TENSORS, FACTS))
 
     @classmethod
     def load(cls, directory: Path) -> Snapshot:
         """Read a snapshot; InputError if there is none, or it is damaged or of another schema."""
         if not (directory / FACTS).exists():
-            raise InputError(f"{directory} holds no snapshot: give the directory of a cell that went non-finite.")
+            raise InputError(f"{directory} holds no snapshot: pass the directory of a cell that went non-finite.")
         try:
             facts = json.loads((directory / FACTS).read_text())
             if facts["schema"] != SCHEMA:
@@ -137,7 +135,7 @@ class Snapshot:
 
 
 def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as json, its tensors moved to `tensors` under names that say where they were."""
+    """`value` as json, with its tensors moved to `tensors` under names that tell where they were."""
     if isinstance(value, Tensor):
         tensors[name] = value.clone()
         return {"tensor": name}
@@ -157,7 +155,7 @@ def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `_strip` was given; ValueError for what it could not keep."""
+    """The inverse of `_strip`; ValueError for a value that could not be saved."""
     if isinstance(value, list):
         return [_fill(v, tensors) for v in value]
     if not isinstance(value, dict):
@@ -167,8 +165,8 @@ def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "array" in value:
         return tensors[value["array"]].numpy().astype(value["dtype"])
     if "unkept" in value:
-        raise ValueError(f"{value['unkept']}, which is not kept: pass tensors or numbers")
-    # older snapshots keep some mappings as they are
+        raise ValueError(f"{value['unkept']}, which cannot be saved: pass tensors or numbers")
+    # Older snapshots hold some mappings unwrapped.
     return {key: _fill(v, tensors) for key, v in value.get("mapping", value).items()}
 
 
@@ -180,13 +178,13 @@ def restore(
     state: State,
     groups: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Put parameters and optimizer state back, in place; state that came later is dropped."""
+    """Restore parameters, optimizer state and param_groups in place; state created since the snapshot is dropped."""
     for name, parameter in trainables.items():
         parameter.copy_(parameters[name])
         optimizer.state.pop(parameter, None)
         if name in state:
-            kept = {k: v.to(parameter.device) if _moves(k, v) else v for k, v in copy_state(state[name]).items()}
-            optimizer.state[parameter] = kept
+            saved = copy_state(state[name])
+            optimizer.state[parameter] = {k: v.to(parameter.device) if _moves(k, v) else v for k, v in saved.items()}
     for live, group in zip(optimizer.param_groups, groups, strict=True):
         live.update(group)
 
