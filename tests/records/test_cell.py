@@ -95,7 +95,7 @@ def test_onset_is_the_earliest_clock_of_the_earliest_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"schema": 2}, r"\(its schema is 2, newer than the 1 of this nangrid\): upgrade nangrid\.$"),
         ({"schema": 0}, r"\(its schema is 0, not 1\): run the command that wrote it again\.$"),
@@ -114,11 +114,11 @@ def test_onset_is_the_earliest_clock_of_the_earliest_step() -> None:
     ],
 )
 def test_misshapen_record_is_refused_by_name(
-    tmp_path: Path, make_record: MakeRecord, change: dict[str, Any], told: str
+    tmp_path: Path, make_record: MakeRecord, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(encode(make_record()) | change))
-    with pytest.raises(RecordError, match=told) as caught:
+    with pytest.raises(RecordError, match=message) as caught:
         read_record(tmp_path)
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, InputError)

@@ -11,9 +11,7 @@ from nangrid.records.history import COLUMNS, HISTORY, read_history, write_histor
 
 
 @given(losses=st.lists(st.none() | st.floats(), max_size=5))
-def test_nan_infinity_and_null_differ(
-    losses: list[float | None], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_nan_infinity_and_null_differ(losses: list[float | None], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("cell")
     write_history(directory, [{"step": step, "loss": loss} for step, loss in enumerate(losses)])
     again = [None if loss is pd.NA else loss for loss in read_history(directory)["loss"]]

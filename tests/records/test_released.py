@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nangrid.grid.request import CELL, SCRIPT, read_request
+from nangrid.records import mechanisms
 from nangrid.records.autopsy import AUTOPSY, Autopsy, Suggestion, read_autopsy
 from nangrid.records.errors import RecordError
 from nangrid.records.grid import GridDirectory, read_verified
@@ -88,3 +89,9 @@ def test_a_released_request_gets_its_kind_from_its_keys(config: dict[str, Any], 
     (cell / "request.json").write_text(json.dumps(request))
     read = read_request(cell)
     assert read is not None and (read.kind, read.schema, read.config) == (kind, 2, config)
+
+
+def test_every_mechanism_has_a_title(grid: GridDirectory) -> None:
+    ids = {value for name, value in vars(mechanisms).items() if name.isupper() and isinstance(value, str)}
+    assert ids == set(mechanisms.TITLES)
+    assert {autopsy.mechanism for autopsy in grid.autopsies(grid.records()[0]).values()} <= ids

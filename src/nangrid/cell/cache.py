@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
+from nangrid.records.atomic import set_damaged_aside, sync
 from nangrid.records.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -75,7 +76,7 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _seal(folder: Path) -> None:
@@ -85,15 +86,7 @@ def _seal(folder: Path) -> None:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in [*paths, folder / MANIFEST, *(path.parent for path in paths), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _is_sound(folder: Path) -> bool:
@@ -112,7 +105,5 @@ def _is_as_listed(path: Path, listed: Mapping[str, object]) -> bool:
 def _set_aside(folder: Path) -> None:
     if not folder.exists():
         return
-    taken = len(list(folder.parent.glob(f"{folder.name}.damaged-*")))
-    aside = folder.with_name(f"{folder.name}.damaged-{taken}")
-    folder.rename(aside)
-    print(f"{folder} is damaged: set aside as {aside.name}, making it again.", file=sys.stderr)
+    aside = set_damaged_aside(folder)
+    print(f"{folder} is damaged: renamed to {aside.name}, building it again.", file=sys.stderr)

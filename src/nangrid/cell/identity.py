@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
-from nangrid.records.start_from import find_start
+from nangrid.records.start_from import files_sha256, find_start
 
 ID_DIGITS = 12
 
@@ -49,11 +49,7 @@ def hash_science(science: dict[str, Any]) -> str:
 @functools.cache
 def directory_sha256(directory: Path) -> str:
     """A model's files by name and content, weights included: two fine-tuned models differ in nothing else."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in directory.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return files_sha256(directory.iterdir())
 
 
 def starred(config: Config) -> frozenset[str]:

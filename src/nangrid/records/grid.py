@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nangrid.records.atomic import create_bytes
+from nangrid.records.atomic import create_bytes, set_damaged_aside
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import RESULT, CellRecord, read_record
 from nangrid.records.codec import encode
@@ -146,8 +146,7 @@ def _read_or_recover(path: Path) -> _GridRecord:
         known = {record.grid_id for record in GridDirectory(path, "").records()[0]}
         if len(known) != 1:
             raise
-        aside = path / f"{GRID}.damaged-{len(list(path.glob(f'{GRID}.damaged-*')))}"
-        (path / GRID).rename(aside)
+        aside = set_damaged_aside(path / GRID)
         print(f"{path / GRID} is damaged: renamed to {aside.name} and restored from its cells.", file=sys.stderr)
         _create(path, known.pop())
         return _read(path / GRID)

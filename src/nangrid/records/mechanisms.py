@@ -29,7 +29,7 @@ TITLES = {
     DIVERGENCE: "Training diverged",
     FP16_ACTIVATION_OVERFLOW: "An activation exceeds the float16 range",
     FP16_GRADIENT_OVERFLOW: "A gradient exceeds the float16 range",
-    SILENT_FP16_STORAGE: "The model is stored in float16 without having been asked to",
+    SILENT_FP16_STORAGE: "The model is stored in float16 unintentionally",
     ZERO_ROW_NORM_GRADIENT: "RMSNorm amplifies the gradient of zero rows",
     UNKNOWN: "No known mechanism fits the evidence",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,8 @@ class Start:
 
     def sha256(self) -> str:
         """Hash of the files that determine the resumed run, shortened to 12 hex digits."""
-        digest = hashlib.sha256()
-        for path in sorted({self.folder / name for name in _FILES[self.kind]} | set(self.folder.glob(_WEIGHTS))):
-            if path.is_file():
-                with path.open("rb") as file:
-                    digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:_DIGITS]
+        paths = {self.folder / name for name in _FILES[self.kind]} | set(self.folder.glob(_WEIGHTS))
+        return files_sha256(paths)[:_DIGITS]
 
     def factors(self) -> dict[str, str | int]:
         """The factors of a cell that resumes from here."""
@@ -76,6 +73,15 @@ def find_start(path: str) -> Start:
         f"start_from={path} holds neither a snapshot nor a checkpoint: give the directory of a cell that went "
         "non-finite, the out_dir of a watch, or a checkpoint-N of transformers' Trainer."
     )
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """Hash over the names and contents of files, in the order of their paths; other paths are skipped."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in paths if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def kept_in(out_dir: Path) -> list[Path]:
