@@ -1,14 +1,16 @@
-# Every target does the set-up it needs. `make help` lists them.
+# Every target sets up what it needs. `make help` lists them.
 PYTHON ?= python3
 N_JOBS ?= 2
 OUT ?= outputs/default
 BIN := .venv/bin
+PIP_FRESH = "$$env/bin/pip" install --quiet --no-compile --constraint constraints.txt
+FAST := tests/analysis tests/records tests/reporting tests/sweeps tests/watch tests/test_layout.py
 export HF_HUB_OFFLINE ?= 1
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.ready  ## Make .venv with everything pinned in constraints.txt
+setup: .venv/.ready  ## Create .venv with the versions pinned in constraints.txt
 
 # torch first and alone: any other order lets pip choose a CUDA build of several GB.
 .venv/.ready: pyproject.toml constraints.txt
@@ -20,19 +22,19 @@ setup: .venv/.ready  ## Make .venv with everything pinned in constraints.txt
 grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table
 	$(BIN)/python -m src.run -m +experiment=default hydra.launcher.n_jobs=$(N_JOBS)
 
-report: setup  ## Say what the default grid shows: verdict, page, executed notebook (OUT=outputs/default)
+report: setup  ## Report on a grid: verdict, HTML page, executed notebook (OUT=outputs/default)
 	$(BIN)/python -m src.report $(OUT)
 
-smoke: setup  ## A grid of four tiny cells, under a minute
+smoke: setup  ## Train a grid of four tiny cells in under a minute
 	$(BIN)/python -m src.run -m +experiment=smoke hydra.launcher.n_jobs=$(N_JOBS)
 
-test: setup  ## Run the tests, a real-Gemma cell among them
+test: setup  ## Run all tests, including cells of the real Gemma 3 270M
 	$(BIN)/pytest -n $(N_JOBS) --dist loadfile
 
-test-slurm: setup  ## Run a grid on a real Slurm of one node (apt-get install slurmctld slurmd slurm-client munge)
+test-slurm: setup  ## Run a grid on a one-node Slurm (needs slurmctld, slurmd, slurm-client, munge)
 	$(BIN)/pytest -m slurm -s tests/slurm
 
-lint: setup  ## Style, types, import rules
+lint: setup  ## Check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
@@ -41,14 +43,35 @@ lint: setup  ## Style, types, import rules
 	$(BIN)/mypy sweeps/design.py
 	$(BIN)/lint-imports
 
-bench: setup  ## Run the benchmarks; results go to bench/results/
+test-fast: setup  ## Run the tests that start no cells and load no real model, under 3 minutes
+	$(BIN)/pytest -n $(N_JOBS) --dist loadfile -m 'not real and not slurm' $(FAST)
+
+# Fresh environments lie outside the checkout, so that nothing is imported from it; --no-compile halves their set-up.
+test-core:  ## Check the package with its core dependencies alone, in a fresh environment
+	@set -e; env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
+	$(PYTHON) -m venv "$$env"; \
+	$(PIP_FRESH) torch; \
+	$(PIP_FRESH) .; \
+	"$$env/bin/python" -P tests/packaging/core_only.py
+
+dist: setup  ## Build sdist and wheel, check their metadata, try the wheel in a fresh environment
+	rm -rf dist
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	@set -e; env=$$(mktemp -d); trap 'rm -rf "$$env"' EXIT; \
+	$(PYTHON) -m venv "$$env"; \
+	$(PIP_FRESH) torch; \
+	$(PIP_FRESH) "$$(ls dist/*.whl)[grid]"; \
+	"$$env/bin/python" -P tests/packaging/wheel.py
+
+bench: setup  ## Run the benchmarks and write bench/results/
 	$(BIN)/python bench/half_products.py
 	$(BIN)/python bench/cell_cost.py
 	$(BIN)/python bench/wandb_cost.py
 	$(BIN)/python bench/search_cells.py
 	$(BIN)/python bench/report_scale.py
 
-clean:  ## Remove what the targets made, never outputs/
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove everything the targets made, except outputs/
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup grid report smoke test test-slurm lint bench clean
+.PHONY: help setup grid report smoke test test-fast test-core test-slurm lint dist bench clean

@@ -1,10 +1,10 @@
-"""What does a team look at while a grid runs? The W&B workspace of a project, as code.
+"""Builds the W&B workspace of a project: onsets, survival, curves and clocks of its cells.
 
     python sweeps/dashboard.py --entity ENTITY --project nangrid
     python sweeps/dashboard.py --entity ENTITY --project nangrid --print
 
-The first saves it to the server, as a view of its own, and prints its address; the second prints what would be
-saved and needs no server.
+The first saves the workspace to the server as a new view and prints its address. The second prints the specification
+and needs no server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OUTCOME = ("status", "onset_step", "onset_clock", "censored", "steps_survived", 
 
 
 def dashboard(entity: str, project: str) -> ws.Workspace:
-    """The workspace; its table of cells is the list of runs, with levels and outcome as pinned columns."""
+    """The workspace of a project. Its run list is the table of cells, with levels and outcome as pinned columns."""
     columns = [f"config:{factor}" for factor in ("seed", *FACTORS)] + [f"summary:{key}" for key in OUTCOME]
     return ws.Workspace(
         entity=entity,
@@ -39,7 +39,7 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
 
 
 def _onsets() -> ws.Section:
-    """Censored cells have survived their horizon: onset_step says how long, censored that nothing rang."""
+    """Bar plots of the mean onset per level; of a censored cell, `onset_step` is its horizon."""
     panels: list[wr.Panel] = [
         wr.BarPlot(
             title=f"Onset step by {factor} (censored: the horizon)",
@@ -67,7 +67,7 @@ def _survival() -> ws.Section:
 
 
 def _curves() -> ws.Section:
-    """A curve ends where its numbers do: W&B draws no NaN."""
+    """Line plots that end at the onset, because W&B draws no NaN."""
     panels: list[wr.Panel] = [
         wr.LinePlot(title=f"{title}, to the onset", x="Step", y=[key], log_y=key != "loss", max_runs_to_show=100)
         for title, key in CURVES.items()
@@ -84,11 +84,11 @@ def _clocks() -> ws.Section:
 
 
 def main() -> None:
-    """Save the workspace, or print its spec."""
+    """Save the workspace, or print its specification."""
     parser = argparse.ArgumentParser(description="Build the W&B workspace of a nangrid project.")
     parser.add_argument("--entity", required=True, help="user or team")
     parser.add_argument("--project", default="nangrid")
-    parser.add_argument("--print", action="store_true", help="print the spec instead of saving it")
+    parser.add_argument("--print", action="store_true", help="print the specification instead of saving it")
     options = parser.parse_args()
     workspace = dashboard(options.entity, options.project)
     if options.print:
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def spec(workspace: ws.Workspace) -> dict[str, object]:
-    """What would be saved."""
+    """The workspace as the JSON object that W&B saves."""
     saved: dict[str, object] = json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True))
     return saved
 

@@ -1,8 +1,9 @@
-"""Which cells do the committed designs hold? Writes them into conf/experiment/, where the grid command finds them.
+"""Computes the committed designs and writes them as experiments into conf/experiment/.
 
     python sweeps/design.py
 
-Change a level here, run it, commit both. A factor's first level is the reported run's.
+To change a design, edit its levels here, run this file and commit both. The first level of a factor is that of the
+reported run.
 """
 
 from __future__ import annotations
@@ -18,28 +19,31 @@ EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 
 
 def full(levels: Levels) -> list[Combination]:
-    """The whole product."""
+    """All combinations of the levels."""
     return [dict(zip(levels, chosen, strict=True)) for chosen in product(*levels.values())]
 
 
 def one_factor(base: Mapping[str, str], levels: Levels) -> list[Combination]:
-    """The base, and every combination that differs from it in one factor."""
+    """`base`, and every combination that differs from it in exactly one factor."""
     return [dict(base)] + [
-        {**base, factor: level} for factor, own in levels.items() for level in own if level != base[factor]
+        {**base, factor: level} for factor, choices in levels.items() for level in choices if level != base[factor]
     ]
 
 
 def covering(levels: Levels, excluded: Sequence[Mapping[str, str]] = ()) -> list[Combination]:
-    """Every pair of levels in at least one combination, but for those that hold an excluded set of levels."""
+    """A covering array of strength 2: every pair of levels occurs, and no combination contains an excluded one."""
     from covertable import make
 
-    # covertable reads a dot in a name as nesting
+    # covertable takes a dot in a name for nesting.
     names = {factor: factor.replace(".", "/") for factor in levels}
     differs = [
-        {"operator": "or", "conditions": [{"operator": "ne", "left": names[f], "value": v} for f, v in some.items()]}
-        for some in excluded
+        {
+            "operator": "or",
+            "conditions": [{"operator": "ne", "left": names[f], "value": v} for f, v in combination.items()],
+        }
+        for combination in excluded
     ]
-    rows = make({names[factor]: list(own) for factor, own in levels.items()}, strength=2, constraints=differs)
+    rows = make({names[factor]: list(choices) for factor, choices in levels.items()}, strength=2, constraints=differs)
     return [{factor: str(row[name]) for factor, name in names.items()} for row in rows]
 
 
@@ -56,29 +60,29 @@ LEVELS = {
 REPORTED = {factor: levels[0] for factor, levels in LEVELS.items()}
 SILENT = {**REPORTED, "dtype": "silent_fp16"}
 NO_OPS = [{"dtype": dtype, "upcast": "trainable"} for dtype in ("fp32", "amp_bf16")]
-"""Where the adapters are float32 already."""
+"""Combinations that change nothing, because the adapters are float32 already."""
 
 SUSPECTS = {factor: LEVELS[factor] for factor in ("dtype", "init", "optim", "upcast")}
 
 DESIGNS: dict[str, tuple[str, list[Combination]]] = {
-    "full": ("Every combination of the four factors that were suspected most.", full(SUSPECTS)),
+    "full": ("Every combination of the four most suspected factors.", full(SUSPECTS)),
     "one_factor": (
-        "One factor at a time around the reported run as a 4-bit load without a dtype stored it in 2024. Cheap, and\n"
-        "blind to what takes two changes.",
+        "One factor at a time, starting from the reported run as a 4-bit load without a dtype stored it in 2024.\n"
+        "Cheap, but it misses every effect that needs two changes.",
         one_factor(SILENT, LEVELS),
     ),
     "covering": (
-        "A covering array of strength 2 over eight factors: every pair of levels is in some cell, but for an upcast\n"
-        "that has nothing to cast. Finds that something fails; src.diagnose then finds what.",
+        "A covering array of strength 2 over eight factors: every pair of levels is in some cell, except\n"
+        "upcast=trainable where nothing is left to cast. Shows whether something fails; src.diagnose then finds why.",
         covering(LEVELS, NO_OPS),
     ),
 }
 
 
-def experiment(name: str, what: str, design: Sequence[Combination]) -> str:
-    """A design as the YAML of an experiment: a block a cell, or a single one where it is the whole product."""
+def experiment(name: str, summary: str, design: Sequence[Combination]) -> str:
+    """The experiment YAML of a design: one block per cell, or a single block if it is the full product."""
     lines = ["# @package _global_", f"# python -m src.run -m +experiment={name}"]
-    lines += [f"# {line}" for line in what.splitlines()]
+    lines += [f"# {line}" for line in summary.splitlines()]
     lines += [f"# {len(design)} cells, written by sweeps/design.py.", f"out: outputs/{name}", ""]
     lines += ["hydra:", "  sweeper:", "    blocks:"]
     lines += [f"      - {block}" for block in _blocks(design)]
@@ -86,16 +90,16 @@ def experiment(name: str, what: str, design: Sequence[Combination]) -> str:
 
 
 def _blocks(design: Sequence[Combination]) -> list[str]:
-    seen = {factor: list(dict.fromkeys(cell[factor] for cell in design)) for factor in design[0]}
-    if full(seen) == list(design):
-        return [" ".join(f"{factor}={','.join(levels)}" for factor, levels in seen.items())]
+    levels = {factor: list(dict.fromkeys(cell[factor] for cell in design)) for factor in design[0]}
+    if full(levels) == list(design):
+        return [" ".join(f"{factor}={','.join(choices)}" for factor, choices in levels.items())]
     return [" ".join(f"{factor}={level}" for factor, level in cell.items()) for cell in design]
 
 
 def main() -> None:
-    """Write all of them."""
-    for name, (what, design) in DESIGNS.items():
-        (EXPERIMENTS / f"{name}.yaml").write_text(experiment(name, what, design))
+    """Write every design and print its size."""
+    for name, (summary, design) in DESIGNS.items():
+        (EXPERIMENTS / f"{name}.yaml").write_text(experiment(name, summary, design))
         print(f"{EXPERIMENTS / name}.yaml: {len(design)} cells")
 
 

@@ -1,4 +1,4 @@
-"""Designs hold what they promise, and those that are committed are the ones that the script makes."""
+"""The designs have their promised properties, and the committed ones are what the script writes."""
 
 import runpy
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ levels = st.lists(st.integers(2, 4), min_size=2, max_size=6).map(
 
 
 def pairs(levels: Levels, excluded: Sequence[Mapping[str, str]] = ()) -> set[frozenset[tuple[str, str]]]:
-    """The pairs of levels that a covering array must hold: those that no exclusion of two levels forbids."""
+    """The pairs of levels that a covering array must contain: all except the excluded ones."""
     forbidden = {frozenset(some.items()) for some in excluded}
-    found = set()
-    for (factor, own), (other, its) in combinations(levels.items(), 2):
-        found |= {frozenset({(factor, level), (other, second)}) for level in own for second in its}
-    return found - forbidden
+    every = set()
+    for (factor, firsts), (other, seconds) in combinations(levels.items(), 2):
+        every |= {frozenset({(factor, first), (other, second)}) for first in firsts for second in seconds}
+    return every - forbidden
 
 
 @settings(max_examples=40, deadline=None)
@@ -31,14 +31,14 @@ def test_a_covering_array_has_every_pair_and_nothing_excluded(space: dict[str, l
     first, second = list(space)[:2]
     excluded = data.draw(st.sampled_from([[], [{first: "0", second: "1"}]]))
     design = covering(space, excluded)
-    seen = {
+    covered = {
         frozenset({(f, cell[f]), (g, cell[g])})
         for cell in design
         for f in space
         for g in space
         if f != g
     }  # fmt: skip
-    assert seen == pairs(space, excluded)
+    assert covered == pairs(space, excluded)
     assert len(design) <= len(full(space))
 
 
@@ -51,6 +51,6 @@ def test_one_factor_at_a_time_changes_one() -> None:
 
 def test_the_committed_designs_are_what_the_script_writes() -> None:
     script = runpy.run_path(str(ROOT / "sweeps" / "design.py"))
-    for name, (what, design) in script["DESIGNS"].items():
+    for name, (summary, design) in script["DESIGNS"].items():
         committed = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
-        assert committed == script["experiment"](name, what, design), "run python sweeps/design.py"
+        assert committed == script["experiment"](name, summary, design), "run python sweeps/design.py"
