@@ -56,7 +56,7 @@ def diagnose(
     watch or a checkpoint of the Trainer, which all runs go on from. Prints the verdict, and returns it. Call it under
     `if __name__ == "__main__":`. nangrid.records.errors.InputError for end points that are none.
     """
-    from nangrid.records.extras import requiring
+    from nangrid.records.errors import requiring
 
     with requiring("nangrid.diagnose", "grid"):
         from nangrid.diagnosis.script import diagnose_own

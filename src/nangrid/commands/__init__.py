@@ -6,7 +6,7 @@ import difflib
 import importlib
 import sys
 
-from nangrid.records.extras import MissingExtraError, requiring
+from nangrid.records.errors import MissingExtraError, requiring
 
 COMMANDS = {
     "run": "train one cell, or with -m a grid of cells",

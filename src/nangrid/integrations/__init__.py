@@ -1,6 +1,6 @@
 """The watch on other people's training loops."""
 
-from nangrid.records.extras import requiring
+from nangrid.records.errors import requiring
 
 with requiring("nangrid.integrations", "grid"):
     from nangrid.integrations.headroom import HeadroomCallback
