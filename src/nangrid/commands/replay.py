@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from nangrid.watch.state.snapshot import Snapshot
 
 EPILOG = """\
-python -m src.replay outputs/default/cells/30e24def...                 reproduce the recorded autopsy
-python -m src.replay outputs/default/cells/30e24def... dtype=bf16      would this step have survived in bf16?
-python -m src.replay outputs/late/cells/403f6431.../kept/16 dtype=fp16 would this finite step have failed in fp16?
+Reproduce the recorded autopsy:
+  python -m src.replay outputs/default/cells/30e24def...
+Would the failing step have survived in bf16?
+  python -m src.replay outputs/default/cells/30e24def... dtype=bf16
+Would this finite step have failed in fp16?
+  python -m src.replay outputs/late/cells/403f6431.../kept/16 dtype=fp16
 """
 SUSPICIOUS_NORM = 1e6
 """A gradient norm that fails no run but shows that something is wrong: with rows of init=mean it stays below 100."""
