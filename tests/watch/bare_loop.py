@@ -1,4 +1,4 @@
-"""A bare training loop under the watch, as the tests of origins run it."""
+"""A hand-written training loop under the watch, with the batches and losses that several tests share."""
 
 import threading
 from collections.abc import Callable
@@ -17,8 +17,19 @@ def squares(out: Tensor) -> Tensor:
     return out.float().pow(2).mean()
 
 
+def model_loss(out: Any) -> Tensor:
+    value: Tensor = out.loss
+    return value
+
+
+def words(shape: tuple[int, int] = (2, 9)) -> dict[str, Tensor]:
+    """Random tokens below 60, as inputs and as labels."""
+    ids = torch.randint(3, 60, shape)
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
 def call(model: nn.Module, batch: Any) -> Any:
-    """A tuple is positional arguments, a dict keywords."""
+    """The model's output; a tuple is passed as positional arguments, a dict as keywords."""
     return model(*batch) if isinstance(batch, tuple) else model(**batch) if isinstance(batch, dict) else model(batch)
 
 
@@ -31,7 +42,7 @@ def train(
     in_thread: bool = False,
     **options: Any,
 ) -> list[float]:
-    """The losses; NonFiniteError at the first non-finite number."""
+    """Train and return the losses; NonFiniteError at the first non-finite number."""
     optimizer = optimizer or torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     watch = Watch(model, optimizer, out_dir, **options)
     scaler = options.get("scaler")
@@ -51,7 +62,7 @@ def train(
 
 
 def diagnose(*arguments: Any, **options: Any) -> Autopsy:
-    """Train until it goes non-finite; the autopsy, which must be the one on disk."""
+    """Train until a step goes non-finite; the autopsy, which must equal the one on disk."""
     with pytest.raises(NonFiniteError) as raised:
         train(*arguments, **options)
     autopsy = raised.value.autopsy
@@ -60,5 +71,5 @@ def diagnose(*arguments: Any, **options: Any) -> Autopsy:
     return autopsy
 
 
-def found(autopsy: Autopsy) -> tuple[str, str, str]:
+def located(autopsy: Autopsy) -> tuple[str, str, str]:
     return autopsy.phase, autopsy.kind, autopsy.op

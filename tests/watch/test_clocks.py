@@ -28,7 +28,7 @@ def watched(model: nn.Module) -> Clocks:
     return Clocks(dict(model.named_parameters()))
 
 
-def test_finite_run_rings_nothing_and_records_magnitudes() -> None:
+def test_finite_run_trips_no_clock_and_records_magnitudes() -> None:
     model = nn.Linear(3, 2)
     clocks, optimizer = watched(model), torch.optim.SGD(model.parameters(), lr=0.5)
     before = model.weight.detach().clone()
@@ -40,7 +40,7 @@ def test_finite_run_rings_nothing_and_records_magnitudes() -> None:
     assert clocks.reading.max_update >= (model.weight - before).abs().max().item()
 
 
-def test_infinite_gradient_of_a_finite_loss_rings_before_the_parameters_it_ruins() -> None:
+def test_infinite_gradient_of_a_finite_loss_trips_before_the_parameters() -> None:
     weight = nn.Parameter(torch.ones(2))
     clocks, optimizer = Clocks({"weight": weight}), torch.optim.SGD([weight], lr=0.1)
     clocks.begin(0)
@@ -89,7 +89,7 @@ def test_infinite_norm_over_finite_gradients_is_frozen_and_not_an_onset() -> Non
     assert clocks.reading.max_update == 0.0
 
 
-def test_frozen_run_that_thaws_is_not_frozen() -> None:
+def test_run_that_recovers_is_not_frozen() -> None:
     clocks = watched(nn.Linear(1, 1))
     for norm in (math.inf, 1.0):
         clocks.begin(len(clocks.readings))
@@ -106,14 +106,14 @@ def test_trainable_without_a_gradient_is_named() -> None:
     assert clocks.without_gradient == ["idle.weight", "idle.bias"]
 
 
-def test_evaluation_loss_rings_its_own_clock() -> None:
+def test_evaluation_loss_trips_its_own_clock() -> None:
     clocks = watched(nn.Linear(1, 1))
     clocks.begin(0)
     clocks.evaluated(math.nan)
     assert clocks.onset == Onset(0, "eval_loss")
 
 
-def test_update_too_large_for_a_half_difference_is_no_onset() -> None:
+def test_update_that_overflows_only_as_a_float16_difference_is_no_onset() -> None:
     weight = nn.Parameter(torch.tensor([-60000.0], dtype=torch.float16))
     clocks = Clocks({"weight": weight})
     clocks.begin(0)

@@ -20,11 +20,6 @@ from nangrid.watch.state.tensors import trainables
 ONES = torch.ones(2, 8)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr("nangrid.watch.watch.inspector_for", DeferredInspector)
@@ -46,7 +41,7 @@ def same_finding(found: Autopsy, other: Autopsy) -> bool:
     return all(getattr(found, key) == getattr(other, key) for key in keys)
 
 
-def test_a_gradient_is_found_steps_later_as_it_was(tmp_path: Path, late: Callable[[], None]) -> None:
+def test_a_gradient_is_reported_steps_later_with_its_original_values(tmp_path: Path, late: Callable[[], None]) -> None:
     batches: list[Any] = [ONES, ONES * 2, torch.full((2, 8), 1e30), ONES, ONES, ONES, ONES]
     at_once = diagnose(net(), batches, tmp_path / "at_once", max_grad_norm=1.0)
     late()
@@ -63,7 +58,7 @@ def test_parameters_ruined_by_the_optimizer(tmp_path: Path, late: Callable[[], N
     assert (later.step, later.clock, later.op) == (0, "parameter", at_once.op)
 
 
-def test_the_last_step_is_looked_at_on_closing(tmp_path: Path, late: Callable[[], None]) -> None:
+def test_the_last_step_is_checked_on_close(tmp_path: Path, late: Callable[[], None]) -> None:
     late()
     model = net()
     watch = Watch(model, torch.optim.SGD(model.parameters(), 0.1), tmp_path)
@@ -138,7 +133,7 @@ def watched(kind: type[Inspector], steps: int) -> tuple[list[Any], int]:
     return [vars(reading) for reading in readings + inspector.flush()], waits.count
 
 
-def test_the_same_readings_without_waiting() -> None:
+def test_the_same_readings_without_synchronising() -> None:
     at_once, waits = watched(Inspector, 5)
     later, no_waits = watched(DeferredInspector, 5)
     assert later == at_once

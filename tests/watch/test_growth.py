@@ -23,7 +23,7 @@ class Bowl(nn.Module):
         return self.weight * x
 
 
-def test_descent_that_diverges_warns_before_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_diverging_descent_warns_before_it_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = Bowl()
     optimizer = torch.optim.SGD(model.parameters(), lr=8.0)
     with caplog.at_level(logging.WARNING, "nangrid.watch.growth"), pytest.raises(NonFiniteError) as raised:
@@ -45,7 +45,7 @@ def test_descent_that_diverges_warns_before_it_ends(tmp_path: Path, caplog: pyte
         [2.0**step for step in range(WINDOW - 1)],  # too few to draw a line through
     ],
 )
-def test_what_does_not_head_for_the_end_is_left_alone(gradients: list[float]) -> None:
+def test_no_warning_without_steady_growth(gradients: list[float]) -> None:
     growth = Growth({torch.float16})
     for step, gradient in enumerate(gradients):
         growth.note(step, gradient)

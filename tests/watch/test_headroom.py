@@ -59,13 +59,13 @@ def test_modules_come_in_the_order_of_the_forward_pass() -> None:
     assert sorted(names, key=order.__getitem__) == names
 
 
-def test_looking_changes_no_bit() -> None:
+def test_sampling_changes_no_bit() -> None:
     plain, watched = model(), model()
     for without, with_it in zip(step(plain, None), step(watched, Headroom(watched, every=1)), strict=True):
         assert torch.equal(without, with_it)
 
 
-def test_steps_that_are_not_due_are_left_alone() -> None:
+def test_steps_that_are_not_due_have_no_hooks() -> None:
     net = model()
     headroom = Headroom(net, every=10)
     for number in (0, 1, 9, 10):

@@ -45,11 +45,6 @@ def lora() -> nn.Module:
     return get_peft_model(llama(), config)  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 def texts(count: int = 20, length: int = 12, first: int = 2) -> list[dict[str, Any]]:
     samples = [torch.randint(first, VOCABULARY, (length,)).tolist() for _ in range(count)]
     return [{"input_ids": ids, "labels": list(ids), "attention_mask": [1] * length} for ids in samples]
@@ -72,7 +67,7 @@ def test_nothing_is_found_where_nothing_is_wrong(model: Callable[[], nn.Module],
     assert nangrid.check(model(), samples, arguments(tmp_path)) == []
 
 
-def test_it_leaves_no_trace(tmp_path: Path) -> None:
+def test_preflight_changes_nothing(tmp_path: Path) -> None:
     model, samples, options = llama().eval(), texts(), arguments(tmp_path)
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.random.get_rng_state()
     nangrid.check(model, samples, options)
@@ -80,7 +75,7 @@ def test_it_leaves_no_trace(tmp_path: Path) -> None:
     assert torch.equal(state, torch.random.get_rng_state()) and not model.training
 
 
-def test_modules_that_were_put_to_rest_stay_so() -> None:
+def test_eval_mode_is_preserved() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -99,7 +94,7 @@ def test_modules_that_were_put_to_rest_stay_so() -> None:
     assert not model.inner.training and model.norm.training and torch.equal(mean, model.norm.running_mean)
 
 
-def test_a_model_that_takes_something_else_is_no_trouble() -> None:
+def test_a_model_with_other_inputs_has_no_findings() -> None:
     class Translator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -111,7 +106,7 @@ def test_a_model_that_takes_something_else_is_no_trouble() -> None:
     assert nangrid.check(Translator(), texts()) == []
 
 
-def test_rows_of_zeros_count_where_the_data_uses_them() -> None:
+def test_zero_rows_count_only_if_the_data_uses_them() -> None:
     model = llama()
     model.get_input_embeddings().weight.data[90:] = 0
     settings = Settings(first_new_id=90, texts={95: "_list"})
@@ -141,7 +136,7 @@ def test_rows_that_are_the_same() -> None:
     assert named(preflight(model, texts(), Settings())) == {"duplicate-rows": "note"}
 
 
-def test_a_head_of_its_own_is_looked_at_too() -> None:
+def test_an_untied_head_is_checked_too() -> None:
     model = llama()
     model.get_output_embeddings().weight.data[90:] = 0
     (found,) = preflight(model, texts(), Settings())
@@ -149,20 +144,20 @@ def test_a_head_of_its_own_is_looked_at_too() -> None:
 
 
 @pytest.mark.parametrize(("value", "check"), [(float("nan"), "non-finite"), (1e30, "uninitialised")])
-def test_parameters_that_hold_rubbish(value: float, check: str) -> None:
+def test_parameters_with_invalid_values(value: float, check: str) -> None:
     model = llama()
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
     found = preflight(model, texts(), Settings(), trial=False)
     assert named(found) == {check: "error"} and "layers.1.mlp.up_proj.weight" in found[0].evidence
 
 
-def test_a_parameter_without_memory() -> None:
+def test_a_parameter_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = nn.Linear(2, 2)
     assert {f.check for f in preflight(model, [], Settings())} == {"uninitialised"}
 
 
-def test_a_mask_of_minus_infinity_is_no_trouble_and_a_nan_is() -> None:
+def test_a_buffer_may_contain_minus_infinity_but_no_nan() -> None:
     model = llama()
     model.register_buffer("mask", torch.full((4, 4), float("-inf")))
     assert preflight(model, texts(), Settings()) == []
@@ -183,7 +178,7 @@ def test_sequences_that_are_masked_everywhere() -> None:
     assert named(preflight(llama(), [*texts(), hidden], Settings())) == {"masked-sequence": "warning"}
 
 
-def test_documents_of_new_tokens_alone() -> None:
+def test_documents_of_new_tokens_only() -> None:
     alone = {"input_ids": [91, 92, 93], "labels": [91, 92, 93]}
     found = preflight(llama(), [*texts(), alone], Settings(first_new_id=90))
     assert named(found) == {"new-tokens-alone": "warning"}
@@ -211,7 +206,7 @@ def test_bf16_training_over_float16_weights(tmp_path: Path) -> None:
     assert named(found) == {"silent-fp16-storage": "warning"}
 
 
-def test_a_checkpoint_whose_nan_quantising_would_hide(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_nan_that_quantisation_would_hide(tmp_path: Path) -> None:
     weights = {"layers.0.weight": torch.ones(64, 64, dtype=torch.bfloat16)}
     weights["layers.0.weight"][3, 3] = float("nan")
     save_file(weights, tmp_path / "model.safetensors")
@@ -219,7 +214,7 @@ def test_a_checkpoint_whose_nan_quantising_would_hide(tmp_path: Path) -> None:
     assert named(found) == {"nf4-laundering": "error"} and "layers.0.weight" in found[0].evidence
 
 
-def test_quantised_weights_that_hold_an_infinite_scale() -> None:
+def test_quantised_weights_with_an_infinite_scale() -> None:
     import bitsandbytes as bnb
 
     class Quantised(nn.Module):
@@ -254,7 +249,7 @@ def test_reentrant_checkpointing_without_input_gradients() -> None:
     assert found.fix == "model.enable_input_require_grads()"
 
 
-def test_what_would_hide_a_nan(tmp_path: Path) -> None:
+def test_settings_that_would_hide_a_nan(tmp_path: Path) -> None:
     found = nangrid.check(llama(), texts(), arguments(tmp_path, logging_nan_inf_filter=True))
     assert named(found) == {"hidden-nan": "note"} and "logging_nan_inf_filter" in found[0].evidence
     scaled = preflight(llama().half(), texts(), Settings(scaler=True, autocast=torch.float16), trial=False)
@@ -263,7 +258,7 @@ def test_what_would_hide_a_nan(tmp_path: Path) -> None:
     assert any("W&B" in f.evidence for f in preflight(llama(), texts(), Settings(report_to=["wandb"])))
 
 
-def test_the_gravest_comes_first() -> None:
+def test_errors_come_first() -> None:
     model = llama()
     model.get_input_embeddings().weight.data[90:] = 0
     model.model.norm.weight.data[0] = float("nan")

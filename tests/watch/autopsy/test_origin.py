@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bare_loop import diagnose, found, squares
+from bare_loop import diagnose, located, squares
 from torch import Tensor, nn
 
 from nangrid import Watch
@@ -70,41 +70,41 @@ def root_of_zero(out: Tensor) -> Tensor:
 
 def test_a_view_between_infinities_does_not_hold_them(tmp_path: Path) -> None:
     autopsy = diagnose(Interleaved(), [torch.tensor([1.0, 2.0, 0.0, 4.0])], tmp_path)
-    assert found(autopsy) == ("forward", "divide_by_zero", "aten.div.Tensor")
+    assert located(autopsy) == ("forward", "divide_by_zero", "aten.div.Tensor")
     assert "at [2]: parameter weight 1, other 0\n" in explain(autopsy)
 
 
-def test_activation_past_the_largest_half(tmp_path: Path) -> None:
+def test_activation_beyond_the_largest_float16(tmp_path: Path) -> None:
     torch.manual_seed(0)
     autopsy = diagnose(Net(gain=1e4).half(), [torch.full((2, 8), 100.0).half()], tmp_path)
-    assert found(autopsy) == ("forward", "overflow", "aten.mul.Tensor")
+    assert located(autopsy) == ("forward", "overflow", "aten.mul.Tensor")
     assert autopsy.mechanism == "fp16-activation-overflow"
     assert (autopsy.clock, autopsy.dtype, autopsy.untrained) == ("loss", "float16", True)
 
 
 def test_infinite_slope_of_a_root_at_zero_names_the_forward_line(tmp_path: Path) -> None:
     autopsy = diagnose(Net(), [torch.ones(2, 8)], tmp_path, root_of_zero, max_grad_norm=1.0)
-    assert found(autopsy) == ("backward", "divide_by_zero", "aten.div.Tensor")
+    assert located(autopsy) == ("backward", "divide_by_zero", "aten.div.Tensor")
     assert autopsy.node == "SqrtBackward0"
     assert autopsy.source.startswith("test_origin.py:")
     assert len(autopsy.parameters) == 4
 
 
-def test_eps_that_is_zero_in_half_precision(tmp_path: Path) -> None:
+def test_eps_that_rounds_to_zero_in_half_precision(tmp_path: Path) -> None:
     autopsy = diagnose(nn.Embedding(10, 4).half(), [torch.tensor([1, 2])], tmp_path)
-    assert found(autopsy) == ("optimizer", "invalid", "aten.addcdiv_.default")
+    assert located(autopsy) == ("optimizer", "invalid", "aten.addcdiv_.default")
     assert (autopsy.clock, autopsy.mechanism) == ("parameter", "adam-eps-underflow")
     assert autopsy.parameters == ["weight"]
     assert [operand.at for operand in autopsy.inputs[1:]] == [0, 0], "nothing over nothing"
 
 
-def test_row_of_attention_that_is_masked_everywhere(tmp_path: Path) -> None:
+def test_fully_masked_attention_row(tmp_path: Path) -> None:
     causal = torch.ones(1, 3, 3, dtype=torch.bool).tril()
     nowhere = causal.clone()
     nowhere[0, 0] = False
     x = torch.randn(1, 3, 4)
     autopsy = diagnose(Attention(), [(x, causal), (x, nowhere)], tmp_path)
-    assert found(autopsy) == ("forward", "invalid", "aten._softmax.default")
+    assert located(autopsy) == ("forward", "invalid", "aten._softmax.default")
     assert (autopsy.step, autopsy.mechanism) == (1, "masked-row-softmax")
     assert "largest finite operands: self" in explain(autopsy), "a whole row went into the element"
     assert "(and 4 infinite)" in explain(autopsy), "a row, and what is above the diagonal"
@@ -163,10 +163,10 @@ def test_accumulation_names_the_micro_batch(tmp_path: Path) -> None:
 def test_backward_in_another_thread_has_the_same_origin(tmp_path: Path) -> None:
     autopsy = diagnose(Net(), [torch.ones(2, 8)], tmp_path, root_of_zero, in_thread=True)
     assert autopsy.clock == "gradient"
-    assert found(autopsy) == ("backward", "divide_by_zero", "aten.div.Tensor")
+    assert located(autopsy) == ("backward", "divide_by_zero", "aten.div.Tensor")
 
 
-def test_closure_of_torchs_own_kind_and_a_finite_run(tmp_path: Path) -> None:
+def test_torch_style_closure_and_a_finite_run(tmp_path: Path) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = Watch(model, optimizer, tmp_path)
@@ -182,7 +182,7 @@ def test_closure_of_torchs_own_kind_and_a_finite_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_snapshot_on_disk_runs_the_step_again_to_the_same_bits(tmp_path: Path) -> None:
+def test_replay_from_disk_is_bit_identical(tmp_path: Path) -> None:
     model = Net()
     autopsy = diagnose(model, [torch.ones(2, 8), torch.full((2, 8), 1e30)], tmp_path)
     snapshot = Snapshot.load(tmp_path)

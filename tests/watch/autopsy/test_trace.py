@@ -8,16 +8,11 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from bare_loop import diagnose, found
+from bare_loop import diagnose, located
 from torch import Tensor, nn
 
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.explain import explain
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
 
 
 def line(autopsy: Autopsy) -> str:
@@ -48,9 +43,9 @@ class Divergence(nn.Module):
         return (student.exp() * (student - teacher)).sum()
 
 
-def test_nan_beside_infinities_that_are_carried_on(tmp_path: Path) -> None:
+def test_new_nan_next_to_propagated_infinities(tmp_path: Path) -> None:
     autopsy = diagnose(Divergence().half(), [torch.randn(2, 4).half()], tmp_path, same)
-    assert found(autopsy) == ("forward", "invalid", "aten.sub.Tensor"), "no overflow of the halves"
+    assert located(autopsy) == ("forward", "invalid", "aten.sub.Tensor"), "no overflow of the halves"
     assert autopsy.output is not None and autopsy.output.first_index == [0, 5]
     assert [operand.at for operand in autopsy.inputs] == [-math.inf, -math.inf]
     assert "at [0, 5]" in explain(autopsy)
@@ -78,7 +73,7 @@ def test_column_written_around_a_nan_does_not_hide_it(tmp_path: Path) -> None:
     x = torch.randn(3, 3)
     batches = [(x, torch.ones(3)), (x, torch.tensor([1.0, 0.0, 1.0]))]
     autopsy = diagnose(Table(), batches, tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
     assert line(autopsy).startswith("table[i, 1] =")
 
 
@@ -98,9 +93,9 @@ class Mended(nn.Module):
         return self.head(table)  # type: ignore[no-any-return]
 
 
-def test_column_that_is_written_anew_is_not_blamed(tmp_path: Path) -> None:
+def test_overwritten_column_is_not_the_origin(tmp_path: Path) -> None:
     autopsy = diagnose(Mended(), [torch.ones(3), torch.tensor([1.0, 0.0, 1.0])], tmp_path)
-    assert found(autopsy) == ("forward", "divide_by_zero", "aten.log.default")
+    assert located(autopsy) == ("forward", "divide_by_zero", "aten.log.default")
 
 
 # layouts and dtypes
@@ -121,10 +116,10 @@ class Rotary(nn.Module):
         return torch.view_as_real(turned.conj() * self.turns).flatten(-2)
 
 
-def test_complex_numbers_carry_a_nan_on(tmp_path: Path) -> None:
+def test_complex_numbers_propagate_a_nan(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 4)
     autopsy = diagnose(Rotary(), [x, x * torch.tensor([1.0, 0.0, 1.0])[:, None]], tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
 
 
 class Fourier(nn.Module):
@@ -140,7 +135,7 @@ class Fourier(nn.Module):
 
 def test_overflow_before_a_fourier_transform(tmp_path: Path) -> None:
     autopsy = diagnose(Fourier(), [torch.randn(2, 3, 4) * 1000], tmp_path)
-    assert found(autopsy) == ("forward", "overflow", "aten.exp.default")
+    assert located(autopsy) == ("forward", "overflow", "aten.exp.default")
 
 
 def test_infinite_product_of_complex_numbers(tmp_path: Path) -> None:
@@ -149,7 +144,7 @@ def test_infinite_product_of_complex_numbers(tmp_path: Path) -> None:
         return (turned * turned.detach()).abs().sum()
 
     autopsy = diagnose(nn.Linear(2, 2), [torch.full((1, 2), 1e25)], tmp_path, loss)
-    assert found(autopsy) == ("forward", "overflow", "aten.mul.Tensor")
+    assert located(autopsy) == ("forward", "overflow", "aten.mul.Tensor")
 
 
 class Distance(nn.Module):
@@ -165,7 +160,7 @@ def test_gradient_that_is_sparse(tmp_path: Path) -> None:
     model, ids = Distance(), torch.tensor([1, 2])
     batches = [(ids, torch.tensor([3, 4])), (ids, torch.tensor([3, 2]))]
     autopsy = diagnose(model, batches, tmp_path, torch.mean, torch.optim.SparseAdam(model.parameters(), 1e-2))
-    assert (autopsy.step, *found(autopsy)) == (1, "backward", "divide_by_zero", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (1, "backward", "divide_by_zero", "aten.div.Tensor")
     assert (autopsy.node, autopsy.parameters) == ("SqrtBackward0", ["embed.weight"])
 
 
@@ -188,10 +183,10 @@ class Graph(nn.Module):
 
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
-def test_sparse_product_with_a_lonely_node(layout: torch.layout, tmp_path: Path) -> None:
+def test_sparse_product_with_an_isolated_node(layout: torch.layout, tmp_path: Path) -> None:
     edges, x = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), torch.randn(4, 3)
     autopsy = diagnose(Graph(layout), [(edges, x), (edges[:, :3], x)], tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.reciprocal.default")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "divide_by_zero", "aten.reciprocal.default")
 
 
 class EightBits(nn.Module):
@@ -208,10 +203,10 @@ class EightBits(nn.Module):
         return out
 
 
-def test_eight_bits_carry_a_nan_on(tmp_path: Path) -> None:
+def test_float8_propagates_a_nan(tmp_path: Path) -> None:
     x = torch.randn(3, 8)
     autopsy = diagnose(EightBits(), [x, x * torch.tensor([[1.0], [0.0], [1.0]])], tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
 
 
 class Ragged(nn.Module):
@@ -230,7 +225,7 @@ class Ragged(nn.Module):
 def test_logarithm_of_a_jagged_tensor(tmp_path: Path) -> None:
     some, more = torch.rand(3, 4) + 0.1, torch.rand(2, 4) + 0.1
     autopsy = diagnose(Ragged(), [(some, more), (some, more * torch.tensor([[1.0], [0.0]]))], tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
     assert autopsy.output is not None and autopsy.output.first_index == [4, 0]
 
 
@@ -262,13 +257,13 @@ def test_rows_of_padding_do_not_hide_a_logarithm_of_zero(log_of_all: bool, tmp_p
     zero[0, 1] = 0
     batches = [(x, keep, weights), (x, keep, zero)]
     autopsy = diagnose(Padded(log_of_all), batches, tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "divide_by_zero", "aten.log.default")
     assert autopsy.mechanism == "log-of-zero"
     assert autopsy.output is not None and autopsy.output.first_index[:2] == [0, 1]
     assert autopsy.path[0] == "aten.log.default" and autopsy.path[-1] == "aten.mean.default"
 
 
-def test_row_of_padding_that_is_kept_is_blamed(tmp_path: Path) -> None:
+def test_padded_row_that_is_used_is_the_origin(tmp_path: Path) -> None:
     x, keep, weights = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 5, 1)
     keep[1] = False
 
@@ -283,7 +278,7 @@ def test_row_of_padding_that_is_kept_is_blamed(tmp_path: Path) -> None:
     zero = weights.clone()
     zero[0, 1] = 0
     autopsy = diagnose(Kept(), [(x, keep, zero)], tmp_path, loss)
-    assert found(autopsy) == ("forward", "invalid", "aten._softmax.default"), "both ring alone: the first"
+    assert located(autopsy) == ("forward", "invalid", "aten._softmax.default"), "both ring alone: the first"
 
 
 class Branches(nn.Module):
@@ -299,11 +294,11 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize(("chosen", "name"), [(False, "right"), (True, "left")])
-def test_branch_that_was_not_chosen_is_not_blamed(chosen: bool, name: str, tmp_path: Path) -> None:
+def test_unselected_branch_is_not_the_origin(chosen: bool, name: str, tmp_path: Path) -> None:
     x, one, zero = torch.randn(3, 4), torch.ones(3, 1), torch.tensor([[1.0], [0.0], [1.0]])
     choice = torch.tensor([[not chosen], [chosen], [not chosen]])
     autopsy = diagnose(Branches(), [(x, one, choice), (x, zero, choice)], tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "invalid", "aten.div.Tensor")
     assert line(autopsy).startswith(f"{name} =")
 
 
@@ -324,14 +319,14 @@ class Columns(nn.Module):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_column_that_is_not_looked_at_is_not_blamed(in_place: bool, tmp_path: Path) -> None:
+def test_unread_column_is_not_the_origin(in_place: bool, tmp_path: Path) -> None:
     positive = torch.rand(3, 4) + 0.1
     batches = [positive, positive * torch.tensor([[1.0], [-1.0], [1.0]])]
     autopsy = diagnose(Columns(in_place), batches, tmp_path, torch.mean)
-    assert (autopsy.step, *found(autopsy)) == (1, "forward", "invalid", "aten.log.default")
+    assert (autopsy.step, *located(autopsy)) == (1, "forward", "invalid", "aten.log.default")
 
 
-def test_loop_that_refuses_a_number_it_never_had(tmp_path: Path) -> None:
+def test_ablation_that_makes_the_loop_raise_says_nothing(tmp_path: Path) -> None:
     """Nothing is learned of the producers then: the first is told."""
 
     def loss(out: Tensor) -> Tensor:
@@ -340,7 +335,7 @@ def test_loop_that_refuses_a_number_it_never_had(tmp_path: Path) -> None:
         return out.mean()
 
     autopsy = diagnose(Columns(False), [torch.full((3, 4), -1.0)], tmp_path, loss)
-    assert found(autopsy) == ("forward", "invalid", "aten.div.Tensor")
+    assert located(autopsy) == ("forward", "invalid", "aten.div.Tensor")
 
 
 # lines within backward
@@ -362,11 +357,11 @@ class Normalise(torch.autograd.Function):
         return slope
 
 
-def test_line_of_a_backward_written_by_hand(tmp_path: Path) -> None:
+def test_source_line_of_a_custom_backward(tmp_path: Path) -> None:
     model, x = nn.Linear(4, 4, bias=False), torch.randn(3, 4)
     batches = [x, x * torch.tensor([[1.0], [0.0], [1.0]])]
     autopsy = diagnose(model, batches, tmp_path, lambda out: (Normalise.apply(out) - 1).pow(2).mean())
-    assert (autopsy.step, *found(autopsy)) == (1, "backward", "divide_by_zero", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (1, "backward", "divide_by_zero", "aten.div.Tensor")
     assert autopsy.node == "NormaliseBackward" and line(autopsy).startswith("slope: Tensor =")
 
 
@@ -374,11 +369,11 @@ def by_nothing(grad: Tensor) -> Tensor:
     return grad * 0 / torch.zeros(1)
 
 
-def test_line_of_a_hook(tmp_path: Path) -> None:
+def test_source_line_of_a_gradient_hook(tmp_path: Path) -> None:
     model = nn.Linear(3, 1)
     model.bias.register_hook(by_nothing)  # type: ignore[no-untyped-call]
     autopsy = diagnose(model, [torch.randn(2, 3)], tmp_path)
-    assert found(autopsy) == ("backward", "invalid", "aten.div.Tensor")
+    assert located(autopsy) == ("backward", "invalid", "aten.div.Tensor")
     assert line(autopsy) == "return grad * 0 / torch.zeros(1)"
 
 
@@ -388,7 +383,7 @@ def update(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def test_line_of_an_update_within_backward(tmp_path: Path) -> None:
+def test_source_line_of_an_update_within_backward(tmp_path: Path) -> None:
     model = nn.Linear(3, 1)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(update)
@@ -396,7 +391,7 @@ def test_line_of_an_update_within_backward(tmp_path: Path) -> None:
     assert autopsy.step == 1 and line(autopsy).startswith("parameter -=")
 
 
-def test_line_that_reads_a_constant_which_was_never_finite(tmp_path: Path) -> None:
+def test_source_line_that_reads_a_nonfinite_constant(tmp_path: Path) -> None:
     """Weights by the inverse of how many samples a class has, made outside of torch."""
 
     class Weighted(nn.Module):
@@ -441,5 +436,5 @@ class Multiplied(nn.Module):
 
 def test_mask_times_minus_infinity(tmp_path: Path) -> None:
     autopsy = diagnose(Multiplied(), [(torch.randn(2, 3, 4), torch.ones(2, 3))], tmp_path)
-    assert found(autopsy) == ("forward", "invalid", "aten.mul.Tensor")
+    assert located(autopsy) == ("forward", "invalid", "aten.mul.Tensor")
     assert "scalar operand -inf" in autopsy.evidence

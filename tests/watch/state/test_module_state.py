@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bare_loop import diagnose, found, train
+from bare_loop import diagnose, located, train
 from torch import Tensor, nn
 
 from nangrid import NonFiniteError, Watch
@@ -51,7 +51,7 @@ def plain(model: nn.Module, batches: list[Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("backbone_trains", [True, False])
-def test_a_run_goes_on_after_a_frozen_step_as_if_nothing_watched(backbone_trains: bool, tmp_path: Path) -> None:
+def test_a_run_with_a_frozen_step_equals_an_unwatched_run(backbone_trains: bool, tmp_path: Path) -> None:
     x = torch.ones(2, 4)
     batches = [(x, 1.0), (x, HUGE), (x, 1.0), (x, 1.0)]
     losses = []
@@ -115,7 +115,7 @@ def through_data(model: Scaled) -> None:
 def test_a_buffer_is_as_it_was_before_the_step(write: Callable[[Scaled], None], tmp_path: Path) -> None:
     batches = [torch.ones(1, 4, 4)] * 4 + [torch.ones(1, 9, 4)]
     autopsy = diagnose(Scaled(write), batches, tmp_path)
-    assert (autopsy.step, *found(autopsy)) == (4, "forward", "invalid", "aten.div.Tensor")
+    assert (autopsy.step, *located(autopsy)) == (4, "forward", "invalid", "aten.div.Tensor")
 
 
 class Rooted(nn.Module):
@@ -129,7 +129,7 @@ class Rooted(nn.Module):
         return out.pow(2).mean() + self.scale.sqrt().sum()
 
 
-def test_a_criterion_of_its_own_parameters_is_watched(tmp_path: Path) -> None:
+def test_parameters_of_a_loss_function_are_watched(tmp_path: Path) -> None:
     model, criterion = nn.Linear(4, 1), Rooted()
     optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=1e-3)
     autopsy = diagnose(model, [torch.ones(2, 4)], tmp_path, criterion, optimizer)
@@ -137,7 +137,7 @@ def test_a_criterion_of_its_own_parameters_is_watched(tmp_path: Path) -> None:
     assert autopsy.parameters == ["the optimizer's parameter 2"]
 
 
-def test_a_layer_that_is_unfrozen_later_is_watched(tmp_path: Path) -> None:
+def test_a_layer_unfrozen_later_is_watched(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -212,7 +212,7 @@ def of_another_kind(out: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("loss_of", "error"), [(guarded, FloatingPointError), (of_a_policy, ValueError)])
-def test_a_guard_of_the_closures_own_is_told_where_the_nan_arose(
+def test_a_guard_in_the_closure_gets_a_note_with_the_origin(
     loss_of: Callable[[Tensor], Tensor], error: type[Exception], tmp_path: Path
 ) -> None:
     batches = [torch.randn(5, 3), torch.ones(5, 3)]
@@ -224,7 +224,7 @@ def test_a_guard_of_the_closures_own_is_told_where_the_nan_arose(
     assert autopsy is not None and (autopsy.step, autopsy.clock, autopsy.reproduced) == (1, "raised", True)
 
 
-def test_an_exception_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+def test_an_unrelated_exception_gets_no_note(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError) as raised:
         train(Normalised(), [torch.ones(5, 3)], tmp_path, of_another_kind)
     assert not hasattr(raised.value, "__notes__") and read_autopsy(tmp_path) is None
@@ -237,7 +237,7 @@ class Sample:
     x: Tensor
 
 
-def test_a_batch_that_cannot_be_kept_is_replayed_all_the_same(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_saved_is_still_replayed(tmp_path: Path) -> None:
     autopsy = diagnose(
         nn.Linear(4, 1), [{"input": torch.zeros(2, 4)}], tmp_path / "dict", lambda out: (out * 0).log().sum()
     )
@@ -256,7 +256,7 @@ def test_a_batch_that_cannot_be_kept_is_replayed_all_the_same(tmp_path: Path) ->
         Snapshot.load(tmp_path / "own")
 
 
-def test_a_closure_may_take_labels_out_of_its_batch(tmp_path: Path) -> None:
+def test_a_closure_may_pop_labels_from_its_batch(tmp_path: Path) -> None:
     model = nn.Linear(4, 1)
     watch = Watch(model, torch.optim.SGD(model.parameters(), lr=1e-3), tmp_path)
 
@@ -272,7 +272,7 @@ def test_a_closure_may_take_labels_out_of_its_batch(tmp_path: Path) -> None:
     assert set(Snapshot.load(tmp_path).micro_batches[0].inputs) == {"input", "labels"}
 
 
-def test_numbers_of_every_kind_are_kept(tmp_path: Path) -> None:
+def test_numbers_of_every_kind_are_saved(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(1e-3))
     watch = Watch(model, optimizer, tmp_path)
@@ -303,7 +303,7 @@ def test_complex_parameters_are_watched(tmp_path: Path) -> None:
     assert len(train(Spectral(), [torch.ones(2, 4)] * 3, tmp_path)) == 3
 
 
-def test_what_the_watch_cannot_follow_is_refused(tmp_path: Path) -> None:
+def test_unsupported_optimizers_and_schedulers_are_rejected(tmp_path: Path) -> None:
     model = nn.Linear(4, 1)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="LBFGS runs its closure several times"):
