@@ -71,7 +71,14 @@ bench: setup  ## Run the benchmarks and write bench/results/
 	$(BIN)/python bench/search_cells.py
 	$(BIN)/python bench/report_scale.py
 
+docs: .venv/.docs  ## Build the documentation into site/, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/.docs: .venv/.ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:  ## Remove everything the targets made, except outputs/
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup grid report smoke test test-fast test-core test-slurm lint dist bench clean
+.PHONY: help setup grid report smoke test test-fast test-core test-slurm lint dist bench docs clean

@@ -1,4 +1,4 @@
-"""The scripts of the README, from failing to a verdict, as a user runs them: each in a process of its own."""
+"""The scripts of the guide, from failing to a verdict, as a user runs them: each in a process of its own."""
 
 import json
 import shutil
@@ -78,8 +78,8 @@ def test_chats_cut_before_the_assistant_speaks(model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("example", ["chat_sft", "classifier"])
-def test_the_readme_shows_it_in_under_30_lines_of_code(example: str) -> None:
+def test_the_guide_shows_it_in_under_30_lines_of_code(example: str) -> None:
+    assert f'--8<-- "docs/examples/{example}.py"' in (ROOT / "docs" / "guide" / "diagnose.md").read_text()
     script = (EXAMPLES / f"{example}.py").read_text()
-    assert script in (ROOT / "README.md").read_text()
     code = [line for line in script.splitlines() if line and not line.startswith(("import", "from", '"""'))]
     assert len(code) < 30
