@@ -106,7 +106,7 @@ def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[...,
     assert [format_levels(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], (
         "the grid lacks that cell"
     )
-    assert any("not decided: whether dtype=silent_fp16 alone" in line for line in verdict(thin))
+    assert any("undecided: whether dtype=silent_fp16 alone" in line for line in verdict(thin))
 
 
 def test_two_causes_of_one_event_and_what_both_need(make_grid: Callable[..., Grid]) -> None:
@@ -126,7 +126,7 @@ def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., 
         return OVERFLOW if dtype == "fp16" and seed == 2 else None
 
     lines = verdict(make_grid(seeds=3, event_of=lottery))
-    assert any("enough: dtype=fp16 (1 of 3 seeds" in line for line in lines)
+    assert any("sufficient: dtype=fp16 (1 of 3 seeds" in line for line in lines)
 
 
 def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..., Grid]) -> None:
@@ -134,7 +134,7 @@ def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..
         return (OVERFLOW, ROWS, None)[seed] if dtype == "fp16" else None
 
     lines = verdict(make_grid(seeds=3, event_of=mixed))
-    assert [line.count("1 of 3 seeds") for line in lines if "enough:" in line] == [1, 1]
+    assert [line.count("1 of 3 seeds") for line in lines if "sufficient:" in line] == [1, 1]
 
 
 def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Grid]) -> None:
@@ -142,8 +142,8 @@ def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Gr
     (asked,) = (
         c for c in grid.combinations.values() if format_levels(c.levels) == "dtype=bf16 init=mean optim=adamw_torch"
     )
-    assert any(line.startswith("reference:") and line.endswith("as asked for") for line in verdict(grid, asked))
-    assert any(line.endswith("furthest from what fails") for line in verdict(grid))
+    assert any(line.startswith("reference:") and line.endswith("as requested") for line in verdict(grid, asked))
+    assert any(line.endswith("fewest failing neighbours") for line in verdict(grid))
 
 
 def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[..., Grid]) -> None:
@@ -153,7 +153,7 @@ def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[
     futile = {f.event: {format_levels((g.change,)) for g in f.futile} for f in grid.findings(reference)}
     assert {"init=mean", "optim=paged_adamw_8bit", "optim=adamw_torch"} <= futile[OVERFLOW]
     assert "init=mean" not in futile[ROWS], "it cures one of the two"
-    assert any("no cure: init=mean,zero, trains in 0 of 4 combinations (" in line for line in verdict(grid))
+    assert any("does not help: init=mean,zero (0 of 4 combinations train: " in line for line in verdict(grid))
 
 
 def test_the_reference_does_not_hang_on_a_loss_that_is_lower_by_a_hair(make_record: MakeRecord) -> None:
@@ -246,29 +246,29 @@ def test_losses_of_other_data_or_weights_are_not_compared(factor: str, make_reco
 @pytest.mark.parametrize(
     ("levels", "event_of", "sentence"),
     [
-        ([("fp16", "zero", "adamw_torch")], happened, "One cell is no comparison"),
+        ([("fp16", "zero", "adamw_torch")], happened, "A single run cannot be compared"),
         (
             [("fp16", "zero", "adamw_torch"), ("fp16", "mean", "adamw_torch")],
             happened,
             "No combination trains with every seed",
         ),
-        ([("bf16", "zero", "adamw_torch"), ("bf16", "mean", "adamw_torch")], happened, "no verdict"),
+        ([("bf16", "zero", "adamw_torch"), ("bf16", "mean", "adamw_torch")], happened, "there is no verdict"),
     ],
 )
 def test_what_a_thin_grid_can_say(levels: Any, event_of: Any, sentence: str, make_grid: Callable[..., Grid]) -> None:
     lines = verdict(make_grid(levels, event_of=event_of))
     assert any(sentence in line for line in lines)
-    assert not any("enough:" in line or "cure:" in line for line in lines)
+    assert not any("sufficient:" in line or "cure:" in line for line in lines)
 
 
 def test_crashed_cells_prove_nothing(make_grid: Callable[..., Grid]) -> None:
     error = CellError("OutOfMemory", "", "")
     grid = make_grid([("bf16", "zero", "adamw_torch"), ("bf16", "mean", "adamw_torch")], status="error", error=error)
     lines = verdict(grid)
-    assert any("crashed or ran out of time" in line for line in lines) and grid.reference is None
+    assert any("crashed or timed out" in line for line in lines) and grid.reference is None
 
 
 def test_a_cure_seen_for_too_few_steps_says_so(make_record: MakeRecord) -> None:
     grid = cells(make_record, {"dtype": "bf16"}, {"dtype": "fp16", "onset": 5})
     (line,) = (line for line in verdict(grid) if "  cure:" in line)
-    assert "finite to 16, too few to be sure: 4x the onset is wanted" in line
+    assert "finite to step 16, too short to be sure: 4x the onset needed" in line

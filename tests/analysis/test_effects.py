@@ -60,7 +60,9 @@ def test_one_seed_has_no_interval() -> None:
     table = contrasts(grid(seeds=1), BASE, {})
     assert table["lower"].isna().all() and table["upper"].isna().all()
     sentences = said(grid(seeds=1), table)
-    assert any("one seed" in s and "79%" in s for s in sentences) and any("no intervals" in s for s in sentences)
+    assert any("one seed" in s and "79%" in s for s in sentences) and any(
+        "no confidence intervals" in s for s in sentences
+    )
 
 
 def test_an_unbalanced_design_compares_what_is_equal_in_all_else() -> None:
@@ -98,7 +100,7 @@ def test_a_no_op_is_one_by_its_bits_whatever_p_says() -> None:
     compared = contrasts(table, BASE, histories(table, "silent"))
     assert without_effect(compared) == ["init", "checkpointing"]
     sentences = said(table, compared)
-    assert any(s.startswith("checkpointing changes no bit: all 18 matched pairs") for s in sentences)
+    assert any(s.startswith("checkpointing has no effect: the histories of all 18 matched pairs") for s in sentences)
 
 
 def test_one_bit_in_one_cell_is_an_effect() -> None:
@@ -116,16 +118,16 @@ def test_a_level_that_nothing_is_matched_with_is_said() -> None:
     compared = contrasts(table, base, {})
     assert row_of(compared, factor="optim", level="sgd")["pairs"] == 0
     sentences = said(table, compared)
-    assert "optim=sgd has no cell that is equal in all else: its effect is not told apart." in sentences
+    assert "optim=sgd has no matching run, so its effect cannot be separated." in sentences
 
 
 def test_the_power_of_the_design_is_stated() -> None:
     table = grid(seeds=1)
     sentences = said(table, contrasts(table, BASE, {}))
-    assert any(s.startswith("init: 3 matched pairs of cells are too few") for s in sentences)
+    assert any(s.startswith("init: 3 matched pairs are too few") for s in sentences)
     table = grid()
     sentences = said(table, contrasts(table, BASE, {}))
-    assert any(s.startswith("init: with 9 matched pairs of cells") and "power of 80%" in s for s in sentences)
+    assert any(s.startswith("init: with 9 matched pairs of runs") and "80% power" in s for s in sentences)
     assert not any(s.startswith("dtype: ") for s in sentences), "fp16 always fails, and that is sure"
 
 

@@ -94,10 +94,10 @@ def test_the_page_says_it_without_a_network(make_grid: MakeGrid, capsys: pytest.
     assert page.loads == [] and page.tags.count("svg") == 4, "survival, effects, traces, one autopsy"
     text = " ".join(page.text)
     assert "fp16-activation-overflow (forward overflow): 6 of 12 cells" in text
-    assert "enough: dtype=fp16 (3 of 3 seeds" in text and "cure: dtype=bf16" in text
-    assert "init changes no bit: all 6 matched pairs of cells have equal histories. It is a no-op." in text
+    assert "sufficient: dtype=fp16 (3 of 3 seeds" in text and "cure: dtype=bf16" in text
+    assert "init has no effect: the histories of all 6 matched pairs of cells are equal to the last bit." in text
     assert "python -m src.run seed=2 horizon=16 out=outputs/again-" in text
-    assert "enough: dtype=fp16 (3 of 3 seeds" in capsys.readouterr().out
+    assert "sufficient: dtype=fp16 (3 of 3 seeds" in capsys.readouterr().out
 
 
 def test_text_from_the_data_is_shown_and_never_run(make_grid: MakeGrid) -> None:
@@ -122,7 +122,7 @@ def test_the_executed_notebook_lies_beside_it(make_grid: MakeGrid) -> None:
     notebook = json.loads((path / "onset_report.ipynb").read_text())
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     assert not any(output["output_type"] == "error" for output in outputs)
-    assert any("enough: dtype=fp16 (2 of 2 seeds" in str(output.get("text", "")) for output in outputs)
+    assert any("sufficient: dtype=fp16 (2 of 2 seeds" in str(output.get("text", "")) for output in outputs)
     assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 3
     assert not re.search(r'src="http', (path / "onset_report.html").read_text())
 
@@ -130,10 +130,10 @@ def test_the_executed_notebook_lies_beside_it(make_grid: MakeGrid) -> None:
 @pytest.mark.parametrize(
     ("levels", "said"),
     [
-        ({"dtype": ("fp16",)}, "One cell is no comparison"),
-        ({"dtype": ("bf16",)}, "One cell is no comparison"),
+        ({"dtype": ("fp16",)}, "A single run cannot be compared"),
+        ({"dtype": ("bf16",)}, "A single run cannot be compared"),
         ({"dtype": ("fp16",), "init": ("zero", "mean")}, "No combination trains with every seed"),
-        ({"dtype": ("bf16",), "init": ("zero", "mean")}, "Nothing went non-finite"),
+        ({"dtype": ("bf16",), "init": ("zero", "mean")}, "No run went non-finite"),
     ],
 )
 def test_a_grid_that_allows_no_verdict_gets_a_sentence(
@@ -144,13 +144,13 @@ def test_a_grid_that_allows_no_verdict_gets_a_sentence(
     text = " ".join(read(path / "report.html").text)
     out = capsys.readouterr().out
     assert said in out and said in text
-    assert "enough:" not in out and "  cure:" not in out
+    assert "sufficient:" not in out and "  cure:" not in out
 
 
 def test_only_seeds_vary(make_grid: MakeGrid, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_grid({"dtype": ("fp16",)}, seeds=3)
     assert report([str(path), "--no-notebook"]) == 0
-    assert "No factor varies but the seed" in capsys.readouterr().out
+    assert "Only the seed varies" in capsys.readouterr().out
 
 
 def test_damaged_and_newer_records_are_left_out_by_name(
@@ -163,9 +163,9 @@ def test_damaged_and_newer_records_are_left_out_by_name(
     (cells[1] / "result.json").write_text(json.dumps(newer))
     assert report([str(path), "--no-notebook"]) == 0
     out = capsys.readouterr().out
-    assert f"left out: {cells[0] / 'result.json'}" in out
+    assert f"skipped: {cells[0] / 'result.json'}" in out
     assert "its schema is 99, newer than the 1 of this nangrid): upgrade nangrid" in out
-    assert "left out" in " ".join(read(path / "report.html").text)
+    assert "skipped" in " ".join(read(path / "report.html").text)
 
 
 def test_cells_of_two_machines_are_said_to_be(
@@ -197,7 +197,7 @@ def test_crashes_are_flagged_and_prove_nothing(
     (path / "cells" / crashed.cell_id).mkdir()
     write_record(path / "cells" / crashed.cell_id, crashed)
     assert report([str(path), "--no-notebook"]) == 0
-    assert "Cells that crashed or ran out of time: 1, censored where they stopped" in capsys.readouterr().out
+    assert "1 run crashed or timed out; survival is censored where it stopped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -33,23 +33,24 @@ def history_of(directory: Path, norms: list[float | None]) -> pd.DataFrame:
     return read_history(directory)
 
 
-def test_the_default_grid_fits_80_columns_one_line_a_cell(make_record: MakeRecord) -> None:
-    levels = product(("bf16", "fp16", "silent_fp16"), ("zero", "mean"), ("paged_adamw_8bit", "adamw_torch"))
+def test_default_grid_fits_80_columns_with_one_line_per_cell(make_record: MakeRecord) -> None:
+    optims = ("paged_adamw_8bit", "adamw_torch")
+    levels = product(("bf16", "fp16", "silent_fp16"), ("zero", "mean"), optims, ("none", "trainable"))
     records = [
         make_record(
-            {"gradient": 0, "loss": 1} if dtype != "bf16" else None,
-            factors={"dtype": dtype, "init": init, "optim": optim},
-            cell_id=f"{number:x}23456789abc",
+            {"parameter": 0, "loss": 1} if dtype != "bf16" else None,
+            factors={"dtype": dtype, "init": init, "optim": optim, "upcast": upcast},
+            cell_id=f"{number:02x}3456789abc",
         )
-        for number, (dtype, init, optim) in enumerate(levels)
+        for number, (dtype, init, optim, upcast) in enumerate(levels)
     ]
     lines = summary_of(records)
     assert max(map(len, lines)) <= 80
-    assert len([line for line in lines if "step 0 · gradient" in line]) == 8
-    assert [line.split() for line in lines if line.startswith(" silent_fp16 zero paged")] == [
-        ["silent_fp16", "zero", "paged_adamw_8bit", "step", "0", "·", "gradient", "1", "82345678"]
+    assert len([line for line in lines if "step 0 · parameter" in line]) == 16
+    assert [line.split() for line in lines if line.startswith("silent_fp16 zero paged_adamw_8bit none")] == [
+        ["silent_fp16", "zero", "paged_adamw_8bit", "none", "step", "0", "·", "parameter", "1", "10345678"]
     ]
-    assert "12 cells: 8 non-finite, 4 finite" in lines
+    assert "24 cells: 16 non-finite, 8 finite" in lines
 
 
 def test_every_outcome_is_readable_without_colour(make_record: MakeRecord) -> None:
@@ -100,12 +101,14 @@ def test_the_pivot_counts_each_level(make_record: MakeRecord) -> None:
     assert ["fp16", "2", "2", "1.5"] in words
 
 
-def test_many_factors_are_folded_and_push_no_column_out(make_record: MakeRecord) -> None:
+def test_many_factors_wrap_between_words_in_one_column(make_record: MakeRecord) -> None:
     keys = ["model", "quant", "dtype", "vocab", "init", "targets", "checkpointing", "optim"]
     levels = ("paged_adamw_8bit", "reentrant")
     lines = summary_of([make_record(factors=dict.fromkeys(keys, level)) for level in levels])
     assert max(map(len, lines)) <= 80
-    assert len([line for line in lines if line.endswith("01234567 ") and "finite (16 steps)" in line]) == 2
+    assert len([line for line in lines if line.endswith("01234567") and "finite (16 steps)" in line]) == 2
+    words = " ".join(lines).split()
+    assert all(words.count(f"{key}={level}") == 1 for key in keys for level in levels)
 
 
 def test_a_single_cell_has_a_summary(make_record: MakeRecord) -> None:
@@ -124,7 +127,7 @@ def test_a_non_finite_cell_ends_with_each_clock_in_order(tmp_path: Path, make_re
 
 def test_a_finite_cell_is_called_censored(tmp_path: Path, make_record: MakeRecord) -> None:
     text = cell_summary(make_record(), history_of(tmp_path, [85.0, 1.1e8, None]), tmp_path)
-    assert text.startswith("finite through 16 steps (censored): loss 3.96 -> 3.41, gradient norm up to 1.1e8\n")
+    assert text.startswith("finite for 16 steps (censored): loss 3.96 -> 3.41, gradient norm up to 1.1e8\n")
 
 
 def test_warnings_come_first_and_what_did_not_train_is_said(tmp_path: Path, make_record: MakeRecord) -> None:

@@ -1,4 +1,4 @@
-"""All that a finished grid says, computed once: what the terminal, the page and the notebooks show."""
+"""Gathers everything that a finished grid shows, once, for the terminal, the page and the notebooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nangrid.analysis.limits import limits
 from nangrid.analysis.onsets import onset_table, varying_factors
 from nangrid.analysis.rates import rates
 from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
-from nangrid.analysis.verdict import verdict
+from nangrid.analysis.verdict import every_cure, verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.diagnosis import DiagnosisRecord, read_diagnoses
@@ -30,7 +30,7 @@ from nangrid.records.headroom import read_headroom
 
 @dataclass(frozen=True)
 class Evidence:
-    """The tables are those that nangrid.analysis makes, one function each."""
+    """What a grid shows. Each table comes from one function of nangrid.analysis."""
 
     grid_id: str
     path: Path
@@ -44,8 +44,10 @@ class Evidence:
     base: Mapping[str, str]
     """The reference's levels, or the first levels where nothing trains."""
     verdict: Sequence[str]
+    every_cure: Sequence[str]
+    """The cures that the verdict leaves out, with those that it gives; empty if it gives all."""
     limits: Sequence[str]
-    """What the records and the design cannot tell, in sentences."""
+    """What the records and the design cannot show, in sentences."""
     tests: pd.DataFrame
     contrasts: pd.DataFrame
     interactions: pd.DataFrame
@@ -55,18 +57,18 @@ class Evidence:
     incidence: Mapping[str, pd.DataFrame]
     """By factor."""
     headroom: tuple[str, pd.DataFrame] | None
-    """What the reference, or else a finite cell, saw of its magnitudes, after its cell_id; None if none looked."""
+    """A cell_id and its headroom samples: the reference's, or else a finite cell's; None if no cell took any."""
     hypotheses: pd.DataFrame
-    """One row a prediction: name, claim, verdict (of the claim), prediction, rule, outcome, says, cells."""
+    """One row per prediction: name, claim, verdict (of the claim), prediction, rule, outcome, says, cells."""
 
     @property
     def factors(self) -> list[str]:
-        """What varies, the seed aside."""
+        """The factors that vary, without the seed."""
         return factors_of(self.times)
 
 
 def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequence[str] = ()) -> Evidence:
-    """Read a grid's directory and compute all of it. InputError without a finished cell or without that reference."""
+    """Evidence of a grid's directory. InputError if it holds no finished cell, or not the requested reference."""
     records, untrusted = directory.records()
     if not records:
         raise InputError(f"{directory.path} holds no finished cell: run its grid first.")
@@ -82,7 +84,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
     base = dict(best.levels)
     compared = contrasts(times, base, histories)
     tested = factor_tests(times)
-    seen = rates(times)
+    event_rates = rates(times)
     return Evidence(
         grid_id=directory.grid_id,
         path=directory.path,
@@ -92,16 +94,17 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         onsets=onsets,
         times=times,
         base=base,
-        verdict=[*(line for found in diagnoses for line in _found(found)), *verdict(grid, chosen)],
+        verdict=[*(line for diagnosis in diagnoses for line in _diagnosis_lines(diagnosis)), *verdict(grid, chosen)],
+        every_cure=every_cure(grid, chosen),
         limits=[
-            *limits(records, times, seen, tested, compared),
+            *limits(records, times, event_rates, tested, compared),
             *doubles,
-            *(f"left out: {error}" for error in [*untrusted, *damaged]),
+            *(f"skipped: {error}" for error in [*untrusted, *damaged]),
         ],
         tests=tested,
         contrasts=compared,
         interactions=interactions(times, base),
-        rates=seen,
+        rates=event_rates,
         curves={factor: survival_curves(times, factor) for factor in factors_of(times)},
         incidence={factor: incidence(times, factor) for factor in factors_of(times)},
         headroom=_headroom(directory, [*best.records, *(r for r in records if r.status == "finite")]),
@@ -110,33 +113,33 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
 
 
 def rerun_command(record: CellRecord) -> str:
-    """What runs the cell again from the root of a checkout, in a grid of its own; for a user's script its name."""
+    """Command that reruns the cell from the root of a checkout, into a new grid; for a script, its name and levels."""
     if "script" in record.factors:
         return f"{record.factors['script']} with {shlex.join(record.overrides)}"
-    kept = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]
+    overrides = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]
     horizon = f"horizon={record.horizon}"
-    return shlex.join(["python", "-m", "src.run", *kept, horizon, f"out=outputs/again-{record.cell_id[:8]}"])
+    return shlex.join(["python", "-m", "src.run", *overrides, horizon, f"out=outputs/again-{record.cell_id[:8]}"])
 
 
 def _in_order(records: Sequence[CellRecord]) -> list[CellRecord]:
-    """By the levels of what varies: null, numbers by size, names by letter."""
+    """Sorted by the levels of what varies: null first, then numbers by size, then names by letter."""
     table = varying_factors([record.factors for record in records])
     keys = [[_rank(level) for level in row] for row in table.itertuples(index=False)]
     return [records[row] for row in sorted(range(len(records)), key=lambda row: keys[row])]
 
 
 def _without_doubles(records: Sequence[CellRecord]) -> tuple[list[CellRecord], list[str]]:
-    """One cell of each levels and seed; a file of data that was edited between two runs makes others."""
-    kept: dict[str, CellRecord] = {}
-    said = []
+    """One cell per levels and seed, and a line per duplicate, which an edited data file leaves behind."""
+    unique: dict[str, CellRecord] = {}
+    lines = []
     for record in records:
-        first = kept.setdefault(str(sorted(record.factors.items())), record)
+        first = unique.setdefault(str(sorted(record.factors.items())), record)
         if first is not record:
-            said.append(
-                f"left out: {record.cell_id} has the levels and the seed of {first.cell_id}: "
-                "was the file of its data edited between the two?"
+            lines.append(
+                f"skipped: {record.cell_id} has the same levels and seed as {first.cell_id}: "
+                "was its data file edited between the two runs?"
             )
-    return list(kept.values()), said
+    return list(unique.values()), lines
 
 
 def _rank(level: Any) -> tuple[int, float, str]:
@@ -155,19 +158,21 @@ def _headroom(directory: GridDirectory, records: Sequence[CellRecord]) -> tuple[
 
 def _decided(directory: Path | None, records: Sequence[CellRecord], histories: Mapping[str, History]) -> pd.DataFrame:
     answers = [decide(h, records, histories) for h in read_hypotheses(directory)] if directory else []
-    rows = [(*(a.hypothesis.name, a.hypothesis.claim, a.verdict), *_told(d)) for a in answers for d in a.decided]
+    rows = [
+        (*(a.hypothesis.name, a.hypothesis.claim, a.verdict), *_prediction_row(d)) for a in answers for d in a.decided
+    ]
     names = ["name", "claim", "verdict", "prediction", "rule", "outcome", "says", "cells"]
     return pd.DataFrame(rows, columns=names)
 
 
-def _told(decided: Decided) -> tuple[str, str, str, str, list[str]]:
-    asked = decided.prediction
-    return asked.prediction, RULES[asked.rule], decided.verdict, decided.says, list(decided.cells)
+def _prediction_row(decided: Decided) -> tuple[str, str, str, str, list[str]]:
+    prediction = decided.prediction
+    return prediction.prediction, RULES[prediction.rule], decided.verdict, decided.says, list(decided.cells)
 
 
 def _chosen(grid: Grid, levels: Sequence[str]) -> Combination:
-    """The combination of the grid that has these levels."""
-    named = {factor: _spelled(level) for factor, _, level in (typed.partition("=") for typed in levels)}
+    """The only combination of the grid that has these levels; InputError if there is none, or several."""
+    named = {factor: _spelled(level) for factor, _, level in (override.partition("=") for override in levels)}
     if unknown := sorted(named.keys() - set(grid.factors)):
         raise InputError(f"{unknown[0]} does not vary in this grid: its factors are {', '.join(grid.factors)}.")
     matching = [c for c in grid.combinations.values() if named.items() <= dict(c.levels).items()]
@@ -181,19 +186,19 @@ def _chosen(grid: Grid, levels: Sequence[str]) -> Combination:
 
 
 def _diagnosed(grid: Grid, diagnoses: Sequence[DiagnosisRecord]) -> Combination | None:
-    """The reference of the last search in this grid, if it trains."""
+    """The reference of the latest diagnosis in this grid, if it trains."""
     wanted = diagnoses[-1].reference if diagnoses else None
     having = (c for c in grid.combinations.values() if any(record.cell_id == wanted for record in c.records))
     return next((c for c in having if c.trains), None)
 
 
-def _found(diagnosis: DiagnosisRecord) -> list[str]:
-    """A paragraph of the verdict."""
+def _diagnosis_lines(diagnosis: DiagnosisRecord) -> list[str]:
+    """A finished diagnosis as a paragraph of the verdict."""
     return [f"diagnosis of {diagnosis.failing[:8]} against {diagnosis.reference[:8]}", *diagnosis.lines, ""]
 
 
 def _spelled(level: str) -> str:
-    """As records spell it: 2e-4 is 0.0002, true is True."""
+    """A level as records spell it: 2e-4 is 0.0002, true is True."""
     if level.lower() in ("true", "false"):
         return level.capitalize()
     for kind in (int, float):

@@ -44,7 +44,7 @@ def in_fp16(frame: pd.DataFrame) -> str:
     """What would overflow first, in a sentence."""
     first = first_overflow(frame)
     if first is None:
-        return "Nothing that it saw would overflow in fp16."
+        return "No sampled value would overflow in fp16."
     token = f" at {first['text']!r}, position {first['position']}" if first["position"] >= 0 else ""
     what = f"the {first['kind']} of {first['module']} in step {first['step']} ({first['absmax']:.3g}{token})"
     return f"In fp16 the first to overflow would be {what}."

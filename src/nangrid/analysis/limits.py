@@ -1,4 +1,4 @@
-"""What can these records and this design not tell?"""
+"""States what these records and this design cannot show."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def limits(
     tested: pd.DataFrame,
     compared: pd.DataFrame,
 ) -> list[str]:
-    """Sentences a reader must know before acting on the numbers; the tables are those of rates and effects."""
+    """Sentences that a reader must know before acting on the numbers; the tables come from rates and effects."""
     return [
         *_mixed(records),
-        *_gone_on_with(records),
+        *_resumed(records),
         *_flagged(times),
         *_horizons(records),
         *_no_ops(compared),
@@ -40,20 +40,20 @@ def _mixed(records: Sequence[CellRecord]) -> list[str]:
     for keys, what in ((MACHINE, "kinds of machine"), (PACKAGES, "sets of package versions")):
         kinds = sorted({" ".join(str(record.environment.get(key, "?")) for key in keys) for record in records})
         if len(kinds) > 1:
-            lines.append(f"The cells ran on {len(kinds)} {what} ({'; '.join(kinds)}): bits differ between them.")
+            lines.append(f"The cells ran on {len(kinds)} {what} ({'; '.join(kinds)}): bits may differ between them.")
     return lines
 
 
-def _gone_on_with(records: Sequence[CellRecord]) -> list[str]:
-    """Which cells began in the middle of a run: nothing is known of what their levels do before."""
+def _resumed(records: Sequence[CellRecord]) -> list[str]:
+    """Cells that began in the middle of a run: the effect of their levels before that is not known."""
     lines = []
     for run, step in sorted({(str(r.factors[START_FROM]), r.first_step) for r in records if r.first_step}):
         cells = [r for r in records if r.factors.get(START_FROM) == run]
         table = varying_factors([r.factors for r in cells])
         tried = "; ".join(f"{factor}: {', '.join(map(level_name, table[factor].unique()))}" for factor in table)
         lines.append(
-            f"{len(cells)} cells go on with one run ({run}) from its step {step} ({tried or 'as it was'}): steps count "
-            "from there, and what these levels do before it is not asked."
+            f"{len(cells)} cells resume run {run} at step {step} ({tried or 'unchanged'}). Steps count from there; "
+            "earlier effects of these levels are not tested."
         )
     return lines
 
@@ -62,7 +62,8 @@ def _flagged(times: pd.DataFrame) -> list[str]:
     flagged = int(times["flagged"].sum())
     if not flagged:
         return []
-    return [f"Cells that crashed or ran out of time: {flagged}, censored where they stopped; resume=errored runs them."]
+    runs = "1 run" if flagged == 1 else f"{flagged} runs"
+    return [f"{runs} crashed or timed out; survival is censored where it stopped. Rerun with resume=errored."]
 
 
 def _horizons(records: Sequence[CellRecord]) -> list[str]:
@@ -70,7 +71,7 @@ def _horizons(records: Sequence[CellRecord]) -> list[str]:
     if len(horizons) < 2:
         return []
     return [
-        f"Finite cells have horizons from {horizons[0]} to {horizons[-1]}: steps survived count up to {horizons[0]}."
+        f"Horizons of finite cells range from {horizons[0]} to {horizons[-1]}; survival is compared to {horizons[0]}."
     ]
 
 
@@ -79,11 +80,11 @@ def _no_ops(compared: pd.DataFrame) -> list[str]:
     for factor in without_effect(compared):
         pairs = int(compared.loc[compared["factor"] == factor, "compared"].sum())
         lines.append(
-            f"{factor} changes no bit: all {pairs} matched pairs of cells have equal histories. It is a no-op."
+            f"{factor} has no effect: the histories of all {pairs} matched pairs of cells are equal to the last bit."
         )
     lonely = compared[compared["pairs"] == 0]
     for factor, level in zip(lonely["factor"], lonely["level"], strict=True):
-        lines.append(f"{factor}={level} has no cell that is equal in all else: its effect is not told apart.")
+        lines.append(f"{factor}={level} has no matching run, so its effect cannot be separated.")
     return lines
 
 
@@ -93,14 +94,16 @@ def _seeds(rates: pd.DataFrame) -> list[str]:
     if seeds == 0:
         return []
     what = "one seed" if seeds == 1 else f"{seeds} seeds"
-    lines = [f"A combination has {what}: one that never failed may still fail in up to {unseen(seeds):.0%} of runs."]
+    lines = [
+        f"Each combination ran with {what}: one that never failed may still fail in up to {unseen(seeds):.0%} of runs."
+    ]
     if seeds == 1:
-        lines.append("With one seed there are no intervals: run seed=0,1,2 to have them.")
+        lines.append("One seed gives no confidence intervals: run seed=0,1,2 to get them.")
     return lines
 
 
 def _power(tested: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
-    """Of two levels; where a factor has more, of the two that the fewest matched pairs compare."""
+    """Power of each factor's test, for the two of its levels that have the fewest matched pairs."""
     lines = []
     family = tested[tested["event"] == ANY]
     for factor, least_p in zip(family["factor"], family["least_p"], strict=True):
@@ -108,12 +111,12 @@ def _power(tested: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         share = detectable(pairs, len(family))
         if share is not None:
             lines.append(
-                f"{factor}: with {pairs} matched pairs of cells, a level that turns {share:.0%} of them is found with "
-                f"a power of {POWER:.0%} (p < {ALPHA}, Holm over {len(family)} factors)."
+                f"{factor}: with {pairs} matched pairs of runs, an effect that changes {share:.0%} of pairs would be "
+                f"detected with {POWER:.0%} power (p < {ALPHA}, Holm over {len(family)} factors)."
             )
         elif least_p * len(family) > ALPHA:
             lines.append(
-                f"{factor}: {pairs} matched pairs of cells are too few for p < {ALPHA} (Holm over {len(family)} "
-                "factors): read the cells, not the p."
+                f"{factor}: {pairs} matched pairs are too few for a test (p < {ALPHA}, Holm over {len(family)} "
+                "factors): look at the runs instead."
             )
     return lines

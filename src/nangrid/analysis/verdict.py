@@ -1,8 +1,9 @@
-"""What may be said of a grid, in plain sentences, and with which cells?"""
+"""Writes the verdict of a grid in plain sentences, each with the cells that prove it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nangrid.analysis.causes import (
     ENOUGH_STEPS,
@@ -18,101 +19,147 @@ from nangrid.analysis.causes import (
     format_levels,
 )
 
-_SHOWN = 4
-_CURES = 8
+_IDS_SHOWN = 4
+_CURES_SHOWN = 3
 
 
 def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
-    """One paragraph an event: where it was met, its causes, its cures and their proofs. True also of thin grids."""
+    """One paragraph per event: how many cells have it, its causes, its cures and their proofs.
+
+    Paragraphs are separated by an empty line. `reference`: the combination that the user requested, if any. Of the
+    cures only the `_CURES_SHOWN` that help most are given; `every_cure` has all of them.
+    """
     cells = sum(len(combination.records) for combination in grid.combinations.values())
-    unusable = sum(not combination.usable for combination in grid.combinations.values())
-    lines = _what_it_cannot_tell(grid, cells, unusable)
+    lines = _preamble(grid, cells)
     best = grid.reference
     if not grid.events() or best is None:
         return lines
-    why = "as asked for" if reference else f"within {WORSE - 1:.0%} of the lowest loss, and furthest from what fails"
+    why = "as requested" if reference else f"loss within {WORSE - 1:.0%} of the best, fewest failing neighbours"
     reference = reference or best
-    lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}), {why}")
+    lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}): {why}")
     for finding in grid.findings(reference):
-        lines += _of_event(finding, cells)
+        lines += _event_lines(finding, cells)
     return lines
 
 
-def _what_it_cannot_tell(grid: Grid, cells: int, unusable: int) -> list[str]:
+def every_cure(grid: Grid, reference: Combination | None = None) -> list[str]:
+    """One paragraph per event with all its cures, those included that contain a smaller one."""
+    reference = reference or grid.reference
+    lines: list[str] = []
+    for finding in grid.findings(reference) if reference else ():
+        groups = _grouped_cures(finding)
+        if len(groups) > len(_shown_cures(groups)):
+            lines += ["", str(finding.event), *(group.line(len(finding.failing)) for group in groups)]
+    return lines
+
+
+def _preamble(grid: Grid, cells: int) -> list[str]:
+    """Why there is no verdict, or on what it cannot rest."""
+    unusable = sum(not combination.usable for combination in grid.combinations.values())
     lines = []
     if cells == 1:
-        lines.append("One cell is no comparison: its autopsy says where it arose, a grid says which choice did it.")
+        lines.append(
+            "A single run cannot be compared. Its autopsy shows where the NaN appeared; run a grid to find which "
+            "choice caused it."
+        )
     elif not grid.factors:
-        lines.append("No factor varies but the seed: nothing can be said of causes.")
+        lines.append("Only the seed varies, so no cause can be found. Vary at least one factor.")
     if unusable:
-        lines.append(f"{unusable} combinations crashed or ran out of time: they say nothing (resume=errored).")
+        lines.append(f"{unusable} combinations crashed or timed out and are not counted (rerun with resume=errored).")
     if not grid.events():
-        lines.append("Nothing went non-finite, froze or lost a gradient within the horizon: no verdict.")
+        lines.append("No run went non-finite, froze or lost a gradient within the horizon: there is no verdict.")
     elif grid.reference is None:
         lines.append(
-            "No combination trains with every seed: without one, no level can be told from the rest. "
-            "Add levels that train."
+            "No combination trains with every seed, so there is no reference to compare with. Add levels that train."
         )
     return lines
 
 
-def _of_event(finding: EventVerdict, cells: int) -> list[str]:
-    met = sum(event == finding.event for c in finding.failing for event in c.events)
-    lines = ["", f"{finding.event}: {met} of {cells} cells"]
-    lines += [line for cause in finding.causes for line in _of_cause(cause, finding.event)]
+def _event_lines(finding: EventVerdict, cells: int) -> list[str]:
+    count = sum(event == finding.event for c in finding.failing for event in c.events)
+    lines = ["", f"{finding.event}: {count} of {cells} cells"]
+    lines += [line for cause in finding.causes for line in _cause_lines(cause, finding.event)]
     if len(finding.causes) > 1:
         lines.append(f"  necessary (in every cause): {format_levels(finding.necessary)}")
-    return [*lines, *_of_cures(finding), *_of_futile(finding.futile)]
+    return [*lines, *_cure_lines(finding), *_futile_lines(finding.futile)]
 
 
-def _of_cause(cause: Cause, event: Event) -> list[str]:
+def _cause_lines(cause: Cause, event: Event) -> list[str]:
     if not cause.levels:
-        return ["  no cause: the reference itself meets it in some seed"]
-    lines = [f"  enough: {format_levels(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
+        return ["  no cause: the reference itself fails this way with some seed"]
+    lines = [f"  sufficient: {format_levels(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
     if cause.without:
-        named = "; ".join(_named(combination, cause, event) for combination in cause.without)
-        lines.append(f"    without one of them it does not come about: {named}")
-    for levels in cause.open[:_SHOWN]:
-        what = f"{format_levels(levels)} alone" if levels else "the reference itself, with those seeds and for so long,"
-        lines.append(f"    not decided: whether {what} would be enough")
+        named = " or ".join(_described(combination, cause, event) for combination in cause.without)
+        lines.append(f"    minimal: no such failure in {named}")
+    for levels in cause.open[:_IDS_SHOWN]:
+        what = f"{format_levels(levels)} alone" if levels else "the reference, with these seeds and for as long,"
+        lines.append(f"    undecided: whether {what} is sufficient")
     return lines
 
 
-def _of_cures(finding: EventVerdict) -> list[str]:
+@dataclass(frozen=True)
+class _CureGroup:
+    """One set of changes, and the failing combinations that it cures."""
+
+    changes: Levels
+    cures: tuple[Cure, ...]
+
+    def line(self, failing: int) -> str:
+        until = min(cure.until for cure in self.cures)
+        short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
+        ids = _few([record.cell_id for cure in self.cures for record in cure.proof.records])
+        proof = f"({ids}, finite to step {until}{short})"
+        helped = f"{len(self.cures)} of {failing} failing combination{'s' * (failing > 1)}"
+        return f"  cure: {format_levels(self.changes)}, for {helped} {proof}"
+
+
+def _grouped_cures(finding: EventVerdict) -> list[_CureGroup]:
+    """Cures by their changes, the most helpful first; of equally helpful ones the smaller."""
     by_changes: dict[Levels, list[Cure]] = {}
     for cure in (cure for cures in finding.cures.values() for cure in cures):
         by_changes.setdefault(cure.changes, []).append(cure)
-    if not by_changes:
-        return ["  no cure is in this grid"]
-    lines = []
-    failing = len(finding.failing)
-    for changes, cures in sorted(by_changes.items(), key=lambda item: (len(item[0]), -len(item[1])))[:_CURES]:
-        until = min(cure.until for cure in cures)
-        short = "" if all(c.enough for c in cures) else f", too few to be sure: {ENOUGH_STEPS}x the onset is wanted"
-        ids = _few([record.cell_id for cure in cures for record in cure.proof.records])
-        lines.append(
-            f"  cure: {format_levels(changes)}, for {len(cures)} of {failing} ({ids}, finite to {until}{short})"
-        )
+    groups = [_CureGroup(changes, tuple(cures)) for changes, cures in by_changes.items()]
+    return sorted(groups, key=lambda group: (-len(group.cures), len(group.changes)))
+
+
+def _shown_cures(groups: Sequence[_CureGroup]) -> list[_CureGroup]:
+    """The first few that contain no smaller cure of the same event."""
+    # a larger cure helps only where a smaller one fails: true, but rarely what to try first
+    minimal = [g for g in groups if not any(set(other.changes) < set(g.changes) for other in groups)]
+    return minimal[:_CURES_SHOWN]
+
+
+def _cure_lines(finding: EventVerdict) -> list[str]:
+    groups = _grouped_cures(finding)
+    if not groups:
+        return ["  no cure among the combinations of this grid"]
+    shown = _shown_cures(groups)
+    lines = [group.line(len(finding.failing)) for group in shown]
+    if more := len(groups) - len(shown):
+        lines.append(f"  and {more} larger or less helpful {'cure' if more == 1 else 'cures'}: see report.html")
     return lines
 
 
-def _of_futile(futile: Sequence[Futile]) -> list[str]:
-    """One line a factor: its levels that were tried and cure nothing."""
+def _futile_lines(futile: Sequence[Futile]) -> list[str]:
+    """One line per factor: its levels that were tried and cure nothing."""
     by_factor: dict[str, list[Futile]] = {}
-    for tried in futile:
-        by_factor.setdefault(tried.change[0], []).append(tried)
+    for change in futile:
+        by_factor.setdefault(change.change[0], []).append(change)
     lines = []
-    for factor, several in by_factor.items():
-        levels = ",".join(tried.change[1] for tried in several)
-        proofs = [proof for tried in several for proof in tried.proofs]
+    for factor, changes in by_factor.items():
+        levels = ",".join(change.change[1] for change in changes)
+        proofs = [proof for change in changes for proof in change.proofs]
         ids = _few([r.cell_id for proof in proofs for r in proof.records if not r.trained and r.error is None])
-        lines.append(f"  no cure: {factor}={levels}, trains in 0 of {len(proofs)} combinations ({ids})")
+        lines.append(
+            f"  does not help: {factor}={levels} (0 of {len(proofs)} combination{'s' * (len(proofs) > 1)} train: {ids})"
+        )
     return lines
 
 
 def _few(cells: Sequence[str]) -> str:
+    """Short ids of the first few distinct cells, and how many more there are."""
     unique = list(dict.fromkeys(cell_id[:8] for cell_id in cells))
-    return ", ".join(unique[:_SHOWN]) + (f" and {len(unique) - _SHOWN} more" if len(unique) > _SHOWN else "")
+    return ", ".join(unique[:_IDS_SHOWN]) + (f" and {len(unique) - _IDS_SHOWN} more" * (len(unique) > _IDS_SHOWN))
 
 
 def _rate(combination: Combination, event: Event) -> str:
@@ -120,8 +167,8 @@ def _rate(combination: Combination, event: Event) -> str:
     return f"{len(combination.met(event))} of {total} seeds" if total > 1 else "one seed"
 
 
-def _named(combination: Combination, cause: Cause, event: Event) -> str:
-    """By what it has of the cause."""
+def _described(combination: Combination, cause: Cause, event: Event) -> str:
+    """The combination by the levels of the cause that it has."""
     levels = tuple(pair for pair in cause.levels if pair in combination.levels)
     what = f"{format_levels(levels)} alone" if levels else "the reference"
     several = f"{_rate(combination, event)}, " if len(combination.by_seed) > 1 else ""

@@ -1,4 +1,4 @@
-"""`report`: what does a finished grid say? Verdict and tables in the terminal, a page, an executed notebook."""
+"""`report`: prints the verdict of a finished grid, and writes its page and its executed notebook."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from nangrid.reporting.terminal import grid_summary
 HYPOTHESES = CONF_DIR / "hypotheses"
 PAGE = "report.html"
 NOTEBOOK = CONF_DIR.parent / "notebooks" / "onset_report.py"
-"""Beside conf/, in a checkout and in the wheel."""
+"""Lies next to conf/, in a checkout and in the wheel."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where there is no grid or no such reference."""
+    """Exit code: 0, or 2 if there is no grid or no such reference."""
     parser = make_parser("report", "Report which levels cause each event, and which cure it.")
     parser.add_argument("grid", metavar="GRID_DIR", help="the out= of the grid, such as outputs/default")
     parser.add_argument(
@@ -34,43 +34,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         metavar="factor=level",
         default=[],
-        help="the combination to compare with; by default one that trains and is furthest from what fails",
+        help="combination to compare with (default: one that trains well and has the fewest failing neighbours)",
     )
     parser.add_argument(
-        "--hypotheses", type=Path, default=HYPOTHESES, metavar="DIR", help="hypotheses to decide (conf/hypotheses)"
+        "--hypotheses",
+        type=Path,
+        default=HYPOTHESES,
+        metavar="DIR",
+        help="directory of hypotheses to decide (default: conf/hypotheses)",
     )
-    parser.add_argument("--no-notebook", action="store_true", help="leave out the executed notebook")
-    asked = parser.parse_args(arguments)
-    return exit_code(lambda: _report(asked.grid, asked.reference, asked.hypotheses, not asked.no_notebook))
+    parser.add_argument("--no-notebook", action="store_true", help="skip the executed notebook")
+    options = parser.parse_args(arguments)
+    notebook = not options.no_notebook
+    return exit_code(lambda: _report(options.grid, options.reference, options.hypotheses, notebook))
 
 
 def _report(path: str, reference: Sequence[str], hypotheses: Path, notebook: bool) -> None:
     directory = GridDirectory.at(path)
     parameters = {"GRID": str(directory.path), "HYPOTHESES": str(hypotheses.absolute()), "REFERENCE": list(reference)}
-    beside = begin(NOTEBOOK, directory.path, parameters) if notebook else None
+    notebook_process = begin(NOTEBOOK, directory.path, parameters) if notebook else None
     try:
         evidence = gather(directory, hypotheses, reference)
         write_onsets(directory, evidence.onsets)
         write_bytes(directory.path / PAGE, report_html(evidence).encode())
-        _tell(evidence)
+        _print(evidence)
     except BaseException:
-        if beside:
-            beside.kill()
-            beside.communicate()
+        if notebook_process:
+            notebook_process.kill()
+            notebook_process.communicate()
         raise
-    if beside:
-        _, errors = beside.communicate()
-        done = beside.returncode == 0
+    if notebook_process:
+        _, errors = notebook_process.communicate()
+        done = notebook_process.returncode == 0
         print(f"notebook: {directory.path / NOTEBOOK.stem}.html" if done else f"the notebook failed:\n{errors}")
 
 
-def _tell(evidence: Evidence) -> None:
+def _print(evidence: Evidence) -> None:
     console = Console()
     console.print(grid_summary(evidence.onsets, onset_pivot(evidence.onsets)))
     lines = [*evidence.verdict, "", *evidence.limits, ""]
     if evidence.headroom:
-        cell_id, seen = evidence.headroom
-        lines += [f"headroom, as cell {cell_id[:8]} saw it: {in_fp16(seen)}", ""]
+        cell_id, samples = evidence.headroom
+        lines += [f"headroom of cell {cell_id[:8]}: {in_fp16(samples)}", ""]
     lines.append(f"page: {evidence.path / PAGE}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

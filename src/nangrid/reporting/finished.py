@@ -26,7 +26,7 @@ def print_cell(record: CellRecord, directory: Path) -> None:
     if record.autopsy and (autopsy := read_autopsy((directory / record.autopsy).parent)):
         print(explain(autopsy))
         override = next((s.override for s in autopsy.suggestions if s.override), "[levels]")
-        print(f"  would it have saved this step? python -m src.replay {directory} {override}")
+        print(f"  test a fix on this step: python -m src.replay {directory} {override}")
 
 
 def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
@@ -38,5 +38,5 @@ def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
     console = Console()
     console.print(grid_summary(table, onset_pivot(table)))
     files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: python -m src.report {grid.path}"]
-    for line in [*(f"left out: {error}" for error in untrusted), *files]:
+    for line in [*(f"skipped: {error}" for error in untrusted), *files]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""What does a grid's report look like as one HTML page, which opens without a network?
+"""Renders a grid's report as one self-contained HTML page that works offline.
 
-Everything in it is text from records, tables and inline SVG. Jinja escapes all text: tokens come from a user's data.
+It holds text from records, tables and inline SVG. Jinja escapes all text, because tokens come from a user's data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAMED = {"X": "✖", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚"
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what to know before reading on, figures and tables."""
+    """A heading, an introduction, figures and tables."""
 
     title: str
     lead: Sequence[str] = ()
@@ -34,28 +34,31 @@ class Section:
 
 @dataclass(frozen=True)
 class DrawnAutopsy:
-    """One autopsy an event: drawn, and told in plain lines."""
+    """The autopsy of one event, drawn and in plain lines."""
 
     event: str
     cell_id: str
     autopsy: Autopsy
-    told: str
+    lines: str
+    """From nangrid.records.explain."""
     figure: str
     cells: int
-    """Cells that met the event."""
+    """Number of cells with the event."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows, from top to bottom."""
+    """Contents of a report, from top to bottom."""
 
     title: str
     facts: Mapping[str, str]
     """Shown under the title: cells, machine, versions."""
     verdict: Sequence[str]
-    """Sentences; an empty one parts two events."""
+    """Sentences; an empty one separates two events."""
+    every_cure: Sequence[str]
+    """All cures, where the verdict leaves some out."""
     onsets: pd.DataFrame
-    """The table of durations: factors, then time, event, status, cell_id."""
+    """Table of durations: factors, then time, event, status, cell_id."""
     factors: Sequence[str]
     base: Mapping[str, str]
     sections: Sequence[Section]
@@ -64,9 +67,9 @@ class Page:
     limits: Sequence[str]
     records: Sequence[CellRecord]
     commands: Mapping[str, str]
-    """By cell_id: what runs the cell again."""
+    """Command that reruns each cell, by cell_id."""
     events: Sequence[str] = field(default_factory=list)
-    """In the order of their colours."""
+    """Events in the order of their colours."""
 
 
 def render(page: Page) -> str:
@@ -83,7 +86,7 @@ def render(page: Page) -> str:
 
 
 def _paragraphs(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """A verdict's lines, parted where one is empty: the heading of each part and what follows it."""
+    """The paragraphs of a verdict: a heading and its lines each. An empty line separates two."""
     parts: list[list[str]] = [[]]
     for line in lines:
         if line:
@@ -95,18 +98,38 @@ def _paragraphs(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def _table(frame: pd.DataFrame) -> Markup:
     """A table with numbers to four digits; pandas escapes the text."""
-    shown = frame.rename(columns=lambda name: str(name).replace("_", " "))
+    shown = frame.rename(columns=lambda name: _HEADINGS.get(str(name), str(name).replace("_", " ")))
     html = shown.to_html(index=False, border=0, na_rep="", float_format=lambda v: f"{v:.4g}", classes="numbers")
     return Markup(html)
 
 
+_HEADINGS = {
+    "base": "reference level",
+    "pairs": "matched pairs",
+    "met": "events",
+    "met_base": "events (reference level)",
+    "difference": "difference in steps",
+    "lower": "95 % from",
+    "upper": "95 % to",
+    "same_bits": "pairs with equal bits",
+    "compared": "pairs or sets compared",
+    "updated": "pairs past first update",
+    "fours": "quadruples",
+    "strata": "informative sets",
+    "chi2": "chi squared",
+    "exact": "all permutations tried",
+    "least_p": "smallest possible p",
+    "p_holm": "p (Holm)",
+    "flagged": "crashed or timed out",
+}
+"""Column of a table -> its heading on the page."""
 _OF_ONE_CELL = ("changed", "layers", "preflight", "early_warnings")
-"""Of a ledger what is no dtype and no arithmetic."""
+"""Ledger entries that are neither dtypes nor arithmetic."""
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """One cell in the onset map."""
+    """Mark of one cell in the onset map."""
 
     text: str
     event: str | None
@@ -143,9 +166,9 @@ def _mark(cell: dict[str, Any]) -> _Mark:
 
 
 def _distinct_ledgers(records: Sequence[CellRecord]) -> pd.DataFrame:
-    """What was really computed in, a row for each that differs, and how many cells had it."""
+    """The distinct ledgers, one row each, with the number of cells that had it."""
     rows = [
-        {"dtype asked": record.factors.get("dtype", "")}
+        {"dtype requested": record.factors.get("dtype", "")}
         | {key: _plain(value) for key, value in record.ledger.items() if key not in _OF_ONE_CELL}
         for record in records
     ]

@@ -1,4 +1,4 @@
-"""How is the evidence of a grid laid out as a page?"""
+"""Lays out the evidence of a grid as a page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def report_html(evidence: Evidence) -> str:
 
 
 def page_of(evidence: Evidence) -> Page:
-    """Sections that a grid gives no ground for (no factor varies, nothing failed) are left out."""
+    """The page of a grid. A section without data (no factor varies, nothing failed) is omitted."""
     events = events_of(evidence)
     factors = evidence.factors
     sections = [_effects(evidence), _survival(evidence)] if factors else []
@@ -48,6 +48,7 @@ def page_of(evidence: Evidence) -> Page:
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence),
         verdict=evidence.verdict,
+        every_cure=evidence.every_cure,
         onsets=evidence.times,
         factors=factors,
         base=evidence.base,
@@ -62,20 +63,20 @@ def page_of(evidence: Evidence) -> Page:
 
 
 def events_of(evidence: Evidence) -> list[str]:
-    """The mechanisms met, the commonest first."""
+    """The events of the grid, the most frequent first."""
     return [str(event) for event in evidence.times["event"].dropna().value_counts().index]
 
 
 def traces_of(evidence: Evidence) -> list[Trace]:
-    """Loss and gradient norm of the cells that have a history, the failing ones first where they are too many."""
+    """Loss and gradient norm per cell with a history, at most `_MOST_TRACES` of them, failing cells first."""
     times = evidence.times.sort_values("event", na_position="last", kind="stable")
     traces: list[Trace] = []
     for cell_id, event in zip(times["cell_id"], times["event"], strict=True):
         history = evidence.histories.get(cell_id)
         if history is not None and len(traces) < _MOST_TRACES:
-            met = None if pd.isna(event) else str(event)
+            name = None if pd.isna(event) else str(event)
             loss, norm = (column(history, name).tolist() for name in ("loss", "grad_norm"))
-            traces.append(Trace(cell_id[:8], met, loss, norm))
+            traces.append(Trace(cell_id[:8], name, loss, norm))
     return traces
 
 
@@ -83,11 +84,11 @@ def _facts(evidence: Evidence) -> dict[str, str]:
     models = sorted({str(record.factors.get("model", "?")) for record in evidence.records})
     machine = evidence.records[0].environment
     starts = ", ".join(map(str, sorted({record.first_step for record in evidence.records} - {0})))
-    begun = {"begun at": f"step {starts} of another run, from where steps count below"} if starts else {}
+    resumed = {"resumed from": f"step {starts} of another run; steps below count from there"} if starts else {}
     return {
         "cells": f"{len(evidence.records)} ({counted_statuses(evidence.onsets)})",
         "model": ", ".join(models),
-        **begun,
+        **resumed,
         "machine": " ".join(str(machine[key]) for key in MACHINE if key in machine),
         "versions": ", ".join(f"{name} {machine[name]}" for name in PACKAGES if name in machine),
     }
@@ -98,17 +99,18 @@ def _effects(evidence: Evidence) -> Section:
     any_event = evidence.tests[evidence.tests["event"] == ANY].drop(columns="event")
     by_event = evidence.tests[(evidence.tests["event"] != ANY) & (evidence.tests["strata"] > 0)]
     lead = [
-        "Cells that are equal in all other factors and the seed are compared. difference: mean steps survived up to "
-        f"step {horizon}, against the reference's level; lower and upper: 95 % over seeds. p: the stratified log-rank "
-        "under permutation of the levels inside the matched sets, p holm over the factors; below, each event with the "
-        "others as competing risks."
+        "What one factor does by itself. Only matched runs are compared: equal in every other factor and in the seed. "
+        f"The first table gives the mean number of steps survived, up to step {horizon}, minus that of the reference "
+        "level, with a 95 % interval over seeds. The second asks whether a factor's levels survive equally long: a "
+        "small p (log-rank test, by permutation within matched sets; Holm corrects for testing several factors) says "
+        "they do not. Further tables count one kind of event at a time."
     ]
     tables = [evidence.contrasts, any_event, *([by_event] if len(by_event) else [])]
     crossed = evidence.interactions[evidence.interactions["difference"].abs() > 0].head(10)
     if len(crossed):
         lead.append(
-            "The last table has the interactions: by how many steps a level's effect changes when the other factor is "
-            "at other level instead of the reference's."
+            "The last table lists interactions: by how many steps the effect of a level changes when another factor "
+            "leaves its reference level."
         )
         tables.append(crossed)
     return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables)
@@ -116,9 +118,9 @@ def _effects(evidence: Evidence) -> Section:
 
 def _survival(evidence: Evidence) -> Section:
     lead = [
-        "Kaplan-Meier over all cells of a level, whatever else they have; a tick marks censored cells. The table "
-        "counts the cells of each combination that met an event, with Wilson's interval over seeds; the shares after "
-        "it are Aalen and Johansen's, with the other events competing."
+        "Share of runs still finite after each step (Kaplan-Meier), per level and pooled over all other factors; ticks "
+        "mark censored runs. The first table gives the share of failing seeds per combination, with Wilson's 95 % "
+        "interval. The second gives the share of runs that end in each event (Aalen-Johansen)."
     ]
     shares = [
         frame.pivot(index=["level", "cells"], columns="event", values="share").reset_index().assign(factor=factor)
@@ -135,29 +137,31 @@ def _survival(evidence: Evidence) -> Section:
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
     traces = traces_of(evidence)
     shown = "" if len(traces) == len(evidence.histories) else f" ({len(traces)} of {len(evidence.histories)} cells)"
-    lead = [f"Every cell to its onset, the last finite value of a failing one marked{shown}."]
+    lead = [f"One line per cell up to its onset; a marker shows the last finite value of a failing cell{shown}."]
     return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
 
 
 def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
     table = room(frame)
     lead = [
-        f"What cell {cell_id[:8]} saw of its own activations and gradients, on its first step and every few after it. "
-        "fp16, bf16 and fp32 are the bits that are left before the format ends (log2 of limit / largest): below 0 it "
-        "would overflow.",
+        f"Largest activations and gradients of cell {cell_id[:8]}, sampled on its first step and every few after. "
+        "The columns fp16, bf16 and fp32 give the bits left before that format overflows: log2(largest finite number / "
+        "largest value). Below 0 it overflows.",
         in_fp16(frame),
     ]
     growing = forecast(frame)
     if len(growing):
-        lead.append("The second table has what grows towards fp16's end, by a straight line through log2 of its size.")
+        lead.append(
+            "The second table lists what grows towards the fp16 limit, by a straight line through log2 of its size."
+        )
     if len(warned):
-        lead.append("The last table has the early warnings: gradients that grew towards the end of their format.")
+        lead.append("The last table lists early warnings: gradients that grew towards the limit of their format.")
     tables = [table.head(_SHOWN), *(rest.head(_SHOWN) for rest in (growing, warned) if len(rest))]
     return Section("Headroom", lead, [headroom_figure(table, LIMITS)], tables)
 
 
 def _early_warnings(records: Sequence[CellRecord]) -> pd.DataFrame:
-    """What each cell said while it ran, and what came of it."""
+    """Early warnings per cell, and how that cell ended."""
     rows = [
         (record.cell_id[:8], warning, "finite" if record.onset is None else f"onset at step {record.onset.step}")
         for record in records
@@ -174,6 +178,6 @@ def _drawn(evidence: Evidence, events: Sequence[str]) -> list[DrawnAutopsy]:
         if not cells:
             continue
         autopsy = evidence.autopsies[cells[0]]
-        told = explain(autopsy)
-        drawn.append(DrawnAutopsy(event, cells[0], autopsy, told, autopsy_figure(autopsy, layers), len(cells)))
+        lines = explain(autopsy)
+        drawn.append(DrawnAutopsy(event, cells[0], autopsy, lines, autopsy_figure(autopsy, layers), len(cells)))
     return drawn

@@ -1,36 +1,41 @@
-"""What does a person read in the terminal when a cell or a grid is done?"""
+"""Formats the summary of a finished cell or grid for the terminal."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from nangrid.records.cell import CLOCKS, STATUS_TITLES, CellRecord
 
-# Okabe and Ito's palette: told apart by colour-blind readers; the words alone say the same.
+# Okabe and Ito's palette is safe for colour-blind readers; the words alone say the same.
 FINITE, NONFINITE, UNTRAINED, ERROR = "#0072B2", "#D55E00", "#E69F00", "bold #CC79A7"
 _TAIL_LINES = 10
 _NAMES_SHOWN = 3
 _MOST_ROWS = 60
+_ONSET_WIDTH = 20
+_ID_WIDTH = 8
+_UNLIMITED = 10_000
 
 
 def grid_summary(table: pd.DataFrame, pivot: pd.DataFrame) -> RenderableType:
-    """The onset table, a line that counts, and the pivot by level (nangrid.analysis.onsets makes both)."""
-    shown = _onsets(table) if len(table) <= _MOST_ROWS else Text("one line a cell: onsets.csv")
+    """The onset table, the cells per status, and the pivot by level; both tables come from nangrid.analysis.onsets."""
+    shown: RenderableType = _OnsetTable(table) if len(table) <= _MOST_ROWS else Text("one line per cell in onsets.csv")
     parts: list[RenderableType] = [shown, Text(_count(table)), Text()]
     return Group(*parts, *([_levels(pivot)] if len(pivot) else []))
 
 
 def cell_summary(record: CellRecord, history: pd.DataFrame | None, directory: Path) -> str:
-    """The plain lines that end a single run, warnings first; `history` is None where none was written."""
+    """The lines that end a single run, warnings first; `history` is None for a cell that wrote none."""
     lines = [f"WARNING: {warning}" for warning in record.ledger.get("warnings", [])]
     lines += [f"preflight: {finding}" for finding in record.ledger.get("preflight", [])]
     lines += [f"early warning: {warning}" for warning in record.ledger.get("early_warnings", [])]
@@ -38,19 +43,36 @@ def cell_summary(record: CellRecord, history: pd.DataFrame | None, directory: Pa
     return "\n".join([*lines, f"records: {directory}"])
 
 
-def _onsets(table: pd.DataFrame) -> Table:
-    factors = list(table.columns[: table.columns.get_loc("status")])
-    shown = Table(box=box.SIMPLE_HEAD, padding=0)
-    for factor in factors:
-        shown.add_column(factor, overflow="fold")
-    # of fixed width: rich then takes what many factors need from the factors, and cuts no column off
-    shown.add_column("onset", width=20)
-    shown.add_column("loss at", width=7, justify="right")
-    shown.add_column("cell", width=8, style="dim")
-    for row in _rows(table):
-        levels = [_text(row[factor]) for factor in factors]
-        shown.add_row(*levels, _onset(row), _text(row["loss_step"]), row["cell_id"][:8])
-    return shown
+class _OnsetTable:
+    """The onset table: one column per factor where they fit, else all levels of a cell in one column.
+
+    Rich would break a level in the middle of a word to make columns fit. Here lines wrap between words only.
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.factors = list(table.columns[: table.columns.get_loc("status")])
+        self.rows = _rows(table)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._table(self.factors, [[_text(row[factor]) for factor in self.factors] for row in self.rows])
+        fits = Measurement.get(console, options.update(max_width=_UNLIMITED), wide).maximum <= options.max_width
+        if fits:
+            yield wide
+            return
+        levels = [" ".join(f"{factor}={row[factor]}" for factor in self.factors) for row in self.rows]
+        yield self._table(["levels"], [[Text(line)] for line in levels])
+
+    def _table(self, headings: Sequence[str], levels: Sequence[Sequence[Text]]) -> Table:
+        onsets = [_onset(row) for row in self.rows]
+        shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        for heading in headings:
+            shown.add_column(heading, overflow="fold")
+        shown.add_column("onset", width=min(_ONSET_WIDTH, max(onset.cell_len for onset in onsets)))
+        shown.add_column("loss at", width=len("loss at"), justify="right")
+        shown.add_column("cell", width=_ID_WIDTH, style="dim")
+        for row, cells, onset in zip(self.rows, levels, onsets, strict=True):
+            shown.add_row(*cells, onset, _text(row["loss_step"]), row["cell_id"][:_ID_WIDTH])
+        return shown
 
 
 def _onset(row: dict[str, Any]) -> Text:
@@ -71,12 +93,12 @@ def _count(table: pd.DataFrame) -> str:
 
 
 def counted_statuses(table: pd.DataFrame) -> str:
-    """Of an onset table, the commonest first: `10 non-finite, 6 finite`."""
+    """Number of cells per status, the most frequent first: `10 non-finite, 6 finite`."""
     return ", ".join(f"{n} {STATUS_TITLES.get(str(s), s)}" for s, n in table["status"].value_counts().items())
 
 
 def _levels(pivot: pd.DataFrame) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, padding=0)
+    shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("factor", "level"):
         shown.add_column(heading, overflow="fold")
     for heading in ("cells", "non-finite", "median onset"):
@@ -92,13 +114,13 @@ def _levels(pivot: pd.DataFrame) -> Table:
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as dicts, null as None."""
+    """Rows of a table as dicts, null as None."""
     plain = frame.astype("object").where(frame.notna(), None)
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
 
 
 def _text(value: Any) -> Text:
-    """Text, not str: rich would read `[q_proj]` in a str as markup."""
+    """A level as Text, because rich would read `[q_proj]` in a str as markup."""
     return Text("" if value is None else str(value))
 
 
@@ -106,13 +128,13 @@ def _what_happened(record: CellRecord, history: pd.DataFrame | None) -> list[str
     course = f"loss {_number(record.trains.loss_first)} -> {_number(record.trains.loss_last)}{_norms(history)}"
     lines = []
     if record.onset:
-        rung = [(record.clocks[clock], clock) for clock in CLOCKS if record.clocks[clock] is not None]
-        first, *later = sorted(rung, key=lambda ring: (ring[0], CLOCKS.index(ring[1])))
+        tripped = [(record.clocks[clock], clock) for clock in CLOCKS if record.clocks[clock] is not None]
+        first, *later = sorted(tripped, key=lambda trip: (trip[0], CLOCKS.index(trip[1])))
         rest = "".join(f", {_clock(clock)} at step {step}" for step, clock in later)
         lines.append(f"{_clock(first[1])} went non-finite at step {first[0]}{rest}: {course}")
     elif record.status == "finite":
-        went_on = f" from step {record.first_step} on" if record.first_step else ""
-        lines.append(f"finite through {record.steps_done} steps{went_on} (censored): {course}")
+        start = f" from step {record.first_step}" if record.first_step else ""
+        lines.append(f"finite for {record.steps_done} steps{start} (censored): {course}")
     if record.status in ("error", "timeout"):
         lines.append(f"{record.status} after {record.steps_done} steps")
     if record.error:
@@ -126,12 +148,12 @@ def _what_did_not_train(record: CellRecord) -> list[str]:
     if record.trains.frozen_from is not None:
         lines.append(
             f"FROZEN from step {record.trains.frozen_from}: the gradient norm is inf, "
-            "so clipping makes every update zero and nothing is learned"
+            "so clipping scales every update to zero and nothing is learned"
         )
     if names := record.trains.without_gradient:
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         shown = ", ".join(names[:_NAMES_SHOWN])
-        lines.append(f"NO GRADIENT ever reached {len(names)} trainables: {shown}{more}")
+        lines.append(f"NO GRADIENT ever reached {len(names)} trainable{'s' * (len(names) > 1)}: {shown}{more}")
     return lines
 
 
