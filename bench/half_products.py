@@ -1,4 +1,4 @@
-"""What does a half product cost on this CPU: torch's own, and the emulated one, against float32?
+"""Measures half-precision products on this CPU, torch's own and the emulated ones, against float32.
 
     python bench/half_products.py
 
@@ -31,17 +31,17 @@ def seconds(product: Callable[[], Tensor]) -> float:
 
 
 def candidates() -> dict[tuple[str, str, str], Callable[[], Tensor]]:
-    """(dtype, who, layout of the right operand) to the product; `out=` still reaches torch's own kernel."""
-    found: dict[tuple[str, str, str], Callable[[], Tensor]] = {}
+    """Products by dtype, maker and layout of the right operand; `out=` bypasses the emulation."""
+    products: dict[tuple[str, str, str], Callable[[], Tensor]] = {}
     for name, dtype in {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.items():
         left = torch.randn(ROWS, INNER).to(dtype)
         right = torch.randn(INNER, COLUMNS).to(dtype)
         for layout, operand in {"x @ w": right, "x @ w.T": right.T.contiguous().T}.items():
             out = torch.empty(ROWS, COLUMNS, dtype=dtype)
-            found[name, "torch", layout] = partial(torch.mm, left, operand, out=out)
+            products[name, "torch", layout] = partial(torch.mm, left, operand, out=out)
             if name != "fp32":
-                found[name, "nangrid", layout] = partial(torch.mm, left, operand)
-    return found
+                products[name, "nangrid", layout] = partial(torch.mm, left, operand)
+    return products
 
 
 def table() -> str:

@@ -1,11 +1,11 @@
-"""What does the watch cost, beside the usual tools, and how does it grow?
+"""Measures what the watch costs per step, compared with the usual tools, and how the cost grows with the model.
 
     python bench/watch_cost.py
 
 CPU time of whole optimizer steps of the real Gemma 3 270M and of the tiny one (bf16), all variants interleaved
-in one process, medians of paired ratios to the plain step with 90 % intervals; and the time inside the watch's
-own calls, the copy for the snapshot included, and inside headroom's, on a step that it looks at; and of the
-preflight, once a run. Growth: the watch's own calls on bare LoRA-like layers.
+in one process: medians of paired ratios to the plain step with 90 % intervals. Also the time inside the watch's calls,
+including the copy for the snapshot, inside headroom's calls on a sampled step, and of the preflight, once per run.
+Growth: the watch's calls on bare LoRA-like layers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS":
 RESULT = Path(__file__).parent / "results" / "watch_cost.md"
 ROUNDS = {"gemma3-270m": 9, "tiny": 25}
 REPLAYS = 3
-LOOK_EVERY, RUN = 10, 200
-"""Steps between two looks at the headroom, and of a run."""
+SAMPLE_EVERY, RUN = 10, 200
+"""Steps between two headroom samples, and steps per run."""
 VARIANTS = ("plain", "watch", "headroom", "set_detect_anomaly", "DebugUnderflowOverflow")
 
 
 def measure(model: str) -> dict[str, Any]:
-    """Seconds of every variant's steps, inside the watch and of replays."""
+    """Seconds per step of every variant, inside the watch and headroom, and of replays."""
     from nangrid.cell.replay import where_training_begins
     from nangrid.commands.compose import composed
     from nangrid.grid.plan import as_config
@@ -72,7 +72,7 @@ class Comparison:
     def run(self, rounds: int) -> dict[str, Any]:
         steps: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         inside: list[float] = []
-        looking: list[float] = []
+        sampling: list[float] = []
         for turn in range(rounds + 1):
             batch = next(self.batches)
             for variant in VARIANTS:
@@ -81,8 +81,8 @@ class Comparison:
                 if turn:  # the first round warms up
                     steps[variant].append(time.process_time() - began)
                     inside += [self.inside] if variant == "watch" else []
-                    looking += [self.headroom.spent] if variant == "headroom" else []
-        seconds = {"inside": inside, "looking": looking, "replays": self._replays(), "preflight": [self.preflight]}
+                    sampling += [self.headroom.spent] if variant == "headroom" else []
+        seconds = {"inside": inside, "headroom": sampling, "replays": self._replays(), "preflight": [self.preflight]}
         return {"steps": steps, **seconds}
 
     def _plain(self, batch: Any, watched: bool = False) -> None:
@@ -113,12 +113,12 @@ class Comparison:
     def _headroom(self, batch: Any) -> None:
         began = time.process_time()
         self.headroom.begin(0)
-        on_watch_created = time.process_time() - began
+        attaching = time.process_time() - began
         self.headroom.spent = 0.0
         self._plain(batch)
         began = time.process_time()
         self.headroom.end(0)
-        self.headroom.spent += on_watch_created + time.process_time() - began
+        self.headroom.spent += attaching + time.process_time() - began
 
     def _set_detect_anomaly(self, batch: Any) -> None:
         import torch
@@ -148,14 +148,14 @@ class Comparison:
         seconds = []
         for _ in range(REPLAYS):
             began = time.process_time()
-            found = replay(self.step, snapshot)
+            replayed = replay(self.step, snapshot)
             seconds.append(time.process_time() - began)
-            assert found.clock is None
+            assert replayed.clock is None
         return seconds
 
 
 def growth() -> list[tuple[str, int, int, float]]:
-    """Name, trainables, frozen weights and milliseconds a step inside the watch."""
+    """What varied, trainables, frozen weights and milliseconds per step inside the watch."""
     rows = [("layers", layers, 16, 256) for layers in (4, 8, 16, 32)]
     rows += [("rank", 8, rank, 256) for rank in (4, 16, 64, 256)]
     rows += [("frozen width", 8, 16, width) for width in (256, 512, 1024, 2048)]
@@ -210,39 +210,42 @@ def interval(values: list[float]) -> str:
     return f"{median(values):.3f} ({low:.3f} to {high:.3f})"
 
 
-def cost_table(found: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"| what, as a ratio to the plain step | {' | '.join(found)} | at most |", "| --- | ---: | ---: | ---: |"]
+def cost_table(costs: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"| cost relative to a plain step | {' | '.join(costs)} | at most |", "| --- | ---: | ---: | ---: |"]
     shares = []
-    for cost in found.values():
+    for cost in costs.values():
         plain = median(cost["steps"]["plain"])
         shares.append(f"{100 * median(cost['inside']) / plain:.2f} %")
-    lines.append(f"| **the watch's own calls, snapshot included** | {' | '.join(shares)} | 1 %, tiny 3 % |")
-    looks = [median(c["looking"]) / median(c["steps"]["plain"]) / LOOK_EVERY for c in found.values()]
-    lines.append(f"| **headroom's own, every 10 steps** | {' | '.join(f'{100 * look:.2f} %' for look in looks)} | |")
+    lines.append(f"| **the watch, snapshot included** | {' | '.join(shares)} | 1 %, tiny 3 % |")
+    headrooms = [median(c["headroom"]) / median(c["steps"]["plain"]) / SAMPLE_EVERY for c in costs.values()]
+    lines.append(
+        f"| **headroom, sampled every 10 steps** | {' | '.join(f'{100 * share:.2f} %' for share in headrooms)} | |"
+    )
     both = [
-        look + median(c["inside"]) / median(c["steps"]["plain"]) for look, c in zip(looks, found.values(), strict=True)
+        share + median(c["inside"]) / median(c["steps"]["plain"])
+        for share, c in zip(headrooms, costs.values(), strict=True)
     ]
-    once = [c["preflight"][0] / (RUN * median(c["steps"]["plain"])) for c in found.values()]
+    once = [c["preflight"][0] / (RUN * median(c["steps"]["plain"])) for c in costs.values()]
     total = [f"{100 * (a + b):.2f} %" for a, b in zip(both, once, strict=True)]
     lines.append(f"| **all three, preflight over {RUN} steps** | {' | '.join(total)} | 1.5 % |")
     for variant in VARIANTS[1:]:
         ratios = [
             [a / b for a, b in zip(cost["steps"][variant], cost["steps"]["plain"], strict=True)]
-            for cost in found.values()
+            for cost in costs.values()
         ]
         lines.append(f"| a step under {variant} | {' | '.join(map(interval, ratios))} | |")
-    replays = [f"{median(c['replays']) / median(c['steps']['plain']):.1f}" for c in found.values()]
+    replays = [f"{median(c['replays']) / median(c['steps']['plain']):.1f}" for c in costs.values()]
     lines.append(f"| replay with full instrumentation | {' | '.join(replays)} | 6 |")
-    preflights = [f"{c['preflight'][0]:.2f} s" for c in found.values()]
-    lines.append(f"| (preflight, CPU time, once a run) | {' | '.join(preflights)} | 10 s |")
-    plain_steps = [f"{median(c['steps']['plain']):.2f} s" for c in found.values()]
+    preflights = [f"{c['preflight'][0]:.2f} s" for c in costs.values()]
+    lines.append(f"| (preflight, CPU time, once per run) | {' | '.join(preflights)} | 10 s |")
+    plain_steps = [f"{median(c['steps']['plain']):.2f} s" for c in costs.values()]
     lines.append(f"| (plain step, CPU time, 1 thread) | {' | '.join(plain_steps)} | |")
     return lines
 
 
 def growth_table() -> list[str]:
     lines = [
-        "| grown | trainables | frozen weights | watch, ms a step | ns a trainable |",
+        "| varied | trainables | frozen weights | watch, ms per step | ns per trainable |",
         "| --- " + "| ---: " * 4 + "|",
     ]
     for name, trainables, frozen, milliseconds in growth():
@@ -255,16 +258,16 @@ def main() -> None:
     import torch
     import transformers
 
-    found = {}
+    costs = {}
     for model in ROUNDS:
         shown = subprocess.run([sys.executable, __file__, model], capture_output=True, text=True)
         if shown.returncode:
             raise SystemExit(shown.stderr)
-        found[model] = json.loads(shown.stdout.splitlines()[-1])
+        costs[model] = json.loads(shown.stdout.splitlines()[-1])
     machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     head = ["`python bench/watch_cost.py`", ""]
-    text = "\n".join([*head, *cost_table(found), "", *growth_table(), "", f"{machine}; {versions}", ""])
+    text = "\n".join([*head, *cost_table(costs), "", *growth_table(), "", f"{machine}; {versions}", ""])
     RESULT.write_text(text)
     print(text)
 

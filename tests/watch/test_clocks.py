@@ -1,4 +1,4 @@
-"""Each clock rings at its own step, harmless magnitudes ring none, and frozen runs are told from NaN ones."""
+"""Each clock trips at its own step, finite runs trip none, and frozen runs are distinguished from NaN ones."""
 
 import math
 

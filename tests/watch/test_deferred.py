@@ -1,4 +1,4 @@
-"""The watch of a GPU, which never waits for the device, on the CPU: the same findings, a little later."""
+"""The inspector for GPUs, run on the CPU: the same results a little later, without synchronising."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def net() -> nn.Module:
 
 
 def root_at(step: int) -> Callable[[Tensor], Tensor]:
-    """A loss whose slope is infinite at one step alone."""
+    """A loss whose gradient is infinite at one step only."""
     calls = iter(range(100))
     return lambda out: (out - out.detach()).sqrt().sum() if next(calls) == step else squares(out)
 
@@ -76,7 +76,7 @@ def test_the_last_step_is_checked_on_close(tmp_path: Path, late: Callable[[], No
 
 
 class Loop:
-    """What an inspector needs of a loop."""
+    """What an inspector needs from a loop."""
 
     scaler = None
 
@@ -98,7 +98,7 @@ class Loop:
 
 
 class Waits(TorchDispatchMode):
-    """Counts what waits for the device: reading one number of a tensor."""
+    """Counts the operations that wait for the device: reading a number from a tensor."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

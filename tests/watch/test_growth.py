@@ -1,4 +1,4 @@
-"""A gradient that grows is told of before it ends the run; one that does not, or jumps, is not."""
+"""A steadily growing gradient gives a warning before the run fails; jumps and flat gradients do not."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ from nangrid.watch.growth import WINDOW, Growth
 
 
 class Bowl(nn.Module):
-    """Descent on it diverges by a factor a step, once the learning rate is above 1."""
+    """Descent on it diverges by a constant factor per step once the learning rate exceeds 1."""
 
     def __init__(self) -> None:
         super().__init__()

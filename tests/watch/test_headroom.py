@@ -1,4 +1,4 @@
-"""The largest activations and gradients are where they are said to be, and looking changes nothing."""
+"""Headroom reports the largest activations and gradients with their tokens, and sampling changes nothing."""
 
 from typing import Any
 

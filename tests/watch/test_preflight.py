@@ -1,4 +1,4 @@
-"""Each planted trouble is found before any training, and nothing is found on models that are in order."""
+"""Preflight finds each planted fault before training, and nothing on sound models."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Natural faults on many architectures, each with its true origin: only what a batch holds is chosen."""
+"""Natural faults on many architectures, each with its true origin; only the batches are chosen."""
 
 import math
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_gru_on_the_log_of_counts(tmp_path: Path) -> None:
 
 
 class Pooled(nn.Module):
-    """Bag of words: mean over what is no padding."""
+    """Bag of words: a mean over the tokens that are not padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_variational_autoencoder_on_unscaled_data(tmp_path: Path) -> None:
 
 
 class Experts(nn.Module):
-    """Mixture of experts, averaged over the tokens that each is given."""
+    """Mixture of experts, averaged over the tokens routed to each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_llama_with_all_labels_ignored(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_all_ignored_after_the_shift(tmp_path: Path) -> None:
-    """All but the first are ignored, and the first is nothing's label."""
+    """All labels but the first are ignored, and the first is never predicted."""
     ignored = words()
     ignored["labels"][:, 1:] = -100
     autopsy = diagnose(llama(), [words(), ignored], tmp_path, model_loss)
@@ -169,7 +169,7 @@ def test_labels_that_are_all_ignored_after_the_shift(tmp_path: Path) -> None:
 
 
 class Tagger(nn.Module):
-    """Its padding is ignored by a key of its own; what a sample is worth may be told apart by its class."""
+    """Ignores padding by its own ignore_index; classes have different weights."""
 
     def __init__(self, weight: Tensor | None = None) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_tags_of_padding_only_or_of_a_class_with_weight_zero(tag: int, tmp_path:
 
 
 class Spread(nn.Module):
-    """A language model that takes care of its labels, and a term that wants more than one sample."""
+    """A language model that guards its mean over labels, plus a term that needs more than one sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def test_llama_that_diverges(tmp_path: Path) -> None:
 
 
 class TwiceMasked(nn.Module):
-    """Padding is masked as a key and as a query, each time by adding the smallest number there is."""
+    """Padding is masked twice, as key and as query, by adding the most negative number each time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class TwiceMasked(nn.Module):
 
 
 def test_two_masks_of_the_smallest_number(tmp_path: Path) -> None:
-    """NVIDIA-NeMo/Automodel#2658: their sum is -inf, and a sample of padding alone a row of it."""
+    """NVIDIA-NeMo/Automodel#2658: the sum of the masks is -inf, a whole row for a sample of padding only."""
     x, some = torch.randn(2, 3, 4), torch.tensor([[False, False, True], [False, True, True]])
     autopsy = diagnose(TwiceMasked(), [(x, some), (x, some | torch.tensor([[False], [True]]))], tmp_path)
     assert located(autopsy) == ("forward", "overflow", "aten.add.Tensor")
@@ -248,7 +248,7 @@ def test_two_masks_of_the_smallest_number(tmp_path: Path) -> None:
 
 
 class Calculation(nn.Module):
-    """A layer, and what is done with its output."""
+    """A layer and a calculation on its output."""
 
     def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Calculation(nn.Module):
 
 
 def odds(logits: Tensor) -> Tensor:
-    """huggingface/trl#2564: of an answer that is sure."""
+    """huggingface/trl#2564: the log-odds of an answer with probability 1."""
     log_p = logits.log_softmax(-1)
     return log_p - torch.log1p(-log_p.exp())
 
@@ -297,7 +297,7 @@ def test_pole_is_a_division_by_zero_in_every_dtype(
 def test_overflow_in_every_dtype(
     then: Callable[[Tensor], Tensor], op: str, large: list[float], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """From decibels, among them 0; and a product of numbers far from the largest."""
+    """Decibels to amplitudes, and a product of moderate numbers."""
     model = Calculation(then).to(dtype)
     nn.init.eye_(model.layer.weight)
     autopsy = diagnose(model, [torch.tensor([large], dtype=dtype)], tmp_path)
@@ -306,7 +306,7 @@ def test_overflow_in_every_dtype(
 
 @pytest.mark.parametrize("cast", [torch.float32, torch.float16])
 def test_alignment_that_does_not_exist(cast: torch.dtype, tmp_path: Path) -> None:
-    """A transcript longer than its audio: infinite at operands of size 5, in any dtype."""
+    """A transcript longer than its audio: the loss is infinite in any dtype, with operands of size 5."""
 
     class Recogniser(nn.Module):
         def __init__(self) -> None:
@@ -325,7 +325,7 @@ def test_alignment_that_does_not_exist(cast: torch.dtype, tmp_path: Path) -> Non
 
 
 def test_states_of_a_markov_chain_that_cannot_be_reached(tmp_path: Path) -> None:
-    """The sum of two probabilities that are zero, in logarithms: a slope of exp(-inf - -inf)."""
+    """The log of the sum of two zero probabilities: its gradient is exp(-inf - -inf)."""
     unreachable = torch.tensor([0.0, -math.inf, -math.inf])
     model = Calculation(lambda out: torch.logaddexp(out + unreachable, unreachable.roll(1).expand(1, -1))[:, :1])
     batches = [torch.tensor([[1.0, 2.0, 3.0]])]
@@ -335,7 +335,7 @@ def test_states_of_a_markov_chain_that_cannot_be_reached(tmp_path: Path) -> None
 
 
 class Policy(nn.Module):
-    """Probabilities of the actions that are allowed."""
+    """Probabilities of the allowed actions."""
 
     def __init__(self, fill: float) -> None:
         super().__init__()
@@ -365,7 +365,7 @@ def test_token_that_is_forced_is_no_mask(tmp_path: Path) -> None:
 
 
 class Scaled(nn.Module):
-    """A layer's scale that begins small, in half precision."""
+    """A layer's scale that starts small, in half precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -387,7 +387,7 @@ def test_parameter_that_grows_while_the_loss_falls_is_no_divergence(tmp_path: Pa
 
 
 def test_gradient_of_a_logarithm_next_to_zero(tmp_path: Path) -> None:
-    """The number that was added is smaller than 1 over the largest."""
+    """The added eps is smaller than 1 / (the largest number)."""
     model = Calculation(lambda out: -torch.log(out.softmax(-1)[:, 0] + 1e-45))
     nn.init.eye_(model.layer.weight)
     autopsy = diagnose(model, [torch.tensor([[-900.0, 900, 0]])], tmp_path, lambda out: out.mean())
@@ -396,7 +396,7 @@ def test_gradient_of_a_logarithm_next_to_zero(tmp_path: Path) -> None:
 
 
 class Weighted(nn.Module):
-    """Padding, a row of zeros, is given far too large a weight in the loss; there is no norm."""
+    """Padding, a zero row, has a far too large weight in the loss; there is no norm layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -516,7 +516,7 @@ def test_optimizer_without_eps(optimizer: Any, options: dict[str, Any], op: str,
 
 
 def test_eps_that_underflows_elsewhere_is_not_blamed(tmp_path: Path) -> None:
-    """The halves all have gradients; the float32 rows without one have no eps."""
+    """All float16 parameters have gradients; the float32 rows without one have eps 0."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -542,7 +542,7 @@ def test_eps_that_underflows_is_not_blamed_for_a_schedule(tmp_path: Path) -> Non
 
 
 def test_eps_that_underflows_is_not_blamed_for_a_root_of_a_negative(tmp_path: Path) -> None:
-    """Second moments that were loaded broken."""
+    """The second moments were loaded from a damaged checkpoint."""
     model = nn.Linear(3, 1, bias=False).half()
     adam = torch.optim.Adam(model.parameters(), 1e-3, foreach=False)
     squares(model(torch.ones(2, 3).half())).backward()  # type: ignore[no-untyped-call]
@@ -553,7 +553,7 @@ def test_eps_that_underflows_is_not_blamed_for_a_root_of_a_negative(tmp_path: Pa
 
 
 class SignDescent(torch.optim.Optimizer):
-    """Written by hand: the gradient by its own size."""
+    """Divides the gradient by its own magnitude."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.1})
@@ -630,7 +630,7 @@ def test_four_bits_made_from_a_broken_weight(nested: bool, tmp_path: Path) -> No
 
 
 class Gated(nn.Module):
-    """Too much for the gate is the token 29; `layout` is what is done to the ids, or to what they become."""
+    """Token 29 overflows the gate; `layout` says how ids or hidden states are laid out."""
 
     def __init__(self, layout: str) -> None:
         super().__init__()
@@ -654,7 +654,7 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("length", [3, 5])
 @pytest.mark.parametrize("layout", ["samples", "samples flat", "times", "times flat", "numbers"])
 def test_token_in_every_layout(layout: str, length: int, tmp_path: Path) -> None:
-    """With three samples of three tokens the shape alone does not tell: the rows of the embedding that were hit do."""
+    """With 3 samples of 3 tokens the shape is ambiguous; the affected embedding rows resolve it."""
     ids = torch.arange(1, 3 * length + 1).view(3, length)
     large = ids.clone()
     large[1, 2] = 29
@@ -679,7 +679,7 @@ def test_features_equal_to_tokens_is_ambiguous(tmp_path: Path) -> None:
 
 
 class Heads(nn.Module):
-    """As many heads as tokens."""
+    """Attention with as many heads as tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -728,7 +728,7 @@ def test_source_tokens_are_not_named_for_an_origin_in_the_target(
 
 @pytest.mark.parametrize(("stack", "named"), [("encoder", True), ("decoder", False)])
 def test_t5_names_source_tokens_only_in_its_encoder(stack: str, named: bool, tmp_path: Path) -> None:
-    """The labels are as long, and what the decoder reads is made of them."""
+    """The decoder reads the labels, which are as long as the source."""
     sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     config = transformers.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)
     model = transformers.T5ForConditionalGeneration(config).half()
@@ -738,7 +738,7 @@ def test_t5_names_source_tokens_only_in_its_encoder(stack: str, named: bool, tmp
 
 
 def test_rows_of_the_only_embedding_are_tokens(tmp_path: Path) -> None:
-    """One token, many times: its gradient is a sum."""
+    """One token occurs many times: its gradient is a sum."""
 
     class Table(nn.Module):
         def __init__(self) -> None:
@@ -755,8 +755,8 @@ def test_rows_of_the_only_embedding_are_tokens(tmp_path: Path) -> None:
     assert {token.id for token in autopsy.tokens} == {7}
 
 
-def test_rows_of_a_square_matrix_are_not_tokens(tmp_path: Path) -> None:
-    """More outputs than there are characters: the gradient of a weight overflows."""
+def test_rows_of_an_output_matrix_are_not_tokens(tmp_path: Path) -> None:
+    """More outputs than vocabulary entries: the gradient of the output weight overflows."""
 
     class Characters(nn.Module):
         def __init__(self) -> None:
@@ -777,7 +777,7 @@ def test_rows_of_a_square_matrix_are_not_tokens(tmp_path: Path) -> None:
 
 
 def test_model_whose_get_input_embeddings_raises(tmp_path: Path) -> None:
-    """As those of transformers do that read sounds or images: an overflow on the way back is told all the same."""
+    """As in transformers' audio and vision models; an overflow in backward is still reported."""
 
     class Sounds(Calculation):
         def get_input_embeddings(self) -> nn.Module:
@@ -810,7 +810,7 @@ def test_dora_on_a_row_of_zeros(tmp_path: Path) -> None:
 
 
 def test_file_called_dora_is_not_taken_for_dora(tmp_path: Path) -> None:
-    """The name of a script says nothing of what it divides by."""
+    """The name of a script does not say what it divides by."""
     script = tmp_path / "finetune_dora.py"
     script.write_text("def pool(x, keep):\n    return (x * keep).sum(1) / keep.sum(1)\n")
     names: dict[str, Any] = {}

@@ -30,7 +30,7 @@ def finite(losses: list[float], out_dir: Path) -> bool:
 
 
 def test_reentrant_checkpointing_that_trains_nothing(tmp_path: Path) -> None:
-    """huggingface/transformers#26221: the inputs require no gradient, and no layer inside gets one."""
+    """huggingface/transformers#26221: the inputs do not require gradients, so no layer inside gets one."""
     model = gemma()
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.model.embed_tokens.requires_grad_(False)
@@ -47,7 +47,7 @@ def test_token_beyond_the_vocabulary_raises_torchs_index_error(tmp_path: Path) -
 
 
 def test_updates_that_round_away(tmp_path: Path) -> None:
-    """NVIDIA-NeMo/Automodel#3444: bfloat16 weights stay where they are."""
+    """NVIDIA-NeMo/Automodel#3444: updates of bfloat16 weights round to nothing."""
     model = gemma().bfloat16()
     before = model.model.layers[0].self_attn.q_proj.weight.clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
@@ -72,7 +72,7 @@ def test_discarded_sample_of_padding_only(attention: str, tmp_path: Path) -> Non
 
 
 class Banned(nn.Module):
-    """Some tokens must not be said: their logits are -inf."""
+    """The logits of banned tokens are -inf."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_dropout_of_nine_tenths_and_frozen_parameters(tmp_path: Path) -> None:
 
 
 def test_head_row_of_zeros_where_the_other_logits_are_very_negative(tmp_path: Path) -> None:
-    """huggingface/transformers#29219: the loss begins in the hundreds."""
+    """huggingface/transformers#29219: the loss starts in the hundreds."""
     model = gemma(tie_word_embeddings=False)
     model.lm_head.weight.data[:] = 0
     model.lm_head.bias = nn.Parameter(torch.full((VOCABULARY,), -400.0))

@@ -1,4 +1,4 @@
-"""Natural faults in bare loops, each with its true origin: no value is planted, but where data is corrupt."""
+"""Natural faults in hand-written loops, each with its true origin; values are planted only as corrupt data."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
 
 class Logarithm(nn.Module):
-    """A logarithm of something that starts at zero, looked at only where it is safe."""
+    """A logarithm of something that starts at zero, used only where it is finite."""
 
     def __init__(self, guarded: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Logarithm(nn.Module):
 
 
 class Interleaved(nn.Module):
-    """Infinities intentional for every second element; the finite ones between them are divided by."""
+    """Every second element is an intentional infinity; the finite ones between them are divisors."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the tracer must keep apart: elements, ranges of memory, and layouts of tensors."""
+"""The tracer separates elements, memory ranges and tensor layouts."""
 
 import math
 from pathlib import Path
@@ -26,11 +26,11 @@ def same(out: Any) -> Any:
     return out
 
 
-# what a NaN is born of
+# new and propagated values
 
 
 class Divergence(nn.Module):
-    """Two policies with banned tokens, the student with one more."""
+    """Two policies with banned tokens; the student bans one more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_new_nan_next_to_propagated_infinities(tmp_path: Path) -> None:
 
 
 class Table(nn.Module):
-    """Filled cell by cell, and then a column."""
+    """Filled element by element, then by a column."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_column_written_around_a_nan_does_not_hide_it(tmp_path: Path) -> None:
 
 
 class Mended(nn.Module):
-    """A column that is divided by zero and then written anew, beside one that takes a logarithm of zero."""
+    """One column is divided by zero and then overwritten, another takes a logarithm of zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_overwritten_column_is_not_the_origin(tmp_path: Path) -> None:
 
 
 class Rotary(nn.Module):
-    """Queries of length one, turned as complex numbers are."""
+    """Unit queries, rotated as complex numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,11 +229,11 @@ def test_logarithm_of_a_jagged_tensor(tmp_path: Path) -> None:
     assert autopsy.output is not None and autopsy.output.first_index == [4, 0]
 
 
-# a harmless NaN beside a real one
+# a harmless NaN next to a real one
 
 
 class Padded(nn.Module):
-    """A frozen encoder whose padded rows are NaN, and are dropped; a weight is taken by its logarithm."""
+    """A frozen encoder whose padded rows are NaN and get dropped; a weight enters through its logarithm."""
 
     def __init__(self, log_of_all: bool = False) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def test_padded_row_that_is_used_is_the_origin(tmp_path: Path) -> None:
     zero = weights.clone()
     zero[0, 1] = 0
     autopsy = diagnose(Kept(), [(x, keep, zero)], tmp_path, loss)
-    assert located(autopsy) == ("forward", "invalid", "aten._softmax.default"), "both ring alone: the first"
+    assert located(autopsy) == ("forward", "invalid", "aten._softmax.default"), "each trips alone"
 
 
 class Branches(nn.Module):
@@ -303,7 +303,7 @@ def test_unselected_branch_is_not_the_origin(chosen: bool, name: str, tmp_path: 
 
 
 class Columns(nn.Module):
-    """One column is a diagnosis that is never looked at."""
+    """One column is a diagnostic that is never read."""
 
     def __init__(self, in_place: bool) -> None:
         super().__init__()
@@ -327,7 +327,7 @@ def test_unread_column_is_not_the_origin(in_place: bool, tmp_path: Path) -> None
 
 
 def test_ablation_that_makes_the_loop_raise_says_nothing(tmp_path: Path) -> None:
-    """Nothing is learned of the producers then: the first is told."""
+    """The ablated step raises, so the producers cannot be compared: the first one is reported."""
 
     def loss(out: Tensor) -> Tensor:
         if out.isfinite().all():
@@ -342,7 +342,7 @@ def test_ablation_that_makes_the_loop_raise_says_nothing(tmp_path: Path) -> None
 
 
 class Normalise(torch.autograd.Function):
-    """The slope divides by the length, of which the forward pass takes care."""
+    """The backward pass divides by the length, which only the forward pass guards against zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -392,7 +392,7 @@ def test_source_line_of_an_update_within_backward(tmp_path: Path) -> None:
 
 
 def test_source_line_that_reads_a_nonfinite_constant(tmp_path: Path) -> None:
-    """Weights by the inverse of how many samples a class has, made outside of torch."""
+    """Class weights, the inverse of the class counts, computed outside torch."""
 
     class Weighted(nn.Module):
         def __init__(self) -> None:
@@ -419,11 +419,11 @@ def test_module_that_reads_a_broken_buffer(tmp_path: Path) -> None:
     model[1].running_var[2] = math.nan
     autopsy = diagnose(model, [torch.randn(3, 4)], tmp_path)
     assert (autopsy.phase, autopsy.module) == ("input", "1")
-    assert any(told.startswith("first read by aten.") for told in autopsy.evidence)
+    assert any(line.startswith("first read by aten.") for line in autopsy.evidence)
 
 
 class Multiplied(nn.Module):
-    """A mask that is multiplied by minus infinity: where nothing is masked that is 0 * -inf."""
+    """A mask multiplied by minus infinity: 0 * -inf wherever nothing is masked."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a replay must put back, or do without: modes, buffers, moving frozen weights, batches, later trainables."""
+"""A replay restores modes, buffers, rewritten frozen weights, batches and trainables added later."""
 
 import logging
 import warnings
@@ -19,7 +19,7 @@ from nangrid.records.errors import InputError, RecordError
 from nangrid.watch.state.snapshot import Snapshot
 
 HUGE = 1e22
-"""A loss whose gradients are finite and have no finite norm."""
+"""A loss whose gradients are finite while their norm is not."""
 
 
 class Student(nn.Module):
@@ -85,7 +85,7 @@ def test_what_a_closure_counts_is_not_counted_twice(tmp_path: Path, caplog: pyte
 
 
 class Scaled(nn.Module):
-    """A buffer is rewritten as users do it, and divided by in the end."""
+    """A buffer is rewritten in different ways, and finally used as a divisor."""
 
     def __init__(self, write: Callable[["Scaled"], None]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def test_a_buffer_is_as_it_was_before_the_step(write: Callable[[Scaled], None], 
 
 
 class Rooted(nn.Module):
-    """A criterion with a scale of its own."""
+    """A loss function with its own trainable scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ def test_a_replay_that_raises_hides_no_onset(tmp_path: Path) -> None:
 
 
 class Normalised(nn.Module):
-    """Observations by their spread, which is zero where all are the same."""
+    """Observations divided by their spread, which is zero if all are equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_an_unrelated_exception_gets_no_note(tmp_path: Path) -> None:
 
 @dataclass
 class Sample:
-    """What no snapshot can keep."""
+    """A batch type that no snapshot can save."""
 
     x: Tensor
 
