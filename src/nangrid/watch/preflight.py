@@ -57,7 +57,7 @@ class Finding:
 
     def __str__(self) -> str:
         """The finding in one line."""
-        return f"{self.severity}: {self.check}: {self.evidence} (try {self.fix})"
+        return f"{self.severity}: {self.check}: {self.evidence} (try: {self.fix})"
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _ids(model: nn.Module, data: _Data) -> Iterator[Finding]:
     rows = weight.shape[0]
     beyond = sorted(i for i in data.used if not 0 <= i < rows)
     if beyond:
-        evidence = f"the data uses {len(beyond)} ids beyond the {rows} rows of the embedding, such as {beyond[-1]}"
+        evidence = f"id {beyond[-1]} has no row: the embedding has {rows} (such ids in the data: {len(beyond)})"
         yield Finding("id-beyond-vocabulary", "error", evidence, "model.resize_token_embeddings(len(tokenizer))")
 
 
@@ -230,19 +230,19 @@ def _rows_of(
     zero = used[norms == 0]
     if len(zero):
         severity = "error" if dtype == torch.float16 and place == "embedding" else "warning"
-        evidence = f"{_named(zero, data, settings)} have all-zero rows in the {place}"
+        evidence = f"all-zero rows in the {place} for {_named(zero, data, settings)}"
         yield Finding("zero-rows", severity, evidence, "init=mean")
     sound = norms[(norms > 0) & torch.isfinite(norms)]
     if len(sound) > 1:
         ratio = norms / sound.median()
         absurd = used[(norms > 0) & ((ratio > ABSURD_ROW) | (ratio < 1 / ABSURD_ROW) | ~torch.isfinite(norms))]
         if len(absurd):
-            evidence = f"{_named(absurd, data, settings)} have implausibly large or small rows in the {place}"
-            yield Finding("absurd-rows", "error", f"{evidence}: never initialised?", "init=mean")
+            evidence = f"rows of implausible size in the {place} for {_named(absurd, data, settings)}"
+            yield Finding("absurd-rows", "error", evidence, "init=mean")
     _, inverse, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     duplicates = used[(counts[inverse] > 1) & (norms > 0)]
     if len(duplicates):
-        evidence = f"{_named(duplicates, data, settings)} share one row of the {place} and cannot be distinguished"
+        evidence = f"identical rows in the {place} for {_named(duplicates, data, settings)}"
         yield Finding("duplicate-rows", "note", evidence, "init=normal or init=mvn")
 
 
@@ -251,19 +251,20 @@ def _named(ids: Tensor, data: _Data, settings: Settings) -> str:
     frequent = sorted(ids.tolist(), key=lambda i: -data.used[i])[:_NAMED]
     shown = ", ".join(f"{settings.texts[i]!r} ({i})" if i in settings.texts else str(i) for i in frequent)
     times = sum(data.used[i] for i in ids.tolist())
-    return f"{len(ids)} tokens that occur {times} times ({shown}{', ...' if len(ids) > _NAMED else ''})"
+    count = "1 token" if len(ids) == 1 else f"{len(ids)} tokens"
+    return f"{count}, used {times} times in the data: {shown}{', ...' if len(ids) > _NAMED else ''}"
 
 
 def _labels(data: _Data) -> Iterator[Finding]:
     masked = [n for n, s in enumerate(data.samples) if s.labels is not None and _all_masked(s.labels)]
     if masked:
         evidence = f"{_share(masked, data)} have no label to learn from"
-        fix = "drop them: the loss of a batch of such samples is a mean over no labels, NaN"
+        fix = "drop them, because the mean loss over no labels is NaN"
         yield Finding("empty-labels", "error" if len(masked) == len(data.samples) else "warning", evidence, fix)
     hidden = [n for n, s in enumerate(data.samples) if s.mask is not None and not bool(s.mask.any())]
     if hidden:
         evidence = f"{_share(hidden, data)} are masked everywhere"
-        yield Finding("masked-sequence", "warning", evidence, "drop them: attention over no tokens is 0 / 0")
+        yield Finding("masked-sequence", "warning", evidence, "drop them, because attention over no tokens is 0 / 0")
 
 
 def _share(numbers: list[int], data: _Data) -> str:
@@ -311,12 +312,12 @@ def _dtypes(model: nn.Module, settings: Settings) -> Iterator[Finding]:
 def _eps(model: nn.Module, settings: Settings) -> Iterator[Finding]:
     if settings.eps is None or settings.optimizer not in _IN_PARAMETER_DTYPE:
         return
-    affected = [
-        name for name, p in trainables(model).items() if p.dtype in _HALVES and rounds_to_zero(settings.eps, p.dtype)
-    ]
+    trained = trainables(model)
+    affected = [name for name, p in trained.items() if p.dtype in _HALVES and rounds_to_zero(settings.eps, p.dtype)]
     if affected:
         evidence = (
-            f"eps={settings.eps:g} rounds to 0 in the dtype of {len(affected)} trainables, such as {affected[0]}: "
+            f"eps={settings.eps:g} rounds to 0 in the dtype of {len(affected)} of {len(trained)} trainables, such as "
+            f"{affected[0]}: "
             "elements without a gradient are updated by 0 / 0"
         )
         yield Finding(ADAM_EPS_UNDERFLOW, "error", evidence, "upcast=trainable")
@@ -326,9 +327,10 @@ def _without_gradient(model: nn.Module, data: _Data) -> Iterator[Finding]:
     names = _unreached(model, data)
     if names:
         shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-        everything = len(names) == len(trainables(model))
+        total = len(trainables(model))
+        everything = len(names) == total
         fix = "model.enable_input_require_grads()" if everything else "train only parameters that the forward pass uses"
-        evidence = f"{'all ' * everything}{len(names)} trainables get no gradient: {shown}"
+        evidence = f"no gradient reaches {len(names)} of {total} trainables: {shown}"
         yield Finding("no-gradient", "error" if everything else "warning", evidence, fix)
 
 
@@ -358,7 +360,7 @@ def _hiding(model: nn.Module, settings: Settings) -> Iterator[Finding]:
         evidence = "logging_nan_inf_filter is on: the Trainer logs the last finite loss in place of a NaN"
         yield Finding("hidden-nan", "note", evidence, "TrainingArguments(logging_nan_inf_filter=False)")
     if settings.scaler:
-        evidence = "a GradScaler skips steps with non-finite gradients silently"
+        evidence = "a GradScaler silently skips steps with non-finite gradients"
         yield Finding("hidden-nan", "note", evidence, "watch_trainer(trainer)")
     on_cuda = any(p.is_cuda for p in trainables(model).values())
     if on_cuda and any(mark in settings.optimizer for mark in ("8bit", "bnb", "paged")):

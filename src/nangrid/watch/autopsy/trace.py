@@ -199,7 +199,8 @@ class Tracer(TorchDispatchMode):
         ):
             label = self._label(name, place, tensor)
             writes = self._writers(tensor)
-            if writes and is_finite(copy):  # between its elements, or in memory since freed and reused
+            # The writes may lie between the elements of a view, or in memory that was freed and reused since.
+            if writes and is_finite(copy):
                 writes = ()
             reads.append(_Read(label, place, wide(copy), writes))
         return reads
@@ -234,7 +235,7 @@ class Tracer(TorchDispatchMode):
         return any(write.nan for write in read_writes) if nan else bool(read_writes)
 
     def _with_preexisting(self, read: _Read) -> _Read:
-        """The operand; with a write of its own if nothing wrote it in this step and it is non-finite: a constant."""
+        """The operand; a non-finite one that nothing wrote in this step (a constant) gets a preexisting write."""
         if read.write is not None or is_finite(read.tensor):
             return read
         unwritten = _storage(read.tensor) in self._unwritten
