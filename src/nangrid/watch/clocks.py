@@ -140,6 +140,7 @@ class Clocks:
         """Whether the run can stop: the loss clock has tripped, or the steps after the onset are used up."""
         if self.onset is None:
             return False
+        # Gradients and parameters may be non-finite for some steps before the loss shows it.
         return self.first["loss"] is not None or self.reading.step >= self.onset.step + STEPS_AFTER_ONSET
 
     @property

@@ -46,6 +46,7 @@ class _PendingStep:
     def send(self) -> None:
         """Queue the copy of the numbers to the host, behind the step's kernels."""
         numbers = torch.stack([value.detach().double() for value in self.measures.values()])
+        # Only a copy to pinned memory is asynchronous; the event tells when it has arrived.
         if numbers.is_cuda:
             self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(
                 numbers, non_blocking=True
@@ -73,6 +74,7 @@ class DeferredInspector(Inspector):
         initial = self.recorder.initial
         model, optimizer, scaler = step.model, step.optimizer, step.scaler
         spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(IN_FLIGHT)]
+        # A step in flight needs its own copies until its numbers are known: one recorder more than steps in flight.
         self._recorders = deque([self.recorder, *spares])
         self._sent: deque[_PendingStep] = deque()
         self._pending: _PendingStep
@@ -117,6 +119,7 @@ class DeferredInspector(Inspector):
         pending.measures["parameter"] = extent(self.step.trainables.values())
         pending.measures["optimizer_state"] = extent(state_tensors(self.step.optimizer))
         pending.measures |= {f"loss {number}": loss for number, loss in enumerate(pending.losses)}
+        # Parameters may be spread over devices; one stack and one copy need them on one.
         pending.measures = {name: value.to(device, non_blocking=True) for name, value in pending.measures.items()}
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
@@ -155,6 +158,7 @@ class DeferredInspector(Inspector):
         self._examine_late(pending)
 
     def _examine_late(self, pending: _PendingStep) -> None:
+        # Only the losses can be compared: gradients and parameters have been overwritten by later steps.
         self.recorder = pending.recorder
         outcome = {"loss": digest(pending.losses)}
         if self._tripped_now("loss", "gradient", "parameter", "optimizer_state"):

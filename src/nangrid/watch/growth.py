@@ -40,6 +40,7 @@ class Growth:
             return
         self._recent.append((step, math.log2(max_gradient)))
         ahead = self._steps_ahead()
+        # One warning per period of growth: the next comes only after a step without it.
         begins, self._warned = ahead is not None and not self._warned, ahead is not None
         if not begins:
             return
@@ -56,6 +57,7 @@ class Growth:
         if len(self._recent) < WINDOW:
             return None
         steps, sizes = np.array(self._recent).T
+        # Exponential growth is a straight line in log2.
         slope, start = np.polyfit(steps, sizes, 1)
         spread = float(((sizes - sizes.mean()) ** 2).sum())
         residual = float(((sizes - start - slope * steps) ** 2).sum())

@@ -117,6 +117,7 @@ class Headroom:
                 return
             if value.element_size() not in _BITS:
                 return  # 8-bit floats, whose scale is stored elsewhere
+            # A module that runs several times keeps the place of its first call.
             self._order.setdefault(name, len(self._order))
             if torch._C._current_autograd_node() is None:  # else checkpointing recomputes it for backward
                 self._note(name, ACTIVATION, value.detach())

@@ -95,6 +95,7 @@ class Inspector:
 
     def raised(self, error: Exception) -> None:
         """Add a note to an exception of the current step if a number was already non-finite; says where it arose."""
+        # A replay after running out of memory would run out of memory again.
         if self.autopsy is not None or self.replaying or isinstance(error, torch.OutOfMemoryError):
             return
         self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
@@ -154,6 +155,7 @@ class Inspector:
         if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
             return
         losses = [reading.loss for reading in clocks.readings if reading.step < step]
+        # Nothing failed, so there is neither a clock nor an outcome to compare with.
         self._save(recorder.snapshot("", {}, losses), f"{KEPT}/{step}")
         for old in kept_in(self.out_dir)[:-SNAPSHOTS_KEPT]:
             shutil.rmtree(old)
@@ -193,7 +195,7 @@ class Inspector:
         autopsy = None
         try:
             autopsy = examine(self.step, snapshot, self.background)
-        except OSError:
+        except OSError:  # a full disk is the caller's to report
             raise
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)

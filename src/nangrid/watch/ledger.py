@@ -113,6 +113,7 @@ def observe_residual(model: nn.Module, ledger: Ledger) -> None:
     dtypes: list[torch.dtype] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
+        # Decoder layers of older transformers return a tuple.
         hidden = output if isinstance(output, Tensor) else output[0]
         dtypes.append(hidden.dtype)
         ledger.residual_stream = _names(dtypes)

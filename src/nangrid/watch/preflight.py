@@ -185,6 +185,7 @@ def _values(tensor: Tensor) -> Tensor | None:
 
 def _checkpoint(folder: Path) -> Iterator[Finding]:
     """Check the weights before quantisation: bitsandbytes turns a NaN into a finite code, or wipes its block."""
+    # Weights are read one at a time: a checkpoint may be larger than memory.
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -229,6 +230,7 @@ def _rows_of(
     norms = rows.norm(dim=1)
     zero = used[norms == 0]
     if len(zero):
+        # A norm layer multiplies the gradient of such a row by 1 / sqrt(eps), often too much for float16.
         severity = "error" if dtype == torch.float16 and place == "embedding" else "warning"
         evidence = f"all-zero rows in the {place} for {_named(zero, data, settings)}"
         yield Finding("zero-rows", severity, evidence, "init=mean")
@@ -290,6 +292,7 @@ def _new_only(data: _Data, settings: Settings) -> Iterator[Finding]:
 
 
 def _dtypes(model: nn.Module, settings: Settings) -> Iterator[Finding]:
+    # Quantised weights are stored as integers: what is left are norms and embeddings, whose dtype is easily missed.
     frozen = Counter(p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point())
     trained = Counter(p.dtype for p in model.parameters() if p.requires_grad)
     stored = (frozen or trained).most_common(1)

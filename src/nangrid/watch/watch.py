@@ -145,6 +145,7 @@ class Watch:
         loop, inspector = self._loop, self.inspector
         self._observer.backward_done(self._calls // self.accumulate - 1)
         if self.scaler is not None:
+            # Magnitudes are recorded, and clipped, without the scale.
             self.scaler.unscale_(loop.optimizer)
         inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
         self._raise_on_onset()
@@ -154,6 +155,7 @@ class Watch:
         else:
             self.scaler.step(loop.optimizer)
             self.scaler.update()
+        # Read before the scheduler moves it: this step used the old one.
         lr = loop.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None:
             self.scheduler.step()

@@ -30,6 +30,7 @@ class Ablation(TorchDispatchMode):
         self._operations += 1
         if self._operations not in self._ablated_operations:
             return func(*args, **kwargs)
+        # Operands from before the call: an in-place operation overwrites them.
         before = copies(func, args, kwargs)
         result = func(*args, **kwargs)
         for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):

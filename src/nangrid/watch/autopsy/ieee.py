@@ -41,6 +41,7 @@ def ieee_kind(func: Any, args: Any, kwargs: Any, written: Tensor, output: int, i
 
     `args` and `kwargs` are the operands as they were before the operation.
     """
+    # Repeating the operation decides by arithmetic, without a list of known operations.
     in_float64 = _magnitude(func, lambda: _widened(func, args, kwargs), output, written, index)
     if in_float64 is None:
         return INVALID if written[index].isnan() else OVERFLOW

@@ -151,6 +151,7 @@ def _dora(e: Evidence) -> Mechanism | None:
 def _masked_row(e: Evidence) -> Mechanism | None:
     if not (e.producer and e.producer.kind == INVALID and e.producer.masked):
         return None
+    # Written out by hand, a softmax is exp(x - max): -inf - -inf is a subtraction.
     attends = any("attention" in name or "attn" in name for name in (e.op, e.producer.place.module.lower()))
     if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
         return None
@@ -219,6 +220,7 @@ def _eps_underflow(e: Evidence) -> Mechanism | None:
 
 
 def _divergence(e: Evidence) -> Mechanism | None:
+    # A batch that also fails on the untrained weights rules out training dynamics.
     if not (e.producer and e.producer.kind == OVERFLOW and e.untrained is False):
         return None
     losses = [loss for loss in e.losses if math.isfinite(loss)]

@@ -48,6 +48,7 @@ def find_origin(
         return not others or still_trips_without(others)
 
     candidates = [likely, *(producer for producer in producers if producer != likely)][:MOST_TRIED]
+    # If only several producers together trip the clock, such as inf - inf, the likely one stands.
     index = next(filter(trips_alone, candidates), likely)
     steps = next(filter(None, (search.path(end, index) for end in ends)))
     path = [writes[step] for step in steps]

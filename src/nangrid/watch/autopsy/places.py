@@ -53,6 +53,7 @@ class Places(threading.local):
     def here(self) -> Place:
         """The place of the operation that is being dispatched."""
         node = torch._C._current_autograd_node()
+        # Recomputation in a checkpointed region runs modules within backward: then the module call is the place.
         if node is not None and not self.stack:
             created = _noted(node)
             return replace(created, source=_within_backward(sys._getframe(1)) or created.source)
@@ -104,6 +105,7 @@ def source_line(frame: FrameType | None, outermost: FrameType | None = None) -> 
 def keep_places(model: nn.Module) -> Iterator[Places]:
     """Track the place of every operation until the end of the block."""
     places = Places(model)
+    # check_nan=False: only the notes of anomaly mode are wanted, not its own checks.
     original = torch.fx.traceback.format_stack
     hooks = [
         module_hooks.register_module_forward_pre_hook(places.enter),

@@ -179,6 +179,7 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
     for number, micro_batch in enumerate(snapshot.micro_batches):
         progress.micro_batch = number
         losses.append(step.forward_backward(replace(micro_batch, inputs=shallow(micro_batch.inputs))).detach())
+    # The order of the checks is that of the clocks within a step: loss, gradient, parameter, optimizer state.
     bad_losses = [i for i, loss in enumerate(losses) if not is_finite(loss)]
     if snapshot.clock == EVALUATION:
         clock = EVALUATION if bad_losses else None

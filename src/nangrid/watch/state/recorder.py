@@ -53,6 +53,7 @@ class Recorder:
         """Copy everything that step number `step` will change."""
         self._step, self._micro_batches, self._rng = step, [], random_states()
         self.copy_new_trainables()
+        # One fused copy into buffers that are allocated once.
         torch._foreach_copy_(self.before, list(self.trainables.values()))
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}

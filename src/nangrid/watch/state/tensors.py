@@ -48,6 +48,7 @@ def copy_state(live: Mapping[str, Any], into: dict[str, Any] | None = None) -> d
         old = into.get(key)
         if not isinstance(value, Tensor):
             copied[key] = value
+        # Reusing the memory of the last copy saves an allocation per tensor and step.
         elif isinstance(old, Tensor) and old.shape == value.shape and old.dtype == value.dtype:
             copied[key] = old.copy_(value)
         else:
