@@ -6,7 +6,9 @@ runs when a composed config is turned into objects, so an impossible request sto
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -350,3 +352,16 @@ def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
         flat[group] = fields.pop("name")
         flat |= {f"{group}.{key}": value for key, value in fields.items()}
     return flat
+
+
+def to_override(key: str, value: Any) -> str:
+    """`key=value`, with the value quoted as Hydra's command line needs it."""
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_quoted, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value if isinstance(value, str) else json.dumps(value)

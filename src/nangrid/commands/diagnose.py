@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from nangrid.cell.config import to_override
 from nangrid.cell.identity import level_fields
-from nangrid.commands.compose import composed, key_of, typed, with_run_levels
+from nangrid.commands.compose import composed, key_of, with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
 from nangrid.diagnosis.diagnose import diagnose
@@ -108,7 +109,7 @@ def _run_levels(run: dict[str, Any], key: str) -> Overrides:
         raise InputError(f"{key} is no key of the run that start_from goes on with: give --failing too.")
     fixed = level_fields(key, str(run[key])) if "." not in key and key != "seed" else {}
     own = [field for field in fixed if run.get(f"{key}.{field}", fixed[field]) != fixed[field]]
-    return (f"{key}={typed(run[key])}", *(f"{key}.{field}={typed(run[f'{key}.{field}'])}" for field in own))
+    return tuple(to_override(name, run[name]) for name in (key, *(f"{key}.{field}" for field in own)))
 
 
 def _by_key(side: Sequence[str]) -> dict[str, Overrides]:

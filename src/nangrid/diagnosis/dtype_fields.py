@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from nangrid.analysis.causes import ENOUGH_STEPS, steps_before
-from nangrid.cell.config import DtypeConfig
+from nangrid.cell.config import DtypeConfig, to_override
 from nangrid.diagnosis.minimal_sets import Changes, MinimalSets
 from nangrid.diagnosis.oracle import CellOracle, DiagnosisProblem, Overrides
 from nangrid.diagnosis.seeded_search import Search
@@ -55,7 +55,7 @@ def _of_fields(problem: DiagnosisProblem, cause: Changes, seed: int, horizon: in
         return None
     names = [f.name for f in fields(DtypeConfig) if f.name != "name"]
     differing = [name for name in names if getattr(with_it, name) != getattr(without, name)]
-    changes = tuple((_typed(name, with_it), _typed(name, without)) for name in differing)
+    changes = tuple((_override(name, with_it), _override(name, without)) for name in differing)
 
     def plan(levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
         """At either end it is the cell that the search has run, by its own name."""
@@ -71,5 +71,5 @@ def _names_group(change: tuple[Overrides, Overrides]) -> bool:
     return any(override.partition("=")[0] == GROUP for side in change for override in side)
 
 
-def _typed(name: str, config: DtypeConfig) -> Overrides:
-    return (f"{GROUP}.{name}={getattr(config, name)}",)
+def _override(field: str, config: DtypeConfig) -> Overrides:
+    return (to_override(f"{GROUP}.{field}", getattr(config, field)),)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nangrid.cell.config import to_override
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
 from nangrid.diagnosis.minimal_sets import MOST_CHANGES
@@ -41,7 +41,7 @@ def diagnose_own(
     _check(failing, reference)
     module, file = _where(make_trainer)
     keys = [key for key in failing if failing[key] != reference[key]]
-    values = {_typed(key, side[key]): (key, side[key]) for key in keys for side in (failing, reference)}
+    values = {to_override(key, side[key]): (key, side[key]) for key in keys for side in (failing, reference)}
     start = None if start_from is None else find_start(start_from).file
 
     def plan(levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
@@ -58,11 +58,13 @@ def diagnose_own(
             start_from=start,
         )
         title = " ".join([*own, *([f"seed={seed}"] if seed else [])])
-        return CellPlan(config, [_typed(key, value) for key, value in config.levels.items()], config.cell_id(), title)
+        return CellPlan(
+            config, [to_override(key, value) for key, value in config.levels.items()], config.cell_id(), title
+        )
 
     executor = LocalExecutor(n_jobs)
     executor.check()
-    changes = tuple(((_typed(key, failing[key]),), (_typed(key, reference[key]),)) for key in keys)
+    changes = tuple(((to_override(key, failing[key]),), (to_override(key, reference[key]),)) for key in keys)
     problem = DiagnosisProblem(changes, plan, executor, tuple(range(1 if start else seeds)), ("failing", "reference"))
     found = diagnose(problem, horizon, lambda line: print(line, flush=True))
     tell(found, problem, "nangrid report")
@@ -96,7 +98,3 @@ def _where(function: Callable[..., Any]) -> tuple[str, str]:
             "define it at the top level of a .py file, under its own name."
         )
     return function.__module__, file
-
-
-def _typed(key: str, value: Any) -> str:
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
