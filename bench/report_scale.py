@@ -1,9 +1,9 @@
-"""What does the report of a thousand cells cost?
+"""Measures what the report of a thousand cells costs.
 
     python bench/report_scale.py
 
-Cells as a real grid leaves them (records, histories of 32 steps, autopsies of the failing ones) over six factors and
-three seeds, then `src.report` of them in a process of its own, without and with the executed notebook.
+It writes cells as a real grid does (records, histories of 32 steps, autopsies of failing cells) over six factors and
+three seeds, then runs `src.report` on them in another process, without and with the executed notebook.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Onset report
 #
-# What one grid says about when its runs went non-finite, and why. `python -m src.report GRID_DIR` executes this
-# notebook beside its page; open it in Jupyter (`jupytext --to notebook notebooks/onset_report.py`) to go on from here.
+# When the runs of one grid went non-finite, and why. `python -m src.report GRID_DIR` executes this notebook and writes
+# it next to the page. To continue from here, open it in Jupyter: `jupytext --to notebook notebooks/onset_report.py`.
 
 # %% tags=["parameters"]
 GRID = "outputs/default"
@@ -46,7 +46,7 @@ print("\n".join(evidence.verdict))
 # %% [markdown]
 # ## Onsets
 #
-# One row a cell. `censored`: still finite at its horizon.
+# One row per cell. `censored`: still finite at its horizon.
 
 # %%
 evidence.onsets.drop(columns=["error"])
@@ -62,7 +62,7 @@ evidence.rates
 # %% [markdown]
 # ## Survival
 #
-# Kaplan-Meier over all cells of a level; ticks mark censored cells.
+# Kaplan-Meier per level, pooled over all other factors; ticks mark censored cells.
 
 # %%
 if evidence.factors:
@@ -79,7 +79,7 @@ if evidence.factors:
 # %% [markdown]
 # ## Interactions
 #
-# By how many steps a level's effect changes with the other factor's level.
+# By how many steps the effect of a level changes when another factor leaves its reference level.
 
 # %%
 evidence.interactions
@@ -98,7 +98,7 @@ if evidence.histories:
 evidence.hypotheses.drop(columns=["cells", "rule"])
 
 # %% [markdown]
-# ## What it cannot tell
+# ## Limitations
 
 # %%
 print("\n".join(f"- {line}" for line in evidence.limits))

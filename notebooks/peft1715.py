@@ -15,7 +15,7 @@
 #
 # Gemma 7B in 4 bits (NF4), LoRA on q, v, embedding and head, a vocabulary extended by rows of zeros, the paged 8-bit
 # AdamW, bf16, gradient checkpointing: the loss fell for a few steps, then it was NaN. Here the same recipe is run on
-# the real Gemma 3 270M in 49 combinations of levels and 3 seeds, after the hypotheses had been written down
+# the real Gemma 3 270M in 49 combinations of levels and 3 seeds. The hypotheses were written before the runs
 # (`conf/hypotheses`). `python -m src.run -m +experiment=peft1715` runs the cells.
 
 # %% tags=["parameters"]
@@ -53,7 +53,7 @@ reported = {factor: level for factor, level in issue.items() if factor in times}
 # %% [markdown]
 # ## The run as it was reported, and in other dtypes
 #
-# Everything but dtype and rows as in the issue: the step and the event of its onset, for each seed.
+# Everything except dtype and rows is as in the issue: event and onset step per seed.
 
 # %%
 ending = times["event"].fillna("finite") + " (" + times["time"].astype("string") + " steps)"
@@ -61,7 +61,7 @@ as_reported = times.assign(ending=ending)[(times[list(reported)] == pd.Series(re
 as_reported.pivot(index=["dtype", "init"], columns="seed", values="ending").fillna("not run")
 
 # %% [markdown]
-# ## What did it
+# ## What caused it
 #
 # Causes and cures of each event, with the cells that prove them.
 
@@ -89,7 +89,7 @@ norms.pivot_table(index=["dtype", *bos], columns="init", values="largest_norm", 
 SVG(traces_figure(traces_of(evidence), events_of(evidence)))
 
 # %% [markdown]
-# ## How much each level does, everything else being equal
+# ## Effect of each level, everything else being equal
 
 # %%
 display(SVG(effects_figure(evidence.contrasts, common_horizon(times))))
@@ -98,13 +98,13 @@ evidence.contrasts
 # %% [markdown]
 # ## Suspicions and recommendations
 #
-# Decided by the rules that were written before the runs.
+# Each is decided by a rule that was written before the runs.
 
 # %%
 evidence.hypotheses.drop(columns=["cells", "rule"]).set_index(["name", "claim", "verdict", "prediction"])
 
 # %% [markdown]
-# ## What this does not show
+# ## Limitations
 
 # %%
 print("\n".join(f"- {line}" for line in evidence.limits))

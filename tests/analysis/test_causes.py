@@ -74,7 +74,7 @@ def test_the_three_stories_of_the_default_grid(make_grid: Callable[..., Grid]) -
     grid = make_grid()
     reference = grid.reference
     assert reference and format_levels(reference.levels) == "dtype=bf16 init=mean optim=paged_adamw_8bit"
-    findings = {finding.event: told(finding) for finding in grid.findings(reference)}
+    findings = {finding.event: told(finding) for finding in grid.event_verdicts(reference)}
     assert findings[OVERFLOW][0] == ["dtype=fp16"]
     assert findings[ROWS][0] == ["dtype=silent_fp16 init=zero"]
     assert findings[EPS] == (["dtype=silent_fp16 optim=adamw_torch"], {"dtype=bf16", "optim=paged_adamw_8bit"})
@@ -89,7 +89,7 @@ def test_a_larger_cure_is_not_told_where_the_smaller_one_was_not_tried(make_grid
     grid = make_grid([*asked, *fine])
     reference = grid.reference
     assert reference
-    (finding,) = grid.findings(reference)
+    (finding,) = grid.event_verdicts(reference)
     assert told(finding)[1] == {"dtype=bf16"}
 
 
@@ -97,12 +97,12 @@ def test_another_event_that_comes_first_decides_nothing(make_grid: Callable[...,
     grid = make_grid()
     reference = grid.reference
     assert reference
-    (rows,) = (f for f in grid.findings(reference) if f.event == ROWS)
+    (rows,) = (f for f in grid.event_verdicts(reference) if f.event == ROWS)
     assert rows.causes[0].open == ()
     thin = make_grid([c for c in product(*FACTORS.values()) if c[:2] != ("silent_fp16", "mean")])
     reference = thin.reference
     assert reference
-    (rows,) = (f for f in thin.findings(reference) if f.event == ROWS)
+    (rows,) = (f for f in thin.event_verdicts(reference) if f.event == ROWS)
     assert [format_levels(levels) for levels in rows.causes[0].open] == ["dtype=silent_fp16"], (
         "the grid lacks that cell"
     )
@@ -116,7 +116,7 @@ def test_two_causes_of_one_event_and_what_both_need(make_grid: Callable[..., Gri
     grid = make_grid([c for c in product(*FACTORS.values()) if c[0] != "silent_fp16"], event_of=either)
     reference = grid.reference
     assert reference
-    (finding,) = grid.findings(reference)
+    (finding,) = grid.event_verdicts(reference)
     assert told(finding)[0] == ["dtype=fp16 init=zero", "dtype=fp16 optim=adamw_torch"]
     assert format_levels(finding.necessary) == "dtype=fp16"
 
@@ -150,7 +150,7 @@ def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[
     grid = make_grid()
     reference = grid.reference
     assert reference
-    futile = {f.event: {format_levels((g.change,)) for g in f.futile} for f in grid.findings(reference)}
+    futile = {f.event: {format_levels((g.change,)) for g in f.futile} for f in grid.event_verdicts(reference)}
     assert {"init=mean", "optim=paged_adamw_8bit", "optim=adamw_torch"} <= futile[OVERFLOW]
     assert "init=mean" not in futile[ROWS], "it cures one of the two"
     assert any("does not help: init=mean,zero (0 of 4 combinations train: " in line for line in verdict(grid))
@@ -198,7 +198,7 @@ def test_a_stray_short_cell_makes_no_cure_of_what_diverges(make_record: MakeReco
         {"dtype": "bf16", "lr": 1.0, "steps": 1},
     )
     assert grid.reference
-    (finding,) = grid.findings(grid.reference)
+    (finding,) = grid.event_verdicts(grid.reference)
     assert told(finding)[1] == {"dtype=bf16"}
 
 
@@ -211,18 +211,18 @@ def test_a_neighbour_that_was_not_watched_to_the_onset_proves_nothing(make_recor
         {"dtype": "fp16", "init": "zero", "onset": 10},
     )
     assert grid.reference
-    (cause,) = grid.findings(grid.reference)[0].causes
+    (cause,) = grid.event_verdicts(grid.reference)[0].causes
     assert cause.without == () and len(cause.open) == 3
 
 
 def test_a_seed_that_never_failed_cures_no_other(make_record: MakeRecord) -> None:
     grid = cells(make_record, {"dtype": "bf16"}, *only_seed_2_fails())
     assert grid.reference
-    (finding,) = grid.findings(grid.reference)
+    (finding,) = grid.event_verdicts(grid.reference)
     assert told(finding)[1] == set() and finding.causes[0].without == ()
     with_it = cells(make_record, {"dtype": "bf16", "seed": 2}, {"dtype": "bf16"}, *only_seed_2_fails())
     assert with_it.reference
-    assert told(with_it.findings(with_it.reference)[0])[1] == {"dtype=bf16"}
+    assert told(with_it.event_verdicts(with_it.reference)[0])[1] == {"dtype=bf16"}
 
 
 def only_seed_2_fails() -> list[dict[str, Any]]:
@@ -239,7 +239,7 @@ def test_losses_of_other_data_or_weights_are_not_compared(factor: str, make_reco
         {"dtype": "fp16", factor: "b", "onset": 0},
     )
     assert grid.reference
-    (finding,) = grid.findings(grid.reference)
+    (finding,) = grid.event_verdicts(grid.reference)
     assert told(finding)[1] == {"dtype=bf16"} and all(len(found) == 1 for found in finding.cures.values())
 
 

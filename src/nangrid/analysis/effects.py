@@ -1,8 +1,8 @@
-"""What does each factor do to the onset, everything else being equal?
+"""Measures the effect of each factor on the onset, everything else being equal.
 
 Every comparison is of matched cells: equal in all other factors and in the seed, so that a design need not be
-balanced. Effects are differences of the restricted mean steps survived; their intervals resample seeds within
-combinations, for seeds are what was drawn at random: levels were chosen. With one seed there is no interval.
+balanced. Effects are differences of the restricted mean steps survived. Their intervals resample seeds within
+combinations, because only seeds were drawn at random: levels were chosen. With one seed there is no interval.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Estimate = tuple[float, float, float]
 
 
 def factor_tests(times: pd.DataFrame) -> pd.DataFrame:
-    """A stratified log-rank test a factor and event, other events censoring it (cause-specific).
+    """One stratified log-rank test per factor and event, with other events as censoring (cause-specific).
 
-    factor, event, compared (sets of matched cells), strata (of them that tell levels apart), chi2,
+    factor, event, compared (sets of matched cells), strata (those in which the levels differ), chi2,
     p (by permutation), exact, least_p, p_holm (over the factors).
     """
     rows = []
@@ -50,7 +50,7 @@ def factor_tests(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[str, History]) -> pd.DataFrame:
-    """Each level against its factor's level in `base`, over matched cells.
+    """One row per level other than the one in `base`, compared with that one over matched cells.
 
     factor, level, base, pairs, met, met_base (cells with any event), difference (restricted mean steps survived),
     lower, upper (null with one seed), same_bits (pairs whose histories are equal to the last bit), compared (pairs
@@ -60,45 +60,45 @@ def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[s
     matching = _Matching(times)
     for factor in matching.factors:
         for level in matching.others(factor, base):
-            own, other = corners = matching.corners({factor: [level, base[factor]]})
-            ids = [(matching.ids[a], matching.ids[b]) for a, b in zip(own, other, strict=True)]
+            changed, unchanged = corners = matching.corners({factor: [level, base[factor]]})
+            ids = [(matching.ids[a], matching.ids[b]) for a, b in zip(changed, unchanged, strict=True)]
             known = [(a, b) for a, b in ids if a in histories and b in histories]
             same = sum(same_bits(histories[a], histories[b]) for a, b in known)
             updated = sum(past_an_update(histories[a]) and past_an_update(histories[b]) for a, b in known)
             met = [int(matching.happened[cells].sum()) for cells in corners]
             estimate = matching.estimate(corners, [1, -1], [factor])
-            rows.append((factor, level, base[factor], len(own), *met, *estimate, same, len(known), updated))
+            rows.append((factor, level, base[factor], len(changed), *met, *estimate, same, len(known), updated))
     names = ["factor", "level", "base", "pairs", "met", "met_base", "difference", "lower", "upper"]
     return pd.DataFrame(rows, columns=[*names, "same_bits", "compared", "updated"])
 
 
 def without_effect(contrast: pd.DataFrame) -> list[str]:
-    """Factors that change no bit: matched pairs all have equal histories, and one got past its first update."""
+    """Factors that change no bit: all matched pairs have equal histories, and some pair got past its first update."""
     by_factor = contrast.groupby("factor", sort=False)[["same_bits", "compared", "updated"]].sum()
     return [str(factor) for factor, same, compared, updated in by_factor.itertuples() if updated and same == compared]
 
 
 def interactions(times: pd.DataFrame, base: Mapping[str, str]) -> pd.DataFrame:
-    """Per pair of factors the levels at which one changes most what the other does, over matched fours of cells.
+    """One row per pair of factors: the levels with the strongest interaction, over matched quadruples of cells.
 
     factor, level, other, other_level, fours, difference (of differences, in steps), lower, upper.
     """
     rows = []
     matching = _Matching(times)
     for factor, other in combinations(matching.factors, 2):
-        found = []
+        estimates = []
         for level, second in product(matching.others(factor, base), matching.others(other, base)):
             corners = matching.corners({factor: [level, base[factor]], other: [second, base[other]]})
             if len(corners[0]):
                 estimate = matching.estimate(corners, [1, -1, -1, 1], [factor, other])
-                found.append((factor, level, other, second, len(corners[0]), *estimate))
-        rows += sorted(found, key=lambda row: -abs(row[5]))[:1]
+                estimates.append((factor, level, other, second, len(corners[0]), *estimate))
+        rows += sorted(estimates, key=lambda row: -abs(row[5]))[:1]
     names = ["factor", "level", "other", "other_level", "fours", "difference", "lower", "upper"]
     return pd.DataFrame(rows, columns=names).sort_values("difference", key=lambda d: -d.abs(), ignore_index=True)
 
 
 class _Matching:
-    """The cells of a grid as arrays, and which of them are equal in all but some factors."""
+    """The cells of a grid as arrays, matched where they are equal in all but some factors."""
 
     def __init__(self, times: pd.DataFrame) -> None:
         self.factors = factors_of(times)
@@ -113,11 +113,11 @@ class _Matching:
             self.codes[factor], self.levels[factor] = codes.astype(np.int64), [str(level) for level in levels]
 
     def others(self, factor: str, base: Mapping[str, str]) -> list[str]:
-        """The factor's levels but the base's."""
+        """The factor's levels other than the one in `base`."""
         return [level for level in self.levels[factor] if level != base[factor]]
 
     def stratum(self, without: Sequence[str]) -> Ints:
-        """A number a combination of all that varies but these, the seed included."""
+        """Per cell, the number of its combination of seed and factors, without these factors."""
         number = np.zeros(len(self.time), np.int64)
         for factor, codes in self.codes.items():
             if factor not in without:
@@ -125,22 +125,22 @@ class _Matching:
         return number
 
     def corners(self, levels: Mapping[str, Sequence[str]]) -> list[Ints]:
-        """Per corner of the levels, in the order of their product, its cells: the i-th of each equal in all else."""
+        """The cells of each corner of the levels, in the order of their product: all i-th cells are matched."""
         stratum = self.stratum(list(levels))
         cells = []
-        for corner in product(*levels.values()):
-            wanted = [self._index(factor, level) for factor, level in zip(levels, corner, strict=True)]
+        for chosen in product(*levels.values()):
+            wanted = [self._index(factor, level) for factor, level in zip(levels, chosen, strict=True)]
             at = [self.codes[factor] == code for factor, code in zip(levels, wanted, strict=True)]
             cells.append(np.flatnonzero(np.logical_and.reduce(at)))
-        shared = set.intersection(*(set(stratum[own]) for own in cells))
-        kept = [own[np.isin(stratum[own], list(shared))] for own in cells]
-        return [own[np.argsort(stratum[own], kind="stable")] for own in kept]
+        shared = set.intersection(*(set(stratum[corner]) for corner in cells))
+        matched = [corner[np.isin(stratum[corner], list(shared))] for corner in cells]
+        return [corner[np.argsort(stratum[corner], kind="stable")] for corner in matched]
 
     def _index(self, factor: str, level: str) -> int:
         return self.levels[factor].index(level) if level in self.levels[factor] else -1
 
     def estimate(self, corners: Sequence[Ints], signs: Sequence[int], factors: Sequence[str]) -> Estimate:
-        """The signed sum of the corners' restricted means, and its percentile interval; NaN ends with one seed."""
+        """The signed sum of the corners' restricted means, and its 95 % percentile interval: NaN with one seed."""
         if not len(corners[0]):
             return np.nan, np.nan, np.nan
 
@@ -157,12 +157,17 @@ class _Matching:
 
 
 def _resampled(unit: Ints) -> NDArray[np.float64] | None:
-    """How often each cell is drawn in each replicate, as many of its unit as there are; None with one a unit."""
+    """Bootstrap weights, (REPLICATES, cells): how often each cell is drawn; None if every unit has one seed.
+
+    `unit` numbers the combination of each cell.
+    """
     rng = np.random.default_rng(0)
     codes, counts = np.unique(unit, return_inverse=True, return_counts=True)[1:]
     if counts.max() == 1:
         return None
     weights = np.ones((REPLICATES, len(unit)))
+    # Seeds are drawn within a combination, as many as it has: the levels were fixed by design, so a draw across
+    # combinations would count the grid's own layout as noise. Units of one size share one multinomial call.
     for seeds in set(counts) - {1}:
         cells = np.flatnonzero(counts[codes] == seeds)
         cells = cells[np.argsort(codes[cells], kind="stable")]

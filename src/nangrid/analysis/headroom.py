@@ -1,4 +1,4 @@
-"""Which module would overflow in which float format, and when will it? From what a cell saw of its own steps."""
+"""Finds which module would overflow in which float format, and when, from the headroom samples of a cell."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from scipy.stats import linregress
 
 from nangrid.records.headroom import LIMITS
 
-_LOOKS = 4
-"""A fit through fewer points says nothing."""
-_SURE = 0.01
-"""The p of a slope that is called growth."""
+_MIN_SAMPLES = 4
+"""A fit through fewer points is meaningless."""
+_SIGNIFICANT = 0.01
+"""The p below which a slope counts as growth."""
 
 
 def room(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per module and kind, the least headroom first.
+    """One row per module and kind, the least headroom first.
 
-    order, module, kind, absmax, step, position, text, and a column a format with the bits left: log2(limit / absmax).
+    order, module, kind, absmax, step, position, text, and one column per format: log2(limit / absmax), the bits left.
     """
     largest = frame.loc[frame.groupby(["module", "kind"])["absmax"].idxmax()]
     with np.errstate(divide="ignore"):
@@ -27,9 +27,9 @@ def room(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_overflow(frame: pd.DataFrame, limit: float = LIMITS["fp16"]) -> pd.Series | None:
-    """What would overflow first: in the earliest step, activations in the order of the forward pass, then gradients.
+    """The sample that would overflow first; None if all stay below the limit.
 
-    The row of the frame; None if all stays below the limit.
+    The earliest step comes first; within it activations in forward order, then gradients in backward order.
     """
     above = frame[(frame["absmax"] > limit) | frame["absmax"].isna()]
     if above.empty:
@@ -53,17 +53,17 @@ def in_fp16(frame: pd.DataFrame) -> str:
 def forecast(frame: pd.DataFrame, limit: float = LIMITS["fp16"]) -> pd.DataFrame:
     """Modules that grow towards the limit: module, kind, absmax, doubles_in (steps), reaches_at (step), r2, looks.
 
-    A straight line through log2(absmax) by step; only slopes above 0 that are sure (p < 0.01), and what is not past
-    the limit yet. The soonest first.
+    A straight line is fitted to log2(absmax) by step. Only significant positive slopes (p < 0.01) of modules still
+    below the limit count. The soonest comes first. `looks` is the number of samples.
     """
     rows = []
-    for (module, kind), looks in frame.groupby(["module", "kind"]):
-        seen = looks[np.isfinite(looks["absmax"]) & (looks["absmax"] > 0)]
-        if len(seen) < _LOOKS or seen["absmax"].max() > limit:
+    for (module, kind), samples in frame.groupby(["module", "kind"]):
+        sized = samples[np.isfinite(samples["absmax"]) & (samples["absmax"] > 0)]
+        if len(sized) < _MIN_SAMPLES or sized["absmax"].max() > limit:
             continue
-        fit = linregress(seen["step"], np.log2(seen["absmax"]))
-        if fit.slope > 0 and fit.pvalue < _SURE:
+        fit = linregress(sized["step"], np.log2(sized["absmax"]))
+        if fit.slope > 0 and fit.pvalue < _SIGNIFICANT:
             reaches = (np.log2(limit) - fit.intercept) / fit.slope
-            rows.append((module, kind, seen["absmax"].iloc[-1], 1 / fit.slope, reaches, fit.rvalue**2, len(seen)))
+            rows.append((module, kind, sized["absmax"].iloc[-1], 1 / fit.slope, reaches, fit.rvalue**2, len(sized)))
     names = ["module", "kind", "absmax", "doubles_in", "reaches_at", "r2", "looks"]
     return pd.DataFrame(rows, columns=names).sort_values("reaches_at", ignore_index=True)

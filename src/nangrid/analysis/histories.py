@@ -1,4 +1,4 @@
-"""Do two cells differ in a single bit of what was recorded of their steps?"""
+"""Reads the histories of cells and compares them bit by bit."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nangrid.records.grid import GridDirectory
 from nangrid.records.history import COLUMNS, read_table
 
 History = NDArray[np.float64]
-"""One row a step, one column of COLUMNS; null is NaN of its own bits."""
+"""One row per step, one column per name in COLUMNS; null is a NaN with bits of its own, _NULL."""
 
 _NULL = np.array([0x7FF8_0000_0000_0001]).view(np.float64)[0]
-"""A NaN that no arithmetic makes: a value that was not taken."""
+"""A NaN that no arithmetic produces: it marks a value that was not measured."""
 
 
 def read_histories(grid: GridDirectory, records: Iterable[CellRecord]) -> dict[str, History]:
-    """By cell_id; a cell without a readable history (a crash) is left out."""
-    found = {}
+    """By cell_id; a cell without a readable history (a crash) is skipped."""
+    histories = {}
     for record in records:
         try:
             table = read_table(grid.cell(record.cell_id))
@@ -35,26 +35,24 @@ def read_histories(grid: GridDirectory, records: Iterable[CellRecord]) -> dict[s
             if column.null_count:
                 values[np.asarray(column.is_null())] = _NULL
             columns.append(values)
-        found[record.cell_id] = np.stack(columns, axis=1)
-    return found
+        histories[record.cell_id] = np.stack(columns, axis=1)
+    return histories
 
 
 def column(history: History, name: str) -> NDArray[np.float64]:
-    """One column, a value a step."""
+    """One column: a value per step."""
     return history[:, list(COLUMNS).index(name)]
 
 
 def same_bits(history: History, other: History) -> bool:
-    """Whether all that was recorded of the steps that both have is equal to the last bit.
-
-    How long the steps took is not looked at.
-    """
+    """Whether the steps that both cells ran have bit-identical records, seconds aside."""
     numbers = [number for number, name in enumerate(COLUMNS) if name != "seconds"]
     steps = min(len(history), len(other))
-    own, its = (np.ascontiguousarray(rows[:steps, numbers]).view(np.int64) for rows in (history, other))
-    return np.array_equal(own, its)
+    # as integers, because NaN != NaN
+    bits, other_bits = (np.ascontiguousarray(rows[:steps, numbers]).view(np.int64) for rows in (history, other))
+    return np.array_equal(bits, other_bits)
 
 
 def past_an_update(history: History) -> bool:
-    """Whether its second step was computed with parameters that are numbers, so that it shows what the first did."""
+    """Whether the loss of its second step is finite, so that it shows the effect of the first update."""
     return len(history) > 1 and bool(np.isfinite(column(history, "loss")[1]))

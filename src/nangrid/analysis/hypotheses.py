@@ -1,8 +1,7 @@
-"""What was suspected or recommended, put as predictions before the runs: does the grid bear them out?
+"""Decides hypotheses, written as predictions before the runs, from the cells of a grid.
 
-A hypothesis is a YAML file: a claim and its predictions. Each prediction names the cells that it speaks of (`where`),
-mostly a change between two levels everything else being equal (`change`), and one of the rules of RULES, which decides
-it from the cells alone.
+A hypothesis is a YAML file: a claim and its predictions. Each prediction selects cells (`where`), usually names a
+change between two levels with all else equal (`change`), and one of RULES, which decides it from the cells alone.
 """
 
 from __future__ import annotations
@@ -24,35 +23,35 @@ from nangrid.records.errors import InputError
 SUPPORTED, REFUTED, NOT_TESTABLE, IN_PART = "supported", "refuted", "not testable here", "in part"
 
 _LONG = 16
-"""Steps without an event that count against a prediction of one."""
+"""Steps without an event that refute a prediction of one."""
 
 RULES = {
-    "fails": "supported if a cell goes non-finite or freezes; refuted if none does, of cells of at least "
-    f"{_LONG} steps; not testable without such cells",
-    "cures": "of pairs whose first cell fails, and whose second does or was watched to "
-    f"{ENOUGH_STEPS} times the onset: supported if the second always trains (finite, not frozen, all trainables "
+    "fails": "supported if a cell goes non-finite or freezes; refuted if none does "
+    f"within at least {_LONG} steps; not testable without such cells",
+    "cures": "pairs whose first cell fails, and whose second fails too or was watched for "
+    f"{ENOUGH_STEPS}x the onset: supported if the second always trains (finite, not frozen, all trainables "
     "reached), refuted if not, not testable without such a pair",
-    "differs": "of pairs: supported if one differs in any bit, refuted if none does, not testable without pairs",
-    "warned": "of cells that fail after their first step: supported if each had a gradient norm above the threshold "
+    "differs": "pairs: supported if one differs in any bit, refuted if none does, not testable without pairs",
+    "warned": "cells that fail after their first step: supported if each had a gradient norm above the threshold "
     "before its onset, refuted if not, not testable without such a cell",
-    "quiet": "of cells that train: supported if none has a gradient norm above the threshold, refuted if one has",
+    "quiet": "cells that train: supported if none has a gradient norm above the threshold, refuted if one has",
 }
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction as its file has it."""
+    """One prediction of a hypothesis file."""
 
     prediction: str
     where: dict[str, Any]
-    """Levels that all cells in question have, by factor."""
+    """Levels that select the cells, by factor."""
     rule: str
     change: dict[str, Any] = field(default_factory=dict)
     """One factor and its two levels."""
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Check that the rule has what it needs."""
+        """ValueError if the rule is unknown or lacks what it needs."""
         if self.rule not in RULES:
             raise ValueError(f"rule is {self.rule!r}, not one of {', '.join(RULES)}")
         if (self.rule in ("cures", "differs")) != bool(self.change):
@@ -65,7 +64,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One file of hypotheses."""
+    """One hypothesis file."""
 
     name: str
     claim: str
@@ -74,42 +73,42 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Decided:
-    """A prediction and what the cells say."""
+    """A prediction and its outcome."""
 
     prediction: Prediction
     verdict: str
     says: str
     cells: tuple[str, ...]
-    """Ids of the cells that decided it, those against the prediction first."""
+    """Ids of the cells that decided it: if refuted, those against it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A hypothesis, decided."""
+    """A hypothesis and the outcomes of its predictions."""
 
     hypothesis: Hypothesis
     decided: tuple[Decided, ...]
 
     @property
     def verdict(self) -> str:
-        """Supported or refuted if all predictions that can be tested agree."""
+        """Supported or refuted if all testable predictions agree, else in part."""
         verdicts = {d.verdict for d in self.decided} - {NOT_TESTABLE}
         return IN_PART if len(verdicts) > 1 else next(iter(verdicts), NOT_TESTABLE)
 
 
 def read_hypotheses(directory: Path) -> list[Hypothesis]:
-    """The hypotheses of a directory, suspicions before recommendations; InputError for a file that is none."""
-    found = []
+    """The hypotheses of a directory, suspicions before recommendations; InputError for an invalid file."""
+    hypotheses = []
     for path in sorted(directory.glob("*.yaml"), key=lambda path: (path.stem[:1] != "S", path.stem)):
         try:
             content = yaml.safe_load(path.read_text())
             tests = [_prediction(test) for test in content["tests"]]
-            found.append(Hypothesis(path.stem, decode(str, content["claim"], "claim"), tests))
+            hypotheses.append(Hypothesis(path.stem, decode(str, content["claim"], "claim"), tests))
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{path} is not a hypothesis: {error}; see conf/hypotheses/S1.yaml.") from error
-    if not found:
+    if not hypotheses:
         raise InputError(f"--hypotheses {directory} holds no hypothesis: name a directory of YAML files.")
-    return found
+    return hypotheses
 
 
 def _prediction(content: dict[str, Any]) -> Prediction:
@@ -119,7 +118,7 @@ def _prediction(content: dict[str, Any]) -> Prediction:
 
 
 def decide(hypothesis: Hypothesis, records: Sequence[CellRecord], histories: Mapping[str, History]) -> Answer:
-    """Apply each prediction's rule to the cells; crashes and timeouts say nothing."""
+    """Apply each prediction's rule to the cells; crashes and timeouts are no evidence."""
     usable = [record for record in records if record.error is None]
     decided = []
     for prediction in hypothesis.tests:
@@ -134,11 +133,11 @@ _Outcome = tuple[str, str, list[str]]
 
 def _fails(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
     failing = [c for c in cells if _failed(c)]
-    telling = failing or [c for c in cells if c.steps_done >= _LONG]
-    if not telling:
+    evidence = failing or [c for c in cells if c.steps_done >= _LONG]
+    if not evidence:
         return NOT_TESTABLE, "no such cell", []
     says = f"{len(failing)} of {len(cells)} cells fail"
-    return (SUPPORTED if failing else REFUTED), says, [c.cell_id for c in telling]
+    return (SUPPORTED if failing else REFUTED), says, [c.cell_id for c in evidence]
 
 
 def _cures(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
@@ -147,7 +146,7 @@ def _cures(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, Hist
         return NOT_TESTABLE, "no failing cell with its counterpart", []
     against = [(a, b) for a, b in pairs if not b.trained]
     ((factor, (_, other)),) = prediction.change.items()
-    says = f"{len(pairs) - len(against)} of {len(pairs)} failing cells train once {factor} is {_typed(other)}"
+    says = f"{len(pairs) - len(against)} of {len(pairs)} failing cells train once {factor} is {_override_value(other)}"
     ids = [c.cell_id for pair in (against or pairs) for c in pair]
     return (REFUTED if against else SUPPORTED), says, ids
 
@@ -166,7 +165,7 @@ def _warned(prediction: Prediction, cells: list[CellRecord], histories: Mapping[
     if not late:
         return NOT_TESTABLE, "no cell fails after its first step", []
     silent = [c for c in late if not _above(prediction, histories[c.cell_id][: c.steps_survived])]
-    says = f"{len(late) - len(silent)} of {len(late)} cells that fail later were warned of"
+    says = f"{len(late) - len(silent)} of {len(late)} cells that fail later had such a norm before"
     return (REFUTED if silent else SUPPORTED), says, [c.cell_id for c in silent or late]
 
 
@@ -189,7 +188,7 @@ _RULES: dict[str, Callable[[Prediction, list[CellRecord], Mapping[str, History]]
 
 
 def _pairs(prediction: Prediction, cells: list[CellRecord]) -> list[tuple[CellRecord, CellRecord]]:
-    """Cells at the change's first level, each with the one that is equal in all else at the second."""
+    """Cells at the first level of the change, each with its matching cell at the second."""
     ((factor, (level, other)),) = prediction.change.items()
     changed = {_rest(c, factor): c for c in cells if c.factors.get(factor) == other}
     first = [c for c in cells if c.factors.get(factor) == level]
@@ -197,7 +196,7 @@ def _pairs(prediction: Prediction, cells: list[CellRecord]) -> list[tuple[CellRe
 
 
 def _rest(record: CellRecord, factor: str) -> str:
-    """All other factors; the fields of a group follow from its level."""
+    """All other factors, as text. Fields of the group follow from its level."""
     return str(sorted((k, v) for k, v in record.factors.items() if k != factor and not k.startswith(f"{factor}.")))
 
 
@@ -219,5 +218,5 @@ def _above(prediction: Prediction, history: History) -> bool:
     return bool((norms[~np.isnan(norms)] > prediction.threshold).any())
 
 
-def _typed(level: Any) -> str:
+def _override_value(level: Any) -> str:
     return str(level).lower() if isinstance(level, bool) else str(level)

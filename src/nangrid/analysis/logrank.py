@@ -1,4 +1,4 @@
-"""Do the levels of a factor survive for different times, everything else being equal?
+"""Tests whether the levels of a factor survive for different times, everything else being equal.
 
 Cells are compared within strata, a stratum being the cells that are equal in every other factor and in the seed. The
 statistic is the stratified log-rank; its p comes from permuting the levels inside the strata, all permutations where
@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LogRank:
-    """What the test says."""
+    """Result of the test."""
 
     chi2: float
     """The stratified log-rank statistic, as statsmodels' survdiff has it; NaN where nothing is compared."""
@@ -41,13 +41,13 @@ class LogRank:
     compared: int
     """Strata with several levels."""
     strata: int
-    """Those of them in which levels differ in how long they survive: the others cannot tell."""
+    """The informative ones: those in which cells survive for different times."""
     least_p: float
-    """The smallest p that these strata could give: not even a perfect separation is more certain."""
+    """The smallest p that these strata could give, by a perfect separation of the levels."""
 
 
 def logrank(time: Ints, happened: NDArray[np.bool_], level: Ints, stratum: Ints, seed: int = 0) -> LogRank:
-    """Compare the levels (0..k-1) within strata. Strata with one level, or with equal times, tell nothing."""
+    """Compare the levels (0..k-1) within strata. Strata with one level or with equal times are uninformative."""
     scores = _scores(time, happened, stratum)
     compared = [cells for cells in _groups(stratum) if len(set(level[cells])) > 1]
     informative = [cells for cells in compared if np.ptp(scores[cells]) > 1e-12]
@@ -68,7 +68,7 @@ def logrank(time: Ints, happened: NDArray[np.bool_], level: Ints, stratum: Ints,
 
 
 def _chi2(time: Ints, happened: NDArray[np.bool_], level: Ints, stratum: Ints, informative: Sequence[Ints]) -> float:
-    """The strata that tell nothing add nothing to it."""
+    """The stratified log-rank statistic. Uninformative strata would add nothing."""
     cells = np.concatenate(informative)
     with np.errstate(all="ignore"):
         try:
@@ -128,7 +128,7 @@ def _by_level(arrangements: Floats, level: Ints, levels: int) -> Floats:
 
 
 def _covariance(strata: Sequence[Ints], scores: Floats, level: Ints, levels: int) -> Floats:
-    """Of Z over permutations: within a stratum of n cells, var(scores) (n diag(n_g) - n_g n_g') / (n - 1)."""
+    """Covariance of Z over permutations: per stratum of n cells, var(scores) (n diag(n_g) - n_g n_g') / (n - 1)."""
     covariance = np.zeros((levels, levels))
     for cells in strata:
         counts = np.bincount(level[cells], minlength=levels).astype(float)

@@ -1,4 +1,4 @@
-"""Which cells of a grid went non-finite, when, and under which levels?"""
+"""Tabulates which cells of a grid went non-finite, when, and under which levels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTCOMES = {
 
 
 def onset_table(records: Sequence[CellRecord], autopsies: Mapping[str, Autopsy] | None = None) -> pd.DataFrame:
-    """One row a cell: the factors that vary, named by their keys, then the columns of OUTCOMES.
+    """One row per cell: the factors that vary, named by their keys, then the columns of OUTCOMES.
 
     A field that follows from its group's level (`dtype.storage` from `dtype`) is no factor of its own. Rows
     are ordered by factor, levels in the order in which `records` first shows them. `autopsies` are by cell_id.
@@ -57,7 +57,7 @@ def factor_columns(table: pd.DataFrame) -> list[str]:
 
 
 def onset_pivot(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a level: factor, level, cells, nonfinite, median_onset (of the non-finite cells)."""
+    """One row per level: factor, level, cells, nonfinite, median_onset (of the non-finite cells)."""
     rows = []
     for factor in factor_columns(table):
         for level, cells in table.groupby(factor, sort=False, dropna=False):
@@ -96,43 +96,64 @@ def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:
     }
 
 
-def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a cell: only the columns that vary and do not follow from their group's level; lists as JSON text.
+Columns = dict[str, list[Any]]
+"""Factor or field -> its value in each cell."""
 
-    A group that follows from those of its fields that do not is no factor beside them.
+
+def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per cell: the factors that vary, without those that are determined by others. Lists become JSON text.
+
+    A field that its group's level determines is no factor. Nor is a group that its independent fields determine.
     """
     keys = dict.fromkeys(key for cell in factors for key in cell)
-    columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
-    fields = {key.split(".")[0] for key, values in columns.items() if "." in key and not _follows_group(key, columns)}
-    for group in fields & columns.keys():
-        # the field is a factor of its own then, and the group's level is told without it: bf16, not bf16*
-        columns[group] = [level.rstrip("*") if isinstance(level, str) else level for level in columns[group]]
-    told = {g for g in fields & columns.keys() if _follows_fields(g, columns)}
+    columns: Columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
+    fields = _independent_fields(columns)
+    _strip_stars(columns, fields)
     varying = {
         key: pd.Series(values, dtype="object").convert_dtypes()
-        for key, values in columns.items()
-        if len(set(values)) > 1 and not _follows_group(key, columns) and key not in told
+        for key, values in _without_determined(columns, fields).items()
+        if len(set(values)) > 1
     }
     return pd.DataFrame(varying, index=range(len(factors)))
 
 
-def _follows_fields(group: str, columns: dict[str, list[Any]]) -> bool:
-    """Whether the fields that are factors of their own leave no two levels of the group apart."""
-    own = [k for k in columns if k.startswith(f"{group}.") and not _follows_group(k, columns)]
-    seen = set(zip(*(columns[key] for key in own), strict=True))
-    return len(seen) == len(set(zip(columns[group], *(columns[key] for key in own), strict=True)))
+def _independent_fields(columns: Columns) -> dict[str, list[str]]:
+    """Group -> its fields that its level does not determine, in the order of the columns."""
+    fields: dict[str, list[str]] = {}
+    for key, values in columns.items():
+        group, is_field, _ = key.partition(".")
+        if is_field and not _is_determined_by(values, columns.get(group, [])):
+            fields.setdefault(group, []).append(key)
+    return fields
 
 
-def _follows_group(key: str, columns: dict[str, list[Any]]) -> bool:
-    return _follows(columns[key], columns.get(key.split(".")[0], []), is_field="." in key)
+def _strip_stars(columns: Columns, fields: dict[str, list[str]]) -> None:
+    """Replace `bf16*` by `bf16` where the overridden field has a column of its own, which says what differs."""
+    for group in fields.keys() & columns.keys():
+        columns[group] = [level.rstrip("*") if isinstance(level, str) else level for level in columns[group]]
 
 
-def _follows(values: list[Any], levels: list[Any], *, is_field: bool) -> bool:
-    """Whether every level has one value of the field. `bf16*` is bf16 with a field overridden: one level."""
-    if not is_field or not levels:
-        return False
-    pairs = {(str(level).rstrip("*"), value) for level, value in zip(levels, values, strict=True)}
-    return len(pairs) == len({level for level, _ in pairs})
+def _without_determined(columns: Columns, fields: dict[str, list[str]]) -> Columns:
+    """The columns without determined fields, and without groups whose independent fields determine them."""
+
+    def determined(key: str) -> bool:
+        group, is_field, _ = key.partition(".")
+        if is_field:
+            return key not in fields.get(group, [])
+        return key in fields and _fields_determine(columns[key], [columns[field] for field in fields[key]])
+
+    return {key: values for key, values in columns.items() if not determined(key)}
+
+
+def _fields_determine(levels: list[Any], fields: list[list[Any]]) -> bool:
+    """Whether cells with equal fields always have the same level of the group."""
+    return len(set(zip(*fields, strict=True))) == len(set(zip(levels, *fields, strict=True)))
+
+
+def _is_determined_by(values: list[Any], levels: list[Any]) -> bool:
+    """Whether cells of one level always have the same value. `bf16*` counts as bf16: its field was overridden."""
+    pairs = {(str(level).rstrip("*"), value) for level, value in zip(levels, values, strict=bool(levels))}
+    return bool(levels) and len(pairs) == len({level for level, _ in pairs})
 
 
 def _scalar(value: Any) -> Any:
@@ -140,5 +161,5 @@ def _scalar(value: Any) -> Any:
 
 
 def level_name(level: Any) -> str:
-    """As it is typed; `null` where a cell has no such key, or none set."""
+    """The level as a user types it; `null` if the cell has no such key or none is set."""
     return "null" if pd.isna(level) else str(level)

@@ -1,4 +1,4 @@
-"""How often does a combination fail over seeds, and what could so few seeds have missed?"""
+"""Estimates how often a combination fails over seeds, and what so few seeds could have missed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def wilson(met: int, n: int) -> tuple[float, float]:
 
 
 def rates(times: pd.DataFrame) -> pd.DataFrame:
-    """One row a combination of levels: the factors, seeds, met (any event), rate, lower, upper, events, flagged.
+    """One row per combination of levels: the factors, seeds, met (any event), rate, lower, upper, events, flagged.
 
-    A crash or a timeout says nothing of the rate: it is not among the seeds, `flagged` counts it.
+    A crash or a timeout is no evidence about the rate: `flagged` counts it, `seeds` does not.
     """
     factors = factors_of(times)
     groups = times.groupby(factors, sort=False, dropna=False) if factors else [((), times)]
@@ -48,10 +48,10 @@ def unseen(seeds: int) -> float:
 
 
 def detectable(pairs: int, tests: int) -> float | None:
-    """The least share of pairs that a level must turn for the test to see it with a power of 80 %.
+    """The smallest share of pairs that a level must change to be detected with 80 % power.
 
     Pairs are alike in all but the level, one level never fails, and p is two-sided, Holm over `tests` factors.
-    None: with so few pairs not even a level that always fails reaches significance.
+    None if not even a level that always fails would be significant with so few pairs.
     """
     wanted = next(k for k in range(1, 200) if 2 * 0.5**k <= ALPHA / tests)
     if pairs < wanted:

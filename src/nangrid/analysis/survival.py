@@ -1,8 +1,8 @@
-"""How many steps do cells survive before their onset, and by which event do they end?
+"""Estimates how many steps cells survive before their onset, and which event ends them.
 
 An onset is a right-censored time: a cell that is finite at its horizon has survived at least that long. Steps are
-whole, so a time is the number of steps survived: an onset at step 0 is time 0. Curves describe levels over all their
-cells; what a level does, everything else being equal, is told by nangrid.analysis.effects.
+whole, so a time is the number of steps survived: an onset at step 0 is time 0. Curves pool all cells of a level; the
+effect of a level, everything else being equal, is in nangrid.analysis.effects.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Bools = NDArray[np.bool_]
 def durations(table: pd.DataFrame) -> pd.DataFrame:
     """An onset table with `time`, `event` (a mechanism, null where censored) and `flagged` (crash or timeout).
 
-    What is censored before its horizon (a crash, a timeout) stays in as censored. A frozen cell has met its event
-    at the step from which it is frozen. Levels become text, as they are typed.
+    A crash or timeout counts as censored at its last step. The event of a frozen cell happens at the step from which
+    it is frozen. Levels become text, as a user types them.
     """
     levels = {factor: table[factor].map(level_name) for factor in factor_columns(table) if factor != "seed"}
     unexplained = "unexplained " + table["onset_clock"]
@@ -39,20 +39,20 @@ def durations(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def factors_of(times: pd.DataFrame) -> list[str]:
-    """The factors of a table of durations; the seed is what repeats, not a factor."""
+    """The factors of a table of durations; the seed is a replicate, not a factor."""
     return [c for c in factor_columns(times) if c not in ("seed", "time", "event", "flagged")]
 
 
 def common_horizon(times: pd.DataFrame) -> int:
-    """The steps that every cell which ran to its end was watched for: the least horizon of the finite ones."""
+    """Steps for which every completed cell was watched: the shortest horizon of the finite cells."""
     finite = times.loc[times["event"].isna() & ~times["flagged"], "time"]
     return int(finite.min()) if len(finite) else int(times["time"].max()) + 1
 
 
 def restricted_mean(time: Floats, happened: Bools, horizon: int, weights: Floats | None = None) -> Floats:
-    """Mean steps survived up to the horizon: the area under the Kaplan-Meier curve, one value a row of weights.
+    """Mean steps survived up to the horizon: the area under the Kaplan-Meier curve, one value per row of weights.
 
-    `weights` is (replicates, cells); left out, every cell counts once. Where nothing is censored before the
+    `weights` is (replicates, cells); by default every cell counts once. Where nothing is censored before the
     horizon the area is the mean of min(time, horizon).
     """
     weights = np.ones((1, len(time))) if weights is None else weights
@@ -69,7 +69,7 @@ def restricted_mean(time: Floats, happened: Bools, horizon: int, weights: Floats
 def survival_curves(times: pd.DataFrame, factor: str) -> pd.DataFrame:
     """Kaplan-Meier per level: level, time, survival, lower, upper (log-log interval), at_risk, censored.
 
-    One row a time at which something was met or censored, with the number censored there, and one for time 0.
+    One row per time with an event or a censored cell, with the number censored there, and one for time 0.
     """
     rows = []
     for level, cells in times.groupby(factor, sort=False, dropna=False):
@@ -79,9 +79,9 @@ def survival_curves(times: pd.DataFrame, factor: str) -> pd.DataFrame:
         surviving = pd.Series(curve.surv_prob, index=curve.surv_times)
         error = pd.Series(curve.surv_prob_se, index=curve.surv_times)
         for moment in sorted({0, *surviving.index, *censored.index}):
-            seen = surviving.loc[:moment]
-            survival = float(seen.iloc[-1]) if len(seen) else 1.0
-            spread = float(error.loc[:moment].iloc[-1]) if len(seen) else 0.0
+            until = surviving.loc[:moment]
+            survival = float(until.iloc[-1]) if len(until) else 1.0
+            spread = float(error.loc[:moment].iloc[-1]) if len(until) else 0.0
             lower, upper = _log_log(survival, spread)
             at_risk = int((cells["time"] >= moment).sum())
             rows.append((level, moment, survival, lower, upper, at_risk, int(censored.get(moment, 0))))
@@ -89,7 +89,7 @@ def survival_curves(times: pd.DataFrame, factor: str) -> pd.DataFrame:
 
 
 def incidence(times: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """Per level and event: cells that met it, and the share that meets it by the end with the others competing.
+    """One row per level and event: the cells that end in it, and their share by the end, other events competing.
 
     level, cells, event, met, share (Aalen-Johansen).
     """
@@ -110,7 +110,7 @@ def incidence(times: pd.DataFrame, factor: str) -> pd.DataFrame:
 
 
 def _log_log(survival: float, error: float) -> tuple[float, float]:
-    """The interval that stays inside 0..1; none where the curve is at an end."""
+    """The log-log interval, which stays inside 0..1; of width 0 where the curve is at 0 or 1."""
     if survival in (0.0, 1.0):
         return survival, survival
     from scipy.stats import norm

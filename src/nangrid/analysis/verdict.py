@@ -13,7 +13,7 @@ from nangrid.analysis.causes import (
     Cure,
     Event,
     EventVerdict,
-    Futile,
+    FutileChange,
     Grid,
     Levels,
     format_levels,
@@ -37,7 +37,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     why = "as requested" if reference else f"loss within {WORSE - 1:.0%} of the best, fewest failing neighbours"
     reference = reference or best
     lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}): {why}")
-    for finding in grid.findings(reference):
+    for finding in grid.event_verdicts(reference):
         lines += _event_lines(finding, cells)
     return lines
 
@@ -46,7 +46,7 @@ def every_cure(grid: Grid, reference: Combination | None = None) -> list[str]:
     """One paragraph per event with all its cures, those included that contain a smaller one."""
     reference = reference or grid.reference
     lines: list[str] = []
-    for finding in grid.findings(reference) if reference else ():
+    for finding in grid.event_verdicts(reference) if reference else ():
         groups = _grouped_cures(finding)
         if len(groups) > len(_shown_cures(groups)):
             lines += ["", str(finding.event), *(group.line(len(finding.failing)) for group in groups)]
@@ -140,9 +140,9 @@ def _cure_lines(finding: EventVerdict) -> list[str]:
     return lines
 
 
-def _futile_lines(futile: Sequence[Futile]) -> list[str]:
+def _futile_lines(futile: Sequence[FutileChange]) -> list[str]:
     """One line per factor: its levels that were tried and cure nothing."""
-    by_factor: dict[str, list[Futile]] = {}
+    by_factor: dict[str, list[FutileChange]] = {}
     for change in futile:
         by_factor.setdefault(change.change[0], []).append(change)
     lines = []
@@ -164,7 +164,7 @@ def _few(cells: Sequence[str]) -> str:
 
 def _rate(combination: Combination, event: Event) -> str:
     total = len(combination.by_seed)
-    return f"{len(combination.met(event))} of {total} seeds" if total > 1 else "one seed"
+    return f"{len(combination.onsets(event))} of {total} seeds" if total > 1 else "one seed"
 
 
 def _described(combination: Combination, cause: Cause, event: Event) -> str:

@@ -1,1 +1,1 @@
-"""How is what was found shown to a person?"""
+"""How are the results shown to a person?"""

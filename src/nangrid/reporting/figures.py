@@ -1,7 +1,7 @@
-"""What does a grid look like? Each figure is an SVG text for a page in light or dark.
+"""Draws the figures of a report, each as SVG text for a light or dark page.
 
-Lines and words take the page's own colour (`currentColor`); events have Okabe and Ito's colours, which colour-blind
-readers tell apart, and a marker or a line style each, so that colour never stands alone.
+Lines and words take the page's text colour (`currentColor`). Events have Okabe and Ito's colours, which are safe for
+colour-blind readers, and a marker or line style each, so that no meaning rests on colour alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#B8A700", "#8
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("X", "D", "s", "^", "v", "P", "*")
 _INK = "#010203"
-"""Stands for the page's own colour until the SVG is written."""
+"""Placeholder for the page's text colour until the SVG is written."""
 _GRID = "#7f7f7f"
 
 _STYLE: Any = {
@@ -54,7 +54,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Trace:
-    """One cell's course: `event` is null for a cell that stayed finite."""
+    """Loss and gradient norm of one cell; `event` is None if it stayed finite."""
 
     label: str
     event: str | None
@@ -63,12 +63,12 @@ class Trace:
 
 
 def colours(events: Sequence[str]) -> dict[str, str]:
-    """A colour an event, in the order given."""
+    """One colour per event, in the order given."""
     return {event: COLOURS[number % len(COLOURS)] for number, event in enumerate(events)}
 
 
 def survival_figure(curves: Mapping[str, pd.DataFrame], horizon: int) -> str:
-    """Kaplan-Meier curves, a panel a factor; a vertical tick marks cells censored there."""
+    """Kaplan-Meier curves, one panel per factor; a vertical tick marks censored cells."""
     with matplotlib.rc_context(_STYLE):
         figure, panels = _panels(len(curves), height=2.4)
         for axes, (factor, curve) in zip(panels, curves.items(), strict=True):
@@ -78,7 +78,7 @@ def survival_figure(curves: Mapping[str, pd.DataFrame], horizon: int) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y")
             axes.legend(fontsize=8, loc="best")
-        return _svg(figure, "Kaplan-Meier curves of steps survived, one panel a factor, one line a level")
+        return _svg(figure, "Kaplan-Meier curves of steps survived, one panel per factor, one line per level")
 
 
 def _survival(axes: Axes, rows: pd.DataFrame, level: str, number: int, horizon: int) -> None:
@@ -97,7 +97,7 @@ def _survival(axes: Axes, rows: pd.DataFrame, level: str, number: int, horizon: 
 
 
 def effects_figure(contrasts: pd.DataFrame, horizon: int) -> str:
-    """Differences of restricted mean steps survived, a row a level, with intervals where there are any."""
+    """Differences of restricted mean steps survived, one row per level, with intervals if there are several seeds."""
     shown = contrasts[contrasts["pairs"] > 0]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.3 * max(1, len(shown))), layout="constrained")
@@ -130,7 +130,7 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y")
         left, right = panels
-        left.set(title="training loss", ylabel="loss (nats a token)")
+        left.set(title="training loss", ylabel="loss (nats per token)")
         right.set(title="gradient norm before clipping", ylabel="norm")
         if any(0 < norm < math.inf for trace in traces for norm in trace.grad_norm):
             right.set_yscale("log")
@@ -149,10 +149,10 @@ def _trace(axes: Axes, values: Sequence[float], event: str | None, events: list[
         axes.plot(finite, "." if len(finite) == 1 else "-", color=FINITE, alpha=alpha, linewidth=1)
         return
     style = _event_style(events.index(event))
-    seen = [step for step, value in enumerate(finite) if not math.isnan(value)]
+    steps = [step for step, value in enumerate(finite) if not math.isnan(value)]
     axes.plot(finite, **(style | {"marker": ""}), alpha=max(alpha, 0.4), linewidth=1)
-    if seen:
-        axes.plot(seen[-1], finite[seen[-1]], **(style | {"linestyle": ""}), markersize=6, alpha=0.8)
+    if steps:
+        axes.plot(steps[-1], finite[steps[-1]], **(style | {"linestyle": ""}), markersize=6, alpha=0.8)
 
 
 def _event_style(number: int) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _event_style(number: int) -> dict[str, Any]:
 
 
 def autopsy_figure(autopsy: Autopsy, layers: int) -> str:
-    """Where in the model the first non-finite number arose and, of an overflow, how far past the limit."""
+    """Where in the model the first non-finite number arose and, for an overflow, how far past the limit."""
     limit = autopsy.dtype_max
     sized = [operand for operand in autopsy.inputs if 0 < operand.absmax < math.inf][:4]
     measured = autopsy.kind == "overflow" and bool(sized) and 0 < limit < math.inf
@@ -187,13 +187,13 @@ def headroom_figure(room: pd.DataFrame, limits: Mapping[str, float]) -> str:
         for panel, kind, colour, marker in zip(
             (axes, spare), ("activation", "gradient"), (FINITE, COLOURS[1]), ("o", "D"), strict=True
         ):
-            own = room[(room["kind"] == kind) & np.isfinite(room["absmax"])]
-            panel.plot(own["order"], own["absmax"], marker, color=colour, markersize=3, alpha=0.7)
+            rows = room[(room["kind"] == kind) & np.isfinite(room["absmax"])]
+            panel.plot(rows["order"], rows["absmax"], marker, color=colour, markersize=3, alpha=0.7)
             panel.set(title=f"largest {kind}", xlabel="module, in forward order", yscale="log")
-            top = max([limits["fp16"] * 8, *own["absmax"]])
+            top = max([limits["fp16"] * 8, *rows["absmax"]])
             panel.set_ylim(top=top * 4)
             panel.axhline(limits["fp16"], color=COLOURS[0], linewidth=1.2, linestyle="--")
-            _note(panel, f"fp16 ends at {limits['fp16']:.0f}", (float(room["order"].max()) / 2, limits["fp16"] * 2.4))
+            _note(panel, f"largest fp16: {limits['fp16']:.0f}", (float(room["order"].max()) / 2, limits["fp16"] * 2.4))
             panel.yaxis.set_major_formatter(FuncFormatter(_power))
         axes.set_ylabel("magnitude")
         return _svg(figure, "Largest activation and gradient of every module against the largest float16")
@@ -205,22 +205,22 @@ def _power(value: float, _: int) -> str:
 
 def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
     places = ["emb.", *map(str, range(layers)), "head"]
-    found = _place(autopsy.module, layers)
+    origin = _place(autopsy.module, layers)
     hit = {_place(name, layers) for name in autopsy.parameters}
-    faces = [COLOURS[0] if n == found else COLOURS[1] if n in hit else "none" for n in range(len(places))]
+    faces = [COLOURS[0] if n == origin else COLOURS[1] if n in hit else "none" for n in range(len(places))]
     axes.bar(range(len(places)), 1, width=0.86, color=faces, edgecolor=_INK, linewidth=0.8)
     crowded = layers > 26
     last = len(places) - 1
-    shown = [n for n in range(len(places)) if not crowded or n in (0, last, found) or (n - 1) % 4 == 0]
+    shown = [n for n in range(len(places)) if not crowded or n in (0, last, origin) or (n - 1) % 4 == 0]
     axes.set_xticks(shown, [places[n] for n in shown], fontsize=8)
     where = f" in {autopsy.module}" if autopsy.module else ""
     axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind}{where}", xlim=(-0.8, last + 0.8))
     axes.set_xlabel("decoder layer" + ("; P: a parameter or its gradient is non-finite there" if hit else ""))
-    for place in sorted(p for p in hit if p is not None and p != found):
+    for place in sorted(p for p in hit if p is not None and p != origin):
         axes.text(place, 0.5, "P", ha="center", va="center", fontsize=8, color="black", in_layout=False)
     axes.spines[:].set_visible(False)
-    if found is not None:
-        axes.text(found, 0.5, "X", ha="center", va="center", fontweight="bold", color="black", in_layout=False)
+    if origin is not None:
+        axes.text(origin, 0.5, "X", ha="center", va="center", fontweight="bold", color="black", in_layout=False)
 
 
 def _place(module: str, layers: int) -> int | None:
@@ -250,7 +250,7 @@ def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
 
 
 def _panels(count: int, height: float, below: float = 0.55) -> tuple[Figure, list[Axes]]:
-    """Two panels a row, each so high; `below` is the room under the last row. All in inches."""
+    """Figure with two panels per row, each of this height; `below` is the space under the last row. All in inches."""
     columns = min(2, max(1, count))
     rows = math.ceil(max(1, count) / columns)
     above, between = 0.35, 0.85

@@ -1,4 +1,4 @@
-"""How does a jupytext script become an executed notebook, as a file that opens in Jupyter and as HTML?"""
+"""Executes a jupytext script as a notebook and writes it for Jupyter and as HTML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nangrid.records.atomic import write_bytes
 def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> None:
     """Run a percent script with these parameters; write `<stem>.ipynb` and `<stem>.html` into `destination`.
 
-    Raises papermill's PapermillExecutionError, which shows the cell that failed; nothing is written then.
+    Raises papermill's PapermillExecutionError, which shows the failing cell, before anything is written.
     """
     import jupytext
     import nbformat
@@ -38,7 +38,7 @@ def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> None
 
 
 def begin(script: Path, destination: Path, parameters: dict[str, Any]) -> subprocess.Popen[str]:
-    """The same in a process of its own, beside whatever else there is to do."""
+    """Start `execute` in another process, so that the caller can go on meanwhile."""
     arguments = [str(script), str(destination), json.dumps(parameters)]
     return subprocess.Popen(
         [sys.executable, "-m", "nangrid.reporting.notebook", *arguments], stderr=subprocess.PIPE, text=True
