@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nangrid.records.autopsy import Autopsy, TensorRecord
+from nangrid.reporting.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
-FINITE = "#0072B2"
-COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#B8A700", "#8F6BB3")
+FINITE = BLUE
+COLOURS = (VERMILION, ORANGE, PURPLE, GREEN, SKY, "#B8A700", "#8F6BB3")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("X", "D", "s", "^", "v", "P", "*")
 _INK = "#010203"

@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nangrid.records.cell import CLOCKS, STATUS_TITLES, CellRecord
+from nangrid.reporting.palette import BLUE, ORANGE, PURPLE, VERMILION
 
-# Okabe and Ito's palette is safe for colour-blind readers; the words alone say the same.
-FINITE, NONFINITE, UNTRAINED, ERROR = "#0072B2", "#D55E00", "#E69F00", "bold #CC79A7"
+# no meaning rests on colour alone: the words say the same
+FINITE, NONFINITE, UNTRAINED, ERROR = BLUE, VERMILION, ORANGE, f"bold {PURPLE}"
 _TAIL_LINES = 10
 _NAMES_SHOWN = 3
 _MOST_ROWS = 60
