@@ -85,7 +85,7 @@ def test_a_damaged_entry_is_set_aside_and_made_again(
     assert entry("words", {"recipe": 1}, lambda made: _write(made / "words.txt", "spam")) == folder
     assert (folder / "words.txt").read_text() == "spam"
     assert folder.with_name(f"{folder.name}.damaged-0").is_dir()
-    assert "set aside" in capsys.readouterr().err
+    assert "is damaged: renamed to" in capsys.readouterr().err
 
 
 def test_an_entry_is_made_once_for_what_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
