@@ -32,19 +32,19 @@ VARIANTS = ("plain", "watch", "headroom", "set_detect_anomaly", "DebugUnderflowO
 
 def measure(model: str) -> dict[str, Any]:
     """Seconds per step of every variant, inside the watch and headroom, and of replays."""
-    from nangrid.cell.replay import where_training_begins
+    from nangrid.cell.replay import at_train_begin
     from nangrid.commands.compose import composed
     from nangrid.grid.plan import as_config
 
     config = as_config(composed([f"model={model}", "dtype=bf16", "init=mean"]))
-    return where_training_begins(config, lambda cell, step: Comparison(cell, config, step).run(ROUNDS[model]))
+    return at_train_begin(config, lambda cell, step: Comparison(cell, config, step).run(ROUNDS[model]))
 
 
 class Comparison:
     """Variants of one step, taken in turn on the same trainer."""
 
     def __init__(self, cell: Any, config: Any, step: Any) -> None:
-        from nangrid.cell.build import look_over
+        from nangrid.cell.build import check_cell
         from nangrid.watch import Headroom
         from nangrid.watch.autopsy.examine import Background
         from nangrid.watch.inspector import Inspector
@@ -58,7 +58,7 @@ class Comparison:
                 self.spent += time.process_time() - began
 
         began = time.process_time()
-        look_over(cell, config, trial=False)
+        check_cell(cell, config, trial=False)
         self.preflight = time.process_time() - began
         self.headroom = Timed(cell.model)
         self.step = step

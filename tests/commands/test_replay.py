@@ -62,11 +62,11 @@ def test_levels_that_save_the_update_and_levels_that_do_not(grid: GridDirectory)
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("data.bos=true", "asks for another run, not for this step in another way"),
-        ("seed=1", "asks for another run"),
-        ("targets=all_linear", "asks for another run"),
-        ("optim.lr=1e-5", "cannot change this step: its gradient rang before the optimizer's part"),
-        ("dtype=bf16", "These are the levels that the cell had"),
+        ("data.bos=true", "changes which step this is, not how it is computed"),
+        ("seed=1", "changes which step this is"),
+        ("targets=all_linear", "changes which step this is"),
+        ("optim.lr=1e-5", "cannot change this step: its gradient was non-finite before the optimizer ran"),
+        ("dtype=bf16", "The cell already has these levels"),
         ("dtype=bf61", "did you mean dtype=bf16?"),
         ("dtyp=bf16", "did you mean dtype?"),
     ],
@@ -82,7 +82,7 @@ def test_levels_that_cannot_change_the_step_are_refused(
 def test_the_first_digits_of_a_cell_id_are_enough(grid: GridDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     failing = cell(grid, dtype="bf16", init="zero")
     assert main([str(failing)[:-4], "seed=1"]) == 2
-    assert "seed=1 asks for another run" in capsys.readouterr().err
+    assert "seed=1 changes which step this is" in capsys.readouterr().err
 
 
 def test_cells_without_a_failing_step_are_refused(

@@ -74,8 +74,8 @@ def test_what_is_no_trainer_is_said_in_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert (
-        "mine.py:make_trainer returned a str and no nangrid.Watch was made: let it return the transformers.Trainer, "
-        in last
+        "mine.py:make_trainer returned a str and made no nangrid.Watch: let it return an untrained "
+        "transformers.Trainer, " in last
     )
 
 
@@ -156,7 +156,7 @@ def test_a_loop_of_ones_own_comes_to_a_verdict(tmp_path: Path) -> None:
 def test_a_loop_that_cannot_be_asked_is_refused_in_one_sentence(tmp_path: Path) -> None:
     for arguments, sentence in (
         (("2",), "loop.py:train made two nangrid.Watch: let one take all steps of the run."),
-        (("0",), "loop.py:train took no step: give it data for one."),
+        (("0",), "loop.py:train took no step: give it data for at least one."),
     ):
         done = loop(tmp_path, *arguments)
         assert done.returncode == 1

@@ -117,9 +117,9 @@ def test_other_levels_count_from_there(run: tuple[Path, str, list[StepReading]],
     ("changes", "says"),
     [
         ({"rank": 8}, "cannot change in the middle of a run"),
-        ({"optim": "sgd"}, "SGD has no use for"),
-        ({"per_device_train_batch_size": 1}, "the data at step 4 is not what the run had there"),
-        ({"data_seed": 5}, "the data at step 4 is not what the run had there"),
+        ({"optim": "sgd"}, "SGD cannot use the state"),
+        ({"per_device_train_batch_size": 1}, "the data at step 4 differs from the data of the run at that step"),
+        ({"data_seed": 5}, "the data at step 4 differs from the data of the run at that step"),
     ],
 )
 def test_what_cannot_change_is_refused_before_a_step(
@@ -146,3 +146,14 @@ def test_a_place_to_start_from_is_found_or_said_to_be_none(
     assert find_start(str(out / "kept/4")).sha256() != find_start(str(out / "kept/8")).sha256()
     with pytest.raises(InputError, match="holds neither a snapshot nor a checkpoint"):
         find_start(str(tmp_path))
+
+
+def test_a_resumed_trainer_has_its_own_methods_and_callbacks_back(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    train(first, tmp_path)
+    resumed = make(tmp_path)
+    callbacks = list(resumed.callback_handler.callbacks)
+    train_from(resumed, find_start(str(tmp_path / "kept" / str(SAVED))))
+    assert resumed.callback_handler.callbacks == callbacks
+    for method in ("_load_from_checkpoint", "_load_rng_state", "_load_optimizer_and_scheduler", "get_batch_samples"):
+        assert getattr(resumed, method).__func__ is getattr(Trainer, method)

@@ -110,7 +110,7 @@ def test_a_cell_whose_server_fails_from_the_start_is_kept_for_later(
     failing_cell(tmp_path, make_record, "online")
     assert time.monotonic() - began < 6
     said = capfd.readouterr().err
-    assert said.startswith("warning: the cell's W&B run is kept offline (`wandb sync ")
+    assert said.startswith("warning: the cell's W&B run is kept offline (upload it with `wandb sync ")
     assert said.count("\n") == 1
 
     server.status = 200
@@ -139,7 +139,9 @@ def test_a_cell_whose_server_fails_in_the_middle_is_kept_for_later(
     run.finish(make_record())
     assert time.monotonic() - began < 6
     said = capfd.readouterr().err
-    assert said.startswith("warning: W&B's server did not take the whole run: `wandb sync --include-online ")
+    assert said.startswith(
+        "warning: W&B's server did not accept the whole run: upload it with `wandb sync --include-online "
+    )
     assert said.count("\n") == 1
 
     server.status = 200

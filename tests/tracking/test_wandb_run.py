@@ -124,7 +124,7 @@ def test_online_without_a_key_goes_offline_and_says_so_once(
     run.finish(make_record())
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith(f"warning: the cell's W&B run is kept offline (`wandb sync {tmp_path}/wandb/offline-run-*`")
+    assert err.startswith(f"warning: the cell's W&B run is kept offline (upload it with `wandb sync {tmp_path}/")
     assert "No API key configured" in err
     assert err.count("\n") == 1
     assert any(entry["type"] == "history" for entry in inspect(tmp_path))
@@ -141,7 +141,7 @@ def test_a_failure_in_the_middle_warns_once_and_goes_on(
     run.log(0, {"loss": 1.0})
     run.log(1, {"loss": 1.0})
     run.finish(make_record())
-    assert capsys.readouterr().err == "warning: the cell goes on without W&B: service is gone\n"
+    assert capsys.readouterr().err == "warning: the cell continues without W&B: service is gone\n"
 
 
 def test_a_cell_does_not_wait_for_a_service_that_hangs(
@@ -151,7 +151,7 @@ def test_a_cell_does_not_wait_for_a_service_that_hangs(
     run = WandbRun(release.wait, {})
     run.log(0, {"loss": 1.0})
     run.finish(make_record())
-    assert capsys.readouterr().err == "warning: the cell goes on without W&B: its service does not answer\n"
+    assert capsys.readouterr().err == "warning: the cell continues without W&B: its service does not answer\n"
     release.set()
 
 

@@ -1,4 +1,4 @@
-"""How is a cell put together, in the order a user's script does it, and is it what was asked for?"""
+"""Builds a cell in the order in which a user's script does, and checks that it is what was requested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nangrid.watch.state.tensors import dtype_name
 
 @dataclass
 class Cell:
-    """A cell ready to train."""
+    """A cell that is ready to train."""
 
     model: PeftModel
     data: CellData
@@ -35,7 +35,7 @@ class Cell:
 
 
 def build_cell(config: Config, directory: Path) -> Cell:
-    """Model, quantisation, vocabulary, rows, adapters, trainer; the ledger is read off the result."""
+    """Build model, quantisation, vocabulary, rows, adapters and trainer; the ledger is read from the result."""
     half_products = arithmetic.install()
     make_deterministic(config)
     checkpoint = locate_checkpoint(config.model)
@@ -55,38 +55,38 @@ def build_cell(config: Config, directory: Path) -> Cell:
 
 
 def differences(config: Config, ledger: Ledger) -> list[str]:
-    """One line for each thing that was asked for and did not come about."""
-    asked = config.dtype
+    """One line for each request that had no effect, or another one."""
+    requested = config.dtype
     lines = []
     if not ledger.changed["init"]:
-        lines.append(f"init={config.init.name} changed nothing: vocab={config.vocab.name} adds no token")
+        lines.append(f"init={config.init.name} has no effect: vocab={config.vocab.name} adds no tokens")
     if config.upcast.name != "none" and not ledger.changed["upcast"]:
-        lines.append(f"upcast={config.upcast.name} changed nothing: all it would cast is float32 already")
+        lines.append(f"upcast={config.upcast.name} has no effect: everything it casts is float32 already")
     if config.upcast.name != "kbit":
-        lines += _differs("dtype.storage", asked.storage, ledger.storage)
+        lines += _differs("dtype.storage", requested.storage, ledger.storage)
     if config.quant.name in ("nf4", "fp4"):
-        lines += _differs("dtype.compute", asked.compute, ledger.compute)
-    elif asked.compute != asked.storage:
-        lines.append(f"dtype.compute={asked.compute} changed nothing with quant={config.quant.name}")
-    if asked.adapter != "base" and config.upcast.name != "trainable":
-        for kind, found in ledger.adapter.items():
-            lines += _differs(f"dtype.adapter of {kind}", asked.adapter, found)
+        lines += _differs("dtype.compute", requested.compute, ledger.compute)
+    elif requested.compute != requested.storage:
+        lines.append(f"dtype.compute={requested.compute} has no effect with quant={config.quant.name}")
+    if requested.adapter != "base" and config.upcast.name != "trainable":
+        for kind, actual in ledger.adapter.items():
+            lines += _differs(f"dtype.adapter of {kind}", requested.adapter, actual)
     return lines
 
 
-def _differs(what: str, asked: str, found: str) -> list[str]:
-    wanted = dtype_name(DTYPES[asked])
-    return [] if found == wanted else [f"{what}: asked for {wanted}, the model has {found}"]
+def _differs(what: str, requested: str, actual: str) -> list[str]:
+    wanted = dtype_name(DTYPES[requested])
+    return [] if actual == wanted else [f"{what}: requested {wanted}, but the model has {actual}"]
 
 
 def background(config: Config, data: CellData) -> Background:
-    """What an autopsy needs to know of the cell beyond its model."""
+    """What an autopsy needs to know of the cell, apart from its model."""
     storage = dtype_name(DTYPES[config.dtype.storage])
     return Background(texts=data.texts, first_new_id=data.base_vocab_size, requested_storage=storage)
 
 
-def look_over(cell: Cell, config: Config, *, trial: bool) -> list[Finding]:
-    """Of a cell that is built. `trial` costs a step, which a cell's own first step saves."""
+def check_cell(cell: Cell, config: Config, *, trial: bool) -> list[Finding]:
+    """Preflight findings of a built cell. `trial` also takes one step and undoes it, to see which trainables learn."""
     settings = replace(settings_of(cell.trainer.args), first_new_id=cell.data.base_vocab_size, texts=cell.data.texts)
     folder = Path(locate_checkpoint(config.model).path)
     quantised = folder if trial and config.quant.name != "none" and folder.is_dir() else None

@@ -1,8 +1,7 @@
-"""Where is what takes long to make kept, and can it be trusted?
+"""Caches converted models and tokenised data on disk, and checks them on each use.
 
-An entry is a folder made once under a lock: built beside its place, synced to disk, renamed into it. A kill
-in the middle leaves nothing under the entry's own name. A manifest inside lists every file, and is checked
-on each use.
+An entry is a folder that is made once, under a lock: built under another name, synced to disk, then renamed. A kill in
+the middle therefore leaves no entry. A manifest inside lists every file.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ def cache_dir() -> Path:
 
 
 def entry(kind: str, made_from: Mapping[str, object], build: Callable[[Path], None]) -> Path:
-    """The folder of what `build` makes, made at most once for the same `made_from`.
+    """Folder of the entry that `build` makes, at most once for the same `made_from`.
 
-    `build` fills the empty folder it is given. A damaged entry is set aside under another name and rebuilt.
+    `build` fills the empty folder it is given. A damaged entry is renamed and rebuilt.
     """
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache_dir() / f"{kind}-{key}"
@@ -61,7 +60,7 @@ def _lock(folder: Path) -> AbstractContextManager[object]:
     except OSError as error:
         raise InputError(
             f"the cache {folder.parent} cannot be written ({error.strerror}): "
-            "name a writable folder with NANGRID_CACHE=/path/to/cache."
+            "set NANGRID_CACHE=/path/to/cache to a writable folder."
         ) from error
 
 
@@ -106,4 +105,4 @@ def _set_aside(folder: Path) -> None:
     if not folder.exists():
         return
     aside = set_damaged_aside(folder)
-    print(f"{folder} is damaged: renamed to {aside.name}, building it again.", file=sys.stderr)
+    print(f"{folder} is damaged: renamed to {aside.name}, and built again.", file=sys.stderr)

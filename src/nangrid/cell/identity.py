@@ -1,7 +1,6 @@
-"""When are two requests the same cell? A hash over what decides the numbers, and nothing else.
+"""Computes the cell_id: a hash of everything that decides a cell's numbers, and of nothing else.
 
-Left out: paths, tracker, launcher, horizon, threads and `out`. Where the config names a file, the file's
-content counts in its stead.
+Paths, tracker, launcher, horizon, threads and `out` do not count. A file that the config names counts by its content.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ID_DIGITS = 12
 
 
 def cell_id(config: Config) -> str:
-    """12 hex digits; reads the data and the tokenizer, and raises InputError where they are not to be had."""
+    """Id of the cell, 12 hex digits. Reads the data and the tokenizer; InputError if one of them is not available."""
     from nangrid.cell.data.chat import template_sha256
     from nangrid.cell.data.dataset import data_sha256
     from nangrid.cell.model.checkpoint import locate_checkpoint
@@ -41,29 +40,29 @@ def cell_id(config: Config) -> str:
 
 
 def hash_science(science: dict[str, Any]) -> str:
-    """The id of a flattened scientific config; the order of its keys does not matter."""
+    """Id of a flattened scientific config; the order of its keys does not matter."""
     canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
 
 
 @functools.cache
 def directory_sha256(directory: Path) -> str:
-    """A model's files by name and content, weights included: two fine-tuned models differ in nothing else."""
+    """Hash of a model's files by name and content. Weights count: two fine-tuned models differ in nothing else."""
     return files_sha256(directory.iterdir())
 
 
 def starred(config: Config) -> frozenset[str]:
-    """Groups of which a field that the level's own YAML fixes was overridden."""
+    """Groups with an overridden field that their level's YAML fixes."""
     return frozenset(group for group in SCIENTIFIC[1:] if _overridden(group, vars(getattr(config, group))))
 
 
 def cell_factors(config: Config) -> dict[str, Any]:
-    """The factors as records and trackers show them: `bf16*` where a level is not quite itself."""
+    """Factors as records and trackers show them: `bf16*` if a field of the level was overridden."""
     return factors(config, starred(config)) | _start(config)
 
 
 def _start(config: Config) -> dict[str, Any]:
-    """Where another run is gone on with; nothing for a run from its first step."""
+    """The run and step that the cell resumes from; empty for a run from its first step."""
     if config.start_from is None:
         return {}
     return find_start(config.start_from).factors()
@@ -76,7 +75,7 @@ def _overridden(group: str, fields: dict[str, Any]) -> bool:
 
 @functools.cache
 def level_fields(group: str, name: str) -> dict[str, Any]:
-    """The fields that a level's YAML fixes; none for a level from a config directory of the user's own."""
+    """Fields that a level's YAML fixes; empty for a level from the user's config directory."""
     path = CONF_DIR / group / f"{name}.yaml"
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""What is kept of a run that has ended, of whatever script it was?"""
+"""Turns a finished run into the fields of its record."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from nangrid.watch.state.snapshot import FACTS
 def outcome(
     watch: TrainerWatch | Watch, began: float, horizon: int, ledger: Ledger, environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """The part of a cell's record that its run decides; `began`: time.perf_counter() when its process did."""
+    """The fields of a cell's record that its run decides; `began`: time.perf_counter() at the start of its process."""
     inspector = watch.inspector
     clocks = inspector.clocks
     onset = clocks.onset
     folder = "" if inspector.autopsy else "frozen/" if inspector.frozen else None
-    replaying = inspector.replay_seconds
+    replay_seconds = inspector.replay_seconds
     ledger.early_warnings = inspector.growth.warnings
     ledger.warnings += [inspector.unexplained] if inspector.unexplained else []
-    training = time.perf_counter() - watch.started_at - replaying
+    training = time.perf_counter() - watch.started_at - replay_seconds
     return {
         "status": "nonfinite" if onset else "finite",
         "horizon": horizon,
@@ -42,7 +42,7 @@ def outcome(
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "autopsy": None if folder is None else f"{folder}{AUTOPSY}",
         "snapshot": None if folder is None else f"{folder}{FACTS}",
-        "seconds": Seconds(watch.started_at - began, training, replaying),
+        "seconds": Seconds(watch.started_at - began, training, replay_seconds),
         "error": None,
     }
 
@@ -55,10 +55,10 @@ def history_row(reading: StepReading, new_tokens: int) -> dict[str, Any]:
 
 
 def keep_headroom(directory: Path, headroom: Headroom, texts: Mapping[int, str]) -> None:
-    """Write what was seen of the magnitudes, if anything was."""
+    """Write the headroom samples, if there are any."""
     if headroom.extremes:
-        said = {seen.token: texts.get(seen.token, "") for seen in headroom.extremes if seen.token >= 0}
-        write_headroom(directory, [vars(seen) | {"text": said.get(seen.token, "")} for seen in headroom.extremes])
+        tokens = {extreme.token: texts.get(extreme.token, "") for extreme in headroom.extremes if extreme.token >= 0}
+        write_headroom(directory, [vars(e) | {"text": tokens.get(e.token, "")} for e in headroom.extremes])
 
 
 def _trains(clocks: Clocks) -> Trains:

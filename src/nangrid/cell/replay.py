@@ -1,4 +1,4 @@
-"""Can a failing step be run again on another day, as it was or under other levels?"""
+"""Replays a cell's failing step from its snapshot, as it was or under other levels."""
 
 from __future__ import annotations
 
@@ -31,60 +31,60 @@ BEFORE_THE_OPTIMIZER = ("loss", "gradient", "eval_loss")
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """What the failing step did under other levels."""
+    """The failing step under other levels."""
 
     replay: Replay
     autopsy: Autopsy | None
-    """If it failed again."""
+    """Only if the step failed again."""
 
 
 def replay_cell(config: Config, snapshot: Snapshot) -> Autopsy:
-    """The autopsy of the step, made anew from the snapshot; `reproduced` says whether the bits are the same."""
+    """A new autopsy of the step, from its snapshot; `reproduced` says whether the bits are the same."""
 
     def ask(cell: Cell, step: TrainerStep) -> Autopsy:
         return examine(step, snapshot, background(config, cell.data))
 
-    return where_training_begins(config, ask)
+    return at_train_begin(config, ask)
 
 
 def replay_under(config: Config, old: Config, snapshot: Snapshot) -> Counterfactual:
-    """The step with the same batch, trainables and random states under another config.
+    """The step under another config, with the same batch, trainables and random states.
 
-    InputError if the two configs differ in more than how a step is computed.
+    InputError if the configs differ in more than how a step is computed.
     """
-    check_question(config, old, snapshot)
+    check_comparable(config, old, snapshot)
 
     def ask(cell: Cell, step: TrainerStep) -> Counterfactual:
         other = _fitted(snapshot, step, keep_groups=vars(config.optim) == vars(old.optim))
-        found = replay(step, other)
-        autopsy = examine(step, other, background(config, cell.data)) if found.clock else None
-        return Counterfactual(found, autopsy)
+        result = replay(step, other)
+        autopsy = examine(step, other, background(config, cell.data)) if result.clock else None
+        return Counterfactual(result, autopsy)
 
-    return where_training_begins(config, ask)
+    return at_train_begin(config, ask)
 
 
-def check_question(config: Config, old: Config, snapshot: Snapshot) -> None:
-    """InputError if the step under `config` would not be the step under `old`, computed otherwise."""
+def check_comparable(config: Config, old: Config, snapshot: Snapshot) -> None:
+    """InputError unless `config` computes the same step as `old` in another way."""
     now, before = factors(config), factors(old)
     changed = {key: now[key] for key in now if now[key] != before[key]}
     if not changed:
-        raise InputError("These are the levels that the cell had: name others, or none to replay it as it was.")
+        raise InputError("The cell already has these levels: name others, or none to replay it as it was.")
     for key, value in changed.items():
         if not is_how_not_which(key):
-            raise InputError(f"{key}={value} asks for another run, not for this step in another way: train it instead.")
+            raise InputError(f"{key}={value} changes which step this is, not how it is computed: train it instead.")
     optim = [f"{key}={value}" for key, value in changed.items() if key.split(".")[0] == "optim"]
     if optim and snapshot.clock in BEFORE_THE_OPTIMIZER:
         raise InputError(
-            f"{optim[0]} cannot change this step: its {snapshot.clock} rang before the optimizer's part. "
-            "What it changes in the steps before is a question for a run."
+            f"{optim[0]} cannot change this step: its {snapshot.clock} was non-finite before the optimizer ran. "
+            "To see its effect on earlier steps, train it instead."
         )
 
 
 def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snapshot:
-    """The snapshot in the dtypes and with the buffers of another model of the same trainables."""
+    """The snapshot in the dtypes and with the buffers of another model that has the same trainables."""
     shapes = {name: tuple(p.shape) for name, p in step.trainables.items()}
     if shapes != {name: tuple(values.shape) for name, values in snapshot.parameters.items()}:
-        raise InputError("The levels asked for train other parameters than the cell did: train it instead.")
+        raise InputError("These levels train other parameters than the cell did: train it instead.")
     state = fitted_state(snapshot.state, snapshot.parameters, step.trainables, step.optimizer)
     return replace(
         snapshot,
@@ -95,7 +95,7 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
 
 
 class _AnsweredError(Exception):
-    """Not a failure: the way out of a training loop that has not begun."""
+    """Leaves the training loop before its first step; not a failure."""
 
 
 class _Ask(TrainerCallback):
@@ -103,13 +103,13 @@ class _Ask(TrainerCallback):
         self.ask = ask
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The model is wrapped and the optimizer made; nothing has been drawn or trained."""
+        """Called when the model is wrapped and the optimizer exists, before anything is drawn or trained."""
         self.ask()
         raise _AnsweredError
 
 
-def where_training_begins(config: Config, ask: Callable[[Cell, TrainerStep], Answer]) -> Answer:
-    """Build the cell and ask once the trainer has made its optimizer, instead of training."""
+def at_train_begin(config: Config, ask: Callable[[Cell, TrainerStep], Answer]) -> Answer:
+    """Build the cell, let its trainer make the optimizer, and return what `ask` says then, instead of training."""
     answers: list[Answer] = []
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:

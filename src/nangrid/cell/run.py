@@ -1,4 +1,4 @@
-"""What happens when one cell is run: build, train under the watch, keep the record."""
+"""Runs one cell: builds it, trains it under the watch, writes its record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nangrid.cell.build import background, build_cell, look_over
+from nangrid.cell.build import background, build_cell, check_cell
 from nangrid.cell.config import Config
 from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
@@ -55,27 +55,27 @@ def run_cell(
 def _train(
     config: Config, directory: Path, run: Run, on_step: Callable[[int, float], None] | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Build and train; the outcome's part of the record, and the rows of the history."""
+    """Build and train; the fields of the record that the run decides, and the rows of the history."""
     began = time.perf_counter()
     cell = build_cell(config, directory)
-    cell.ledger.preflight = [str(finding) for finding in look_over(cell, config, trial=False)]
+    cell.ledger.preflight = [str(finding) for finding in check_cell(cell, config, trial=False)]
     rows: list[dict[str, Any]] = []
-    looking = HeadroomCallback(Headroom(cell.model, config.headroom))
+    headroom = HeadroomCallback(Headroom(cell.model, config.headroom))
 
     def keep(reading: StepReading) -> None:
         rows.append(history_row(reading, cell.trainer.new_tokens[reading.step]))
-        run.log(reading.step, rows[-1], [vars(look) for look in looking.found.pop(reading.step, ())])
+        run.log(reading.step, rows[-1], [vars(extreme) for extreme in headroom.samples.pop(reading.step, ())])
         if on_step:
             on_step(len(rows) - 1, reading.loss)
 
-    cell.trainer.add_callback(looking)
-    known = background(config, cell.data)
-    watch = watch_trainer(cell.trainer, directory, background=known, on_step=keep, keep_every=config.keep_every)
+    cell.trainer.add_callback(headroom)
+    context = background(config, cell.data)
+    watch = watch_trainer(cell.trainer, directory, background=context, on_step=keep, keep_every=config.keep_every)
     if config.start_from is None:
         cell.trainer.train()
     else:
         train_from(cell.trainer, find_start(config.start_from))
-    keep_headroom(directory, looking.headroom, cell.data.texts)
+    keep_headroom(directory, headroom.headroom, cell.data.texts)
     read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
     environment = read_environment(device(), cell.data.sha256)
     return outcome(watch, began, config.horizon, cell.ledger, environment), rows

@@ -1,4 +1,4 @@
-"""How is transformers.Trainer, the engine people really use, set up so that a cell is reproducible?"""
+"""Sets up transformers.Trainer so that a cell is reproducible."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from nangrid.cell.model.base import device
 from nangrid.records.start_from import find_start
 
 _OPTIM_NAMES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "paged_adamw_32bit"}
-"""Where TrainingArguments has another name for a level."""
+"""Levels for which TrainingArguments has another name."""
 
 
 class CellTrainer(Trainer):
-    """A Trainer whose evaluation leaves the training that follows as it was, to the last bit."""
+    """A Trainer whose evaluations do not change the training that follows, to the last bit."""
 
     first_new_id: int
     new_tokens: dict[int, int]
-    """Occurrences of new tokens in the batches of each step."""
+    """Number of new tokens in the batches of each step."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of one optimizer step and count the new tokens in them."""
@@ -44,7 +44,7 @@ class CellTrainer(Trainer):
 def make_deterministic(config: Config) -> None:
     """Seed everything and ask torch for reproducible kernels, before anything random is built.
 
-    The fill of uninitialised memory stays off: it would turn every read of it into a NaN of our own making.
+    The fill of uninitialised memory stays off: it would turn each read of such memory into a NaN.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(config.threads)
@@ -54,7 +54,7 @@ def make_deterministic(config: Config) -> None:
 
 
 def make_trainer(model: PeftModel, data: CellData, config: Config, directory: Path) -> CellTrainer:
-    """The trainer of one cell: constant learning rate, so that the horizon changes no step before it."""
+    """The trainer of one cell, with a constant learning rate: so the horizon changes no earlier step."""
     optim, on_cpu = config.optim, device() == "cpu"
     arguments = TrainingArguments(
         output_dir=str(directory),

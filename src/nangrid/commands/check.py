@@ -36,7 +36,7 @@ def _check(overrides: Sequence[str]) -> None:
     config = plan_cell(composed(overrides), overrides).cell_config
     from transformers.utils.logging import disable_progress_bar
 
-    from nangrid.cell.build import build_cell, look_over
+    from nangrid.cell.build import build_cell, check_cell
 
     disable_progress_bar()
     with warnings.catch_warnings():
@@ -44,7 +44,7 @@ def _check(overrides: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as scratch:  # transformers' Trainer makes its directory at once
             cell = build_cell(config, Path(scratch))
         began = time.perf_counter()
-        findings = look_over(cell, config, trial=True)
+        findings = check_cell(cell, config, trial=True)
     for line in cell.ledger.warnings:
         print(f"warning: not as requested: {line}")
     for finding in findings:

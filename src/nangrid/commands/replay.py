@@ -62,7 +62,7 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
         raise InputError(f"{cell} has no {REQUEST}, because an older nangrid made it: run the cell again.")
     recorded = request.plan(cell).cell_config
     config = _with_levels(recorded, request, overrides) if overrides else recorded
-    from nangrid.cell.replay import check_question, replay_cell, replay_under
+    from nangrid.cell.replay import check_comparable, replay_cell, replay_under
     from nangrid.watch.state.snapshot import Snapshot
 
     snapshot = Snapshot.load(folder)
@@ -73,7 +73,7 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
         if not overrides:
             _print_autopsy(replay_cell(config, snapshot), read_autopsy(folder))
             return
-        check_question(config, recorded, snapshot)
+        check_comparable(config, recorded, snapshot)
         _print_counterfactual(replay_under(config, recorded, snapshot), snapshot, request, overrides)
 
 

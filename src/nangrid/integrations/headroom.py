@@ -1,4 +1,4 @@
-"""How does a Trainer look at the headroom of its steps?"""
+"""Samples the headroom of a Trainer's steps."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from nangrid.watch.headroom import Extreme
 
 
 class HeadroomCallback(TrainerCallback):
-    """Has `headroom` look at each step that is due."""
+    """Tells `headroom` where each step begins and where its backward pass ends."""
 
     def __init__(self, headroom: Headroom) -> None:
         self.headroom = headroom
-        self.found: dict[int, list[Extreme]] = {}
-        """What was seen, by step; whoever shows a step takes it out."""
+        self.samples: dict[int, list[Extreme]] = {}
+        """Largest magnitudes by step. The reader removes a step's entry once it has shown it."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first micro-batch."""
+        """Called before the first micro-batch."""
         self.headroom.begin(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last backward pass."""
-        if found := self.headroom.end(state.global_step):
-            self.found[state.global_step] = found
+        """Called after the last backward pass."""
+        if extremes := self.headroom.end(state.global_step):
+            self.samples[state.global_step] = extremes

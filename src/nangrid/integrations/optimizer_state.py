@@ -1,8 +1,8 @@
-"""How does the state of one optimizer become that of another, or of the same one over other dtypes?
+"""Converts the state of one optimizer into that of another, or into other dtypes.
 
 Every Adam keeps a mean of gradients and a mean of their squares: torch in the dtype of the parameter, bitsandbytes in
-float32 or as 8-bit codes with a scale for each 256 of them (Dettmers et al. 2022, arXiv 2110.02861). What stays the
-same kind is never converted, so that it keeps its bits.
+float32 or as 8-bit codes with one scale per 256 of them (Dettmers et al. 2022, arXiv 2110.02861). State of the same
+kind is never converted, so that it keeps its bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nangrid.records.errors import InputError
 from nangrid.watch.state.snapshot import State
 
 BLOCK = 256
-"""Codes that share a scale (bitsandbytes)."""
+"""Number of codes that share a scale (bitsandbytes)."""
 _TORCH = ("exp_avg", "exp_avg_sq")
 _MATRIX = ("state1", "state2")
 
@@ -30,14 +30,14 @@ def fitted_state(
     trainables: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> State:
-    """`state`, by trainable, as `optimizer` would hold it.
+    """`state`, by name of the trainable, as `optimizer` would hold it.
 
-    `before`: the trainables that it was the state of. InputError where the optimizer has no use for it.
+    `before`: the trainables that it belonged to. InputError if the optimizer cannot use it.
     """
     places = {id(place[1]): place for place in _places(optimizer)}
     return {
-        name: _fitted(kept, before[name], trainables[name], optimizer, places[id(trainables[name])])
-        for name, kept in state.items()
+        name: _fitted(entry, before[name], trainables[name], optimizer, places[id(trainables[name])])
+        for name, entry in state.items()
     }
 
 
@@ -47,7 +47,7 @@ def _places(optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], nn.P
 
 
 def _fitted(
-    kept: dict[str, Any],
+    state: dict[str, Any],
     before: Tensor,
     parameter: nn.Parameter,
     optimizer: torch.optim.Optimizer,
@@ -57,39 +57,39 @@ def _fitted(
         group, _, *where = place
         optimizer.init_state(group, parameter, *where)
         wanted = optimizer.state.pop(parameter)
-        if _is_like(kept, wanted):
-            return kept
-        step, mean, square = _moments(kept, optimizer)
+        if _is_like(state, wanted):
+            return state
+        step, mean, square = _moments(state, optimizer)
         return _of_bitsandbytes(wanted, int(step), mean, square)
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not set(_TORCH) <= set(kept):
-        step, mean, square = _moments(kept, optimizer)
-        kept = {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}
-        return {key: value if key == "step" else value.to(parameter) for key, value in kept.items()}
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and set(kept) & {*_TORCH, *_MATRIX}:
-        raise InputError(_useless(optimizer))
-    return {key: _cast_like(value, before, parameter) for key, value in kept.items()}
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not set(_TORCH) <= set(state):
+        step, mean, square = _moments(state, optimizer)
+        state = {"step": torch.tensor(float(step)), "exp_avg": mean, "exp_avg_sq": square}
+        return {key: value if key == "step" else value.to(parameter) for key, value in state.items()}
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and set(state) & {*_TORCH, *_MATRIX}:
+        raise InputError(_unusable(optimizer))
+    return {key: _cast_like(value, before, parameter) for key, value in state.items()}
 
 
-def _is_like(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    same = set(kept) == set(wanted)
-    return same and all(kept[key].dtype == wanted[key].dtype for key in _MATRIX if key in wanted)
+def _is_like(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    same = set(state) == set(wanted)
+    return same and all(state[key].dtype == wanted[key].dtype for key in _MATRIX if key in wanted)
 
 
-def _moments(kept: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> tuple[float, Tensor, Tensor]:
-    """Step, mean and mean square in float32, of any Adam's state."""
-    if set(_TORCH) <= set(kept):
-        return float(kept["step"]), kept["exp_avg"].float(), kept["exp_avg_sq"].float()
-    if not set(_MATRIX) <= set(kept):
-        raise InputError(_useless(optimizer))
-    mean, square = (_decoded(kept, number) for number in (1, 2))
-    return float(kept["step"]), mean, square
+def _moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> tuple[float, Tensor, Tensor]:
+    """Step, mean and mean square of any Adam's state, in float32."""
+    if set(_TORCH) <= set(state):
+        return float(state["step"]), state["exp_avg"].float(), state["exp_avg_sq"].float()
+    if not set(_MATRIX) <= set(state):
+        raise InputError(_unusable(optimizer))
+    mean, square = (_decoded(state, number) for number in (1, 2))
+    return float(state["step"]), mean, square
 
 
-def _decoded(kept: Mapping[str, Any], number: int) -> Tensor:
-    values: Tensor = kept[f"state{number}"]
+def _decoded(state: Mapping[str, Any], number: int) -> Tensor:
+    values: Tensor = state[f"state{number}"]
     if values.dtype is not torch.uint8:
         return values.float()
-    scales, code = kept[f"absmax{number}"], kept[f"qmap{number}"]
+    scales, code = state[f"absmax{number}"], state[f"qmap{number}"]
     decoded: Tensor = dequantize_blockwise(values, absmax=scales, code=code, blocksize=BLOCK)
     return decoded
 
@@ -108,12 +108,12 @@ def _of_bitsandbytes(wanted: dict[str, Any], step: int, mean: Tensor, square: Te
 
 
 def _cast_like(value: Any, old: Tensor, new: Tensor) -> Any:
-    """State kept in its parameter's dtype follows the parameter; 8-bit and float32 state stays."""
+    """State in the dtype of its parameter follows the parameter; 8-bit and float32 state is unchanged."""
     if isinstance(value, Tensor) and value.dtype == old.dtype and value.shape == old.shape:
         return value.to(new.dtype)
     return value
 
 
-def _useless(optimizer: torch.optim.Optimizer) -> str:
+def _unusable(optimizer: torch.optim.Optimizer) -> str:
     kind = type(optimizer).__name__
-    return f"{kind} has no use for what another optimizer has kept so far: train from the first step with it instead."
+    return f"{kind} cannot use the state of the run's optimizer: train with it from the first step instead."

@@ -1,7 +1,8 @@
-"""How does a Trainer go on from the middle of a run, to the bit, or under other levels?
+"""Resumes a Trainer in the middle of a run, bit for bit or under other levels.
 
-Transformers resumes from its own checkpoints alone, and only as they were. What it loads is put aside here and loaded
-another way where need be: from a snapshot of the watch, into other dtypes, into another optimizer.
+Transformers resumes only from its own checkpoints, and only unchanged ones. For the duration of a resumed training its
+loading methods are replaced, so that state can come from a snapshot of the watch, in other dtypes, or for another
+optimizer.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,50 +36,86 @@ OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 def train_from(trainer: Trainer, start: Start) -> None:
-    """`trainer.train()` from the step on that `start` was made before.
+    """`trainer.train()`, beginning with the step before which `start` was written.
 
-    InputError, before anything is trained, if the trainer trains other parameters, has no use for the optimizer's
-    state, or would read other data at that step.
+    InputError, before anything is trained, if the trainer trains other parameters, cannot use the optimizer's state, or
+    would read other data at that step.
     """
     if start.kind == CHECKPOINT:
-        if isinstance(trainer.model, PeftModel):
-            trainer._load_from_checkpoint = lambda folder, *_: _load_adapter(trainer.model, folder)
-        trainer._load_optimizer_and_scheduler = lambda folder: _load_checkpoint(trainer, start)
-        with _saying_what_differs(start):
-            trainer.train(resume_from_checkpoint=str(start.folder))
-        return
+        _train_from_checkpoint(trainer, start)
+    else:
+        _train_from_snapshot(trainer, start)
+
+
+def _train_from_checkpoint(trainer: Trainer, start: Start) -> None:
+    methods: dict[str, Callable[..., Any]] = {
+        "_load_optimizer_and_scheduler": lambda folder: _load_checkpoint(trainer, start)
+    }
+    if isinstance(trainer.model, PeftModel):
+        methods["_load_from_checkpoint"] = lambda folder, *_: _load_adapter(trainer.model, folder)
+    with patched(trainer, **methods), _explaining_mismatch(start):
+        trainer.train(resume_from_checkpoint=str(start.folder))
+
+
+def _train_from_snapshot(trainer: Trainer, start: Start) -> None:
     snapshot = Snapshot.load(start.folder)
     if not snapshot.training:
-        raise InputError(f"{start.folder} is of an evaluation, and no run goes on from one: give one in its kept/.")
+        raise InputError(
+            f"{start.folder} belongs to an evaluation, which no run can resume from: give one in its kept/."
+        )
     _require_same_trainables(trainables(trainer.model), snapshot)
-    trainer._load_from_checkpoint = lambda *_, **__: None
-    trainer._load_rng_state = lambda *_: None
-    trainer._load_scaler = lambda *_: _load_scaler(trainer, snapshot)
-    trainer._load_optimizer_and_scheduler = lambda *_: _load_snapshot(trainer, snapshot)
-    _checking_the_data(trainer, snapshot)
-    # before the watch's: it notes the random states of the step
-    trainer.callback_handler.callbacks.insert(0, _Drawing(snapshot))
-    with tempfile.TemporaryDirectory() as folder:
-        kept = [c for c in [*trainer.callback_handler.callbacks, trainer.control] if isinstance(c, ExportableState)]
-        size = trainer._train_batch_size
-        state = TrainerState(global_step=snapshot.step, train_batch_size=size, stateful_callbacks=kept)
-        state.compute_steps(trainer.args, max(1, trainer.args.max_steps))
-        state.save_to_json(str(Path(folder) / TRAINER_STATE_NAME))
-        trainer.train(resume_from_checkpoint=folder)
+    methods: dict[str, Callable[..., Any]] = {
+        "_load_from_checkpoint": lambda *_, **__: None,
+        "_load_rng_state": lambda *_: None,
+        "_load_scaler": lambda *_: _load_scaler(trainer, snapshot),
+        "_load_optimizer_and_scheduler": lambda *_: _load_snapshot(trainer, snapshot),
+        "get_batch_samples": _checked_batches(trainer, snapshot),
+    }
+    restoring = _RestoreRandomStates(snapshot)
+    # first of all callbacks, because the watch's records the random states of the step
+    trainer.callback_handler.callbacks.insert(0, restoring)
+    try:
+        with patched(trainer, **methods), tempfile.TemporaryDirectory() as folder:
+            _write_trainer_state(trainer, snapshot.step, Path(folder))
+            trainer.train(resume_from_checkpoint=folder)
+    finally:
+        trainer.remove_callback(restoring)
 
 
-class _Drawing(TrainerCallback):
-    """Puts the random states back right before the first step, when all that comes before it has been drawn."""
+@contextmanager
+def patched(trainer: Trainer, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Replace methods of this trainer inside the block, and restore them on exit."""
+    before = {name: vars(trainer)[name] for name in methods if name in vars(trainer)}
+    vars(trainer).update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            vars(trainer).pop(name, None)
+        vars(trainer).update(before)
+
+
+def _write_trainer_state(trainer: Trainer, step: int, folder: Path) -> None:
+    """The file from which transformers takes the step to resume at, and the state of its callbacks."""
+    stateful = [c for c in [*trainer.callback_handler.callbacks, trainer.control] if isinstance(c, ExportableState)]
+    size = trainer._train_batch_size
+    state = TrainerState(global_step=step, train_batch_size=size, stateful_callbacks=stateful)
+    state.compute_steps(trainer.args, max(1, trainer.args.max_steps))
+    state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+
+class _RestoreRandomStates(TrainerCallback):
+    """Restores the random states right before the first step, after everything that precedes it has drawn."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Of the first step only."""
+        """Called before every step, but acts on the first one only."""
         if state.global_step == self.snapshot.step:
             states = dict(self.snapshot.rng)
             here = random_states()
-            if len(states["cuda"]) != len(here["cuda"]):  # the run was on another kind of machine
+            if len(states["cuda"]) != len(here["cuda"]):  # the run was made on another kind of machine
                 states["cuda"] = here["cuda"]
             set_random_states(states)
 
@@ -88,15 +126,16 @@ def _load_snapshot(trainer: Trainer, snapshot: Snapshot) -> None:
     _advance(trainer, snapshot.step)
     restore(live, optimizer, snapshot.parameters, state, _groups(optimizer, snapshot.groups))
     for name, buffer in trainer.model.named_buffers():
-        kept = snapshot.module_state.buffers.get(name)
-        if kept is not None and kept.shape == buffer.shape and kept.dtype == buffer.dtype:
-            buffer.copy_(kept)
+        saved = snapshot.module_state.buffers.get(name)
+        if saved is not None and saved.shape == buffer.shape and saved.dtype == buffer.dtype:
+            buffer.copy_(saved)
 
 
 def _load_adapter(model: PeftModel, folder: str) -> None:
-    """Into the live parameters: PeftModel.load_adapter makes new ones, in float32 (peft 0.21, autocast_adapter_dtype).
+    """Load the adapter into the live parameters.
 
-    What is frozen stays as it is here: where an embedding has an adapter PEFT saves the embedding, too.
+    PeftModel.load_adapter would make new ones, in float32 (peft 0.21, autocast_adapter_dtype). Frozen weights do not
+    change: PEFT also saves an embedding that has an adapter.
     """
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     frozen |= {name.replace(".base_layer.", ".") for name in frozen}
@@ -105,7 +144,7 @@ def _load_adapter(model: PeftModel, folder: str) -> None:
 
 
 def _load_checkpoint(trainer: Trainer, start: Start) -> None:
-    """Optimizer and schedule; the weights are in the model already, in its own dtypes."""
+    """Load optimizer and schedule; the weights are in the model already, in its dtypes."""
     live, optimizer = trainables(trainer.model), unwrapped(trainer.optimizer)
     saved = _read(start.folder / OPTIMIZER)
     names = {id(p): name for name, p in live.items()}
@@ -129,31 +168,33 @@ def _load_checkpoint(trainer: Trainer, start: Start) -> None:
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"{path} is missing, the run cannot go on without: save with save_only_model=False.")
+        raise InputError(
+            f"{path} is missing, and without it no run can resume: save checkpoints with save_only_model=False."
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unwrapped_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Bitsandbytes saves part of its state one level further down, out of FSDP's sight."""
+    """State as one flat dict. Bitsandbytes saves part of it one level deeper, to hide it from FSDP."""
     nested = [key for key, value in state.items() if isinstance(value, Mapping)]
     return {k: v for k, v in state.items() if k not in nested} | {k: v for n in nested for k, v in state[n].items()}
 
 
 def _in_its_dtype(parameter: Tensor, state: Mapping[str, Any]) -> Tensor:
-    kept = state.get("exp_avg")
-    return parameter.to(kept.dtype) if isinstance(kept, Tensor) else parameter
+    mean = state.get("exp_avg")
+    return parameter.to(mean.dtype) if isinstance(mean, Tensor) else parameter
 
 
-def _groups(optimizer: torch.optim.Optimizer, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups as they were, if the optimizer would have made the same; else its own, with their new levels."""
+def _groups(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The saved param_groups if the optimizer would make the same ones; else the optimizer's, with their new levels."""
     live = param_groups(optimizer)
-    made = [[{k: v for k, v in group.items() if k != "lr"} for group in groups] for groups in (live, kept)]
-    return kept if json.loads(json.dumps(made[0])) == json.loads(json.dumps(made[1])) else live
+    made = [[{k: v for k, v in group.items() if k != "lr"} for group in groups] for groups in (live, saved)]
+    return saved if json.loads(json.dumps(made[0])) == json.loads(json.dumps(made[1])) else live
 
 
 def _advance(trainer: Trainer, steps: int) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no optimizer step came before
+        warnings.simplefilter("ignore")  # about a scheduler step before the first optimizer step
         if not isinstance(trainer.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             for _ in range(steps):
                 trainer.lr_scheduler.step()
@@ -164,56 +205,58 @@ def _load_scaler(trainer: Trainer, snapshot: Snapshot) -> None:
         trainer.accelerator.scaler.load_state_dict(snapshot.scaler)
 
 
-def _checking_the_data(trainer: Trainer, snapshot: Snapshot) -> None:
-    """Have the first batches compared with those that the run had at that step."""
+def _checked_batches(trainer: Trainer, snapshot: Snapshot) -> Callable[..., Any]:
+    """The trainer's get_batch_samples, which compares its first batches with those of the run at that step."""
     original = trainer.get_batch_samples
-    wanted = [_leaves(batch.inputs) for batch in snapshot.micro_batches]
+    expected = [_tensors(batch.inputs) for batch in snapshot.micro_batches]
+    checked = False
 
     def get_batch_samples(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
         batches, items = original(*args, **kwargs)
-        trainer.get_batch_samples = original
-        found = [_leaves(batch) for batch in batches]
-        if len(found) != len(wanted) or not all(map(_equal, found, wanted)):
+        if not checked and not _all_equal([_tensors(batch) for batch in batches], expected):
             raise InputError(
-                f"the data at step {snapshot.step} is not what the run had there: "
-                "start with its own data, batch size, accumulation and seed."
+                f"the data at step {snapshot.step} differs from the data of the run at that step: "
+                "use the same data, batch size, accumulation and seed."
             )
+        checked = True
         return batches, items
 
-    trainer.get_batch_samples = get_batch_samples
+    return get_batch_samples
 
 
-def _leaves(batch: Any) -> list[Tensor]:
+def _tensors(batch: Any) -> list[Tensor]:
     values = [batch[key] for key in sorted(batch)] if isinstance(batch, Mapping) else batch
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def _equal(found: list[Tensor], wanted: list[Tensor]) -> bool:
-    return len(found) == len(wanted) and all(
-        a.shape == b.shape and torch.equal(a.cpu(), b.cpu().to(a.dtype)) for a, b in zip(found, wanted, strict=True)
-    )
+def _all_equal(batches: list[list[Tensor]], expected: list[list[Tensor]]) -> bool:
+    if [len(batch) for batch in batches] != [len(batch) for batch in expected]:
+        return False
+    pairs = zip(chain.from_iterable(batches), chain.from_iterable(expected), strict=True)
+    return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu().to(a.dtype)) for a, b in pairs)
 
 
 def _require_same_trainables(live: Mapping[str, nn.Parameter], snapshot: Snapshot) -> None:
     for name in [*snapshot.parameters, *live]:
-        kept, here = snapshot.parameters.get(name), live.get(name)
-        shapes = ["none" if tensor is None else str(list(tensor.shape)) for tensor in (kept, here)]
+        saved, here = snapshot.parameters.get(name), live.get(name)
+        shapes = ["none" if tensor is None else str(list(tensor.shape)) for tensor in (saved, here)]
         if shapes[0] != shapes[1]:
             raise InputError(_other_trainables(f"{name} of shape {shapes[0]}", shapes[1]))
 
 
 def _other_trainables(was: str, is_now: str) -> str:
     return (
-        f"the run trained {was} and here it is {is_now}: what is trained (targets, rank, vocabulary) cannot change "
-        "in the middle of a run, train from the first step instead."
+        f"the run trained {was}, but here it is {is_now}: targets, rank and vocabulary cannot change in the middle of "
+        "a run. Train from the first step instead."
     )
 
 
 @contextmanager
-def _saying_what_differs(start: Start) -> Iterator[None]:
+def _explaining_mismatch(start: Start) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch's and PEFT's own, with shapes
+    except RuntimeError as error:  # of torch or PEFT, with the shapes in its text
         if "size mismatch" in str(error):
             raise InputError(
                 _other_trainables(f"other shapes ({start.folder})", str(error).splitlines()[-1])

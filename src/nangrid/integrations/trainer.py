@@ -1,7 +1,7 @@
-"""How does the watch ride on transformers.Trainer without changing a bit of its arithmetic?
+"""Attaches the watch to a transformers.Trainer without changing a bit of its arithmetic.
 
-`on_pre_optimizer_step` fires after clipping, so the gradients are read where Accelerate unscales them: the
-one place that every path to clipping passes, after a GradScaler and before the first gradient is changed.
+The `on_pre_optimizer_step` callback fires after clipping. Gradients are therefore read where Accelerate unscales them,
+the one place that every path to clipping passes: after a GradScaler, and before the first gradient is changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
 
 
 class TrainerStep:
-    """The parts of a Trainer's optimizer step, as the trainer had them before it was watched."""
+    """The parts of a Trainer's optimizer step, as they were before the trainer was watched."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -49,17 +49,17 @@ class TrainerStep:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The trainer makes it when training begins."""
+        """The optimizer, which the trainer makes when training begins."""
         return unwrapped(self.trainer.optimizer)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """Accelerate's."""
-        found: torch.amp.GradScaler | None = self.trainer.accelerator.scaler
-        return found
+        """Accelerate's GradScaler, if there is one."""
+        scaler: torch.amp.GradScaler | None = self.trainer.accelerator.scaler
+        return scaler
 
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
-        """The trainer's training_step, overridden compute_loss included; its prediction_step in an evaluation."""
+        """Loss of the trainer's own training_step; in an evaluation, of its prediction_step."""
         loss: Tensor
         if not self.model.training:
             loss, *_ = self._prediction_step(self.trainer.model, dict(micro_batch.inputs), prediction_loss_only=True)
@@ -71,7 +71,7 @@ class TrainerStep:
         return loss
 
     def clip(self) -> Tensor:
-        """The trainer's own clipping."""
+        """Clip as the trainer does; the norm before clipping."""
         clips = self.trainer.args.max_grad_norm > 0
         norm = self.trainer._clip_grad_norm(self.trainer.model_wrapped) if clips else None
         return torch.as_tensor(self._get_grad_norm(self.trainer.model_wrapped, grad_norm=norm))
@@ -82,7 +82,7 @@ class TrainerStep:
 
 
 class TrainerWatch(TrainerCallback):
-    """The callback that winds the inspector of one `Trainer`."""
+    """The callback that drives the inspector of one `Trainer`."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class TrainerWatch(TrainerCallback):
         self.out_dir = out_dir
         self.background = background
         self.on_step = on_step
-        # a run that goes on from a checkpoint has other weights when training begins
+        # a resumed run has other weights when training begins
         self.policy = SnapshotPolicy(keep_every, {name: p.detach().clone() for name, p in self.step.trainables.items()})
         self.inspector: Inspector
         self.started_at = 0.0
@@ -105,51 +105,53 @@ class TrainerWatch(TrainerCallback):
         self._began = 0.0
         self._lr = 0.0
         self._complete: list[StepReading] = []
-        """Readings that were not passed on yet."""
+        """Readings that were not delivered yet."""
         self._failed: FailedEvalBatch | None = None
 
     @property
     def clocks(self) -> Clocks:
-        """What was read."""
+        """The clocks of the run."""
         return self.inspector.clocks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimizer exists from here on."""
+        """Make the inspector, because the optimizer exists from here on."""
         self.inspector = inspector_for(self.step, self.out_dir, self.background, self.policy)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the step."""
+        """Open a step."""
         self._began = time.perf_counter()
         self.started_at = self.started_at or self._began
         self.inspector.begin(state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check what the optimizer step left behind."""
+        """Check parameters and optimizer state after the optimizer step."""
         self._lr = float(self.step.optimizer.param_groups[0]["lr"])
         self.inspector.updated()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Stop once nothing more is to be learned."""
+        """Close the step, and stop once the run can show nothing more."""
         self._complete += self.inspector.close(self._lr, time.perf_counter() - self._began)
         if control.should_evaluate:
             self._complete += self.inspector.flush()
         else:
-            self._tell(control)
+            self._deliver()
+            self._stop_if_done(control)
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> Any:
-        """Note the evaluation loss, with the step it followed."""
+        """Note the evaluation loss, at the step that it followed."""
         failed, self._failed = self._failed, None
         if "eval_loss" in metrics and state.global_step and self.clocks.readings:
-            # transformers leaves non-finite batches out of its mean
+            # transformers drops non-finite batches from its mean
             self.inspector.evaluated(float(failed.loss.mean()) if failed else metrics["eval_loss"], failed)
-            self._tell(control)
+            self._deliver()
+            self._stop_if_done(control)
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell what was found."""
+        """Deliver the last readings, and log the autopsy if there is one."""
         self._complete += self.inspector.finish()
-        self._tell(control)
+        self._deliver()
         autopsy = self.inspector.autopsy or self.inspector.frozen
         if self.inspector.unexplained:
             logger.error(self.inspector.unexplained)
@@ -157,22 +159,24 @@ class TrainerWatch(TrainerCallback):
             logger.error("training went non-finite at step %d\n%s", autopsy.step, explain(autopsy))
             logger.error("autopsy and snapshot: %s", self.out_dir)
 
-    def _tell(self, control: Any) -> None:
-        """Pass on the readings that are complete."""
+    def _deliver(self) -> None:
+        """Pass the complete readings to `on_step`."""
         complete, self._complete = self._complete, []
         for reading in complete:
             if self.on_step:
                 self.on_step(reading)
+
+    def _stop_if_done(self, control: Any) -> None:
         if self.clocks.done:
             control.should_training_stop = True
 
     def attach(self) -> None:
-        """Put the watch around the trainer's methods, on this instance only."""
+        """Wrap the trainer's methods, on this instance only."""
         trainer, original = self.trainer, self.trainer.training_step
 
         @functools.wraps(original)
         def training_step(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-            # an epoch's last step may have fewer micro-batches than the others
+            # the last step of an epoch may have fewer micro-batches
             micro_batches = trainer.current_gradient_accumulation_steps
             self.inspector.micro_batch(inputs, num_items_in_batch=num_items_in_batch, accumulation=micro_batches)
             try:
@@ -184,27 +188,27 @@ class TrainerWatch(TrainerCallback):
             return loss
 
         trainer.training_step = training_step
-        trainer.prediction_step = self._noting_failure(trainer.prediction_step)
+        trainer.prediction_step = self._recording_failure(trainer.prediction_step)
         _after(trainer.accelerator, "unscale_gradients", lambda _: self._read_gradients())
         _after(trainer, "_get_grad_norm", lambda norm: self.inspector.norm(norm))
         trainer.add_callback(self)
 
-    def _noting_failure(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Keep the first batch of an evaluation whose loss is non-finite."""
+    def _recording_failure(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`original`, which also keeps the first batch of an evaluation with a non-finite loss."""
 
         @functools.wraps(original)
         def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            given, rng = dict(inputs), random_states()
+            batch, rng = dict(inputs), random_states()
             result = original(model, inputs, *args, **kwargs)
             loss = result[0]
             if self._failed is None and loss is not None and not math.isfinite(loss.mean()):
-                self._failed = FailedEvalBatch(given, rng, loss.detach())
+                self._failed = FailedEvalBatch(batch, rng, loss.detach())
             return result
 
         return prediction_step
 
     def _read_gradients(self) -> None:
-        """Check the gradients, unless it is a replay's clipping that unscales them."""
+        """Check the gradients, unless a replay unscales them."""
         if not self.inspector.replaying:
             self.inspector.gradients(ignore_nonfinite=still_searching(self.trainer.accelerator.scaler))
 
@@ -230,18 +234,23 @@ def watch_trainer(
     on_step: Callable[[StepReading], None] | None = None,
     keep_every: int = 0,
 ) -> TrainerWatch:
-    """Watch a trainer: at the first non-finite value the step is replayed and its autopsy goes to `out_dir`.
+    """Watch a trainer: at the first non-finite value, replay the step and write its autopsy to `out_dir`.
 
-    Training goes on until the loss shows it too (at most 3 steps) and then stops by itself. Works on any
-    transformers.Trainer, TRL's included: gradient accumulation, an overridden `compute_loss`, clipping on or off,
-    evaluation between steps. `out_dir=None` keeps the clocks alone. `on_step` gets each finished step's reading.
-    Every `keep_every` steps a snapshot is kept in `out_dir/kept` while all is finite (the last two stay; 0: none):
-    what a failure grew out of can be started from there.
+    Training continues until the loss is non-finite too (at most 3 steps), then stops by itself. Works on any
+    transformers.Trainer, including TRL's: gradient accumulation, an overridden `compute_loss`, clipping on or off,
+    evaluation between steps.
+
+        watch_trainer(trainer, out_dir="autopsy")
+        trainer.train()
+
+    `out_dir=None`: only the clocks run, nothing is replayed or written. `on_step` gets the reading of each finished
+    step. `keep_every`: steps between two snapshots kept in `out_dir/kept` while everything is finite (the last two
+    stay; 0 keeps none), from which a run can resume.
     """
     watch = TrainerWatch(
         trainer,
         None if out_dir is None else Path(out_dir),
-        background or _background_of(trainer),
+        background or _default_background(trainer),
         on_step,
         keep_every,
     )
@@ -249,14 +258,14 @@ def watch_trainer(
     return watch
 
 
-def _background_of(trainer: Trainer) -> Background:
+def _default_background(trainer: Trainer) -> Background:
     tokenizer = getattr(trainer, "processing_class", None)
     texts = _Texts(tokenizer) if hasattr(tokenizer, "decode") else {}
     return Background(texts=texts, requested_storage="bfloat16" if trainer.args.bf16 else None)
 
 
 class _Texts(dict[int, str]):
-    """Texts of token ids, decoded when asked for."""
+    """Texts of token ids, decoded on demand."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where is a run shown while it goes on, besides its records?"""
+"""Where is a run shown while it trains, apart from its records?"""
 
 from nangrid.tracking.wandb_run import Run, open_run
 

@@ -1,7 +1,7 @@
-"""How is a cell put into finite numbers? W&B's charts drop NaN, and so the very thing a reader looks for.
+"""Encodes a cell in finite numbers, because W&B's charts drop NaN.
 
-`nonfinite/<clock>` is 0 or 1 at every step, and in the summary a censored cell has the steps it survived as
-`onset_step`, told apart by `censored` = 1.
+`nonfinite/<clock>` is 0 or 1 at every step. In the summary, the `onset_step` of a censored cell is the number of steps
+it survived; `censored` = 1 marks it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _CHARTED = ("loss", "grad_norm", "lr", "max_gradient", "max_update", "eval_loss"
 
 
 def charted(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is plotted of one row of `history.parquet`."""
+    """The metrics to plot from one row of `history.parquet`."""
     measured = {key: row[key] for key in _CHARTED if row.get(key) is not None}
-    return measured | {f"nonfinite/{clock}": int(_rings(row, clock)) for clock in CLOCKS}
+    return measured | {f"nonfinite/{clock}": int(_is_nonfinite(row, clock)) for clock in CLOCKS}
 
 
-def bits_left(looks: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """headroom/<kind>/<format>: log2(limit / largest |value| of any module), below 0 where it would overflow."""
+def bits_left(samples: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """headroom/<kind>/<format>: log2(limit / largest |value| of any module), below 0 if it would overflow."""
     largest: dict[str, float] = {}
-    for look in looks:
-        largest[look["kind"]] = max(largest.get(look["kind"], 0.0), look["absmax"])
+    for sample in samples:
+        largest[sample["kind"]] = max(largest.get(sample["kind"], 0.0), sample["absmax"])
     return {
         f"headroom/{kind}/{name}": math.log2(limit / size)
         for kind, size in largest.items()
@@ -36,17 +36,17 @@ def bits_left(looks: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def onset(step: int, row: Mapping[str, Any]) -> Onset | None:
-    """The first clock to ring in one row, in their order inside a step."""
-    return next((Onset(step, clock) for clock in CLOCKS if _rings(row, clock)), None)
+    """The first clock that is non-finite in one row, in their order within a step."""
+    return next((Onset(step, clock) for clock in CLOCKS if _is_nonfinite(row, clock)), None)
 
 
 def levels(factors: Mapping[str, Any]) -> str:
-    """The cell's levels on one line, as they are typed; the fields below them left out."""
+    """Levels of the cell on one line, as typed, without the fields below them."""
     return " ".join(f"{key}={value}" for key, value in factors.items() if "." not in key)
 
 
 def summary(record: CellRecord) -> dict[str, Any]:
-    """The outcome in finite numbers: where no clock rang, `onset_step` is the step after the last."""
+    """The outcome in finite numbers; without an onset, `onset_step` is the step after the last."""
     return {
         "onset_step": record.first_step + record.steps_survived,
         "onset_clock": record.onset.clock if record.onset else "none",
@@ -58,5 +58,5 @@ def summary(record: CellRecord) -> dict[str, Any]:
     }
 
 
-def _rings(row: Mapping[str, Any], clock: str) -> bool:
+def _is_nonfinite(row: Mapping[str, Any], clock: str) -> bool:
     return bool(row.get(f"nonfinite_{clock}"))

@@ -1,4 +1,4 @@
-"""How does a cell show up in W&B? One run a cell, which W&B and its server can neither stop nor slow."""
+"""Logs each cell as one W&B run, which W&B and its server can neither stop nor slow down."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from nangrid.tracking.encodings import bits_left, charted, levels, onset, summar
 
 _ID_LENGTH = 128
 _PATIENCE_S = 10.0
-"""How long a server is given to answer, at the start of a run and again at its end."""
+"""Seconds that a server has to answer, at the start of a run and again at its end."""
 
 Action = Callable[[Any], None]
 
 
 class Run(Protocol):
-    """Where a cell's steps and its record are shown."""
+    """Shows the steps and the record of a cell."""
 
-    def log(self, step: int, row: Mapping[str, Any], looks: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Show one row of `history.parquet`, and what was seen of the magnitudes in that step, if anything was."""
+    def log(self, step: int, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Show one row of `history.parquet`, and the headroom samples of that step, if any."""
 
     def finish(self, record: CellRecord) -> None:
-        """Show what became of the cell."""
+        """Show the outcome of the cell."""
 
     def crash(self) -> None:
-        """Show that the cell ended without a record of its own."""
+        """Show that the cell crashed without a record."""
 
 
 class NoRun:
     """tracker=none."""
 
-    def log(self, step: int, row: Mapping[str, Any], looks: Sequence[Mapping[str, Any]] = ()) -> None:
+    def log(self, step: int, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Show nothing."""
 
     def finish(self, record: CellRecord) -> None:
@@ -50,31 +50,31 @@ class NoRun:
 
 
 class WandbRun:
-    """A W&B run in a thread of its own: it opens while the cell is built, and what is logged queues up.
+    """A W&B run in its own thread, which opens while the cell is built; logged rows are queued.
 
-    `start` makes the run. The first failure is told on stderr and ends the run; the cell goes on.
+    `start` makes the run. The first failure is reported on stderr and ends the run, but not the cell.
     """
 
     def __init__(self, start: Callable[[], Any], factors: Mapping[str, Any]) -> None:
         self._factors = factors
-        self._rung = False
+        self._alerted = False
         self._actions: SimpleQueue[Action | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, args=(start,), daemon=True)
         self._thread.start()
 
-    def log(self, step: int, row: Mapping[str, Any], looks: Sequence[Mapping[str, Any]] = ()) -> None:
+    def log(self, step: int, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Log one row of `history.parquet` with its finite encodings, and alert at the onset."""
-        shown = charted(row) | bits_left(looks)
+        shown = charted(row) | bits_left(samples)
         self._actions.put(lambda run: run.log(shown, step=step, commit=True))
-        rung = onset(step, row)
-        if rung and not self._rung:
-            self._rung = True
-            title = f"onset at step {rung.step}, clock {rung.clock}"
+        first = onset(step, row)
+        if first and not self._alerted:
+            self._alerted = True
+            title = f"onset at step {first.step}, clock {first.clock}"
             text = f"{title}: {levels(self._factors)}"
             self._actions.put(lambda run: run.alert(title, text, level="WARN"))
 
     def finish(self, record: CellRecord) -> None:
-        """Show outcome and ledger; the exit code is 0 for a NaN too: that is a result."""
+        """Show outcome and ledger. The exit code is 0 even for a NaN, which is a result."""
 
         def finish(run: Any) -> None:
             run.config.update({"ledger": record.ledger}, allow_val_change=True)
@@ -90,18 +90,18 @@ class WandbRun:
     def _end(self, last: Action) -> None:
         self._actions.put(last)
         self._actions.put(None)
-        # W&B bounds the waits for its server, of which two can fall here, but not those for its own service
+        # W&B limits how long it waits for its server (up to twice here), but not for its own local service
         self._thread.join(3 * _PATIENCE_S)
         if self._thread.is_alive():
-            _warn("the cell goes on without W&B", "its service does not answer")
+            _warn("the cell continues without W&B", "its service does not answer")
 
     def _work(self, start: Callable[[], Any]) -> None:
         try:
             run = start()
             while action := self._actions.get():
                 action(run)
-        except Exception as error:  # whatever W&B raises, the cell is worth more than its picture
-            _warn("the cell goes on without W&B", error)
+        except Exception as error:  # no error of W&B may cost the cell
+            _warn("the cell continues without W&B", error)
 
 
 def open_run(
@@ -117,14 +117,13 @@ def open_run(
 ) -> Run:
     """Start the run of a cell: `name` is wandb or none, `mode` offline or online, `config` the factors.
 
-    W&B's files go to `directory`/wandb. An online run whose server does not take it goes offline. Under
-    `wandb agent` the cell's run is the agent's, whatever the project and the ids given here. InputError if
-    wandb is asked for and not installed.
+    W&B's files go to `directory`/wandb. An online run that its server rejects continues offline. Under `wandb agent`
+    the run is the agent's, and project and ids are ignored. InputError if wandb is requested but not installed.
     """
     if name == "none":
         return NoRun()
     try:
-        # a name, not the module: a folder `wandb` in the working directory imports as a module without any
+        # import a name, because a folder `wandb` in the working directory imports as an empty module
         from wandb import init  # noqa: F401
     except ImportError as error:
         raise InputError("tracker=wandb needs wandb: pip install wandb, or type tracker=none.") from error
@@ -141,29 +140,29 @@ def open_run(
 
 
 def run_id(grid_id: str, cell_id: str) -> str:
-    """`grid_id` and `cell_id` in the characters and the length that W&B takes; the cell's end survives."""
+    """`grid_id` and `cell_id` in W&B's alphabet and length; the end of the cell_id is always kept."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{grid_id}-{cell_id}")[-_ID_LENGTH:]
 
 
 def _start(mode: str, options: dict[str, Any]) -> Any:
     from wandb import teardown
 
-    # W&B reports on itself to the server too, and waits for that one when a process ends
+    # W&B also sends its own errors to a server, and waits for that one at the end of a process
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if mode == "online":
         try:
             return _init("online", options)
         except Exception as error:
             sync = f"wandb sync {shlex.quote(options['dir'])}/wandb/offline-run-*"
-            _warn(f"the cell's W&B run is kept offline (`{sync}` sends it)", error)
-            teardown()  # its service still holds the id
+            _warn(f"the cell's W&B run is kept offline (upload it with `{sync}`)", error)
+            teardown()  # its local service still holds the id
     return _init("offline", options)
 
 
 def _init(mode: str, options: dict[str, Any]) -> Any:
     from wandb import Settings, init, setup
 
-    # init's own settings come too late to keep it from asking for a key, and from telemetry when offline
+    # the settings given to init come too late to stop it from asking for a key, and from telemetry when offline
     setup(Settings(silent=True, mode=mode))
     settings = Settings(
         silent=True,
@@ -188,14 +187,14 @@ def _finish(run: Any, exit_code: int) -> None:
     log, directory = Path(run.settings.log_internal), shlex.quote(run.settings.sync_dir)
     try:
         run.finish(exit_code=exit_code)
-        # a server that refuses a run half-way is a matter for W&B's log alone
-        taken = "filestream: fatal error" not in log.read_text()
+        # W&B reports a server that rejects a run half-way only in its log
+        accepted = "filestream: fatal error" not in log.read_text()
     except TimeoutError:
-        taken = False
-    if not taken:
-        _warn("W&B's server did not take the whole run", f"`wandb sync --include-online {directory}` sends it")
+        accepted = False
+    if not accepted:
+        _warn("W&B's server did not accept the whole run", f"upload it with `wandb sync --include-online {directory}`")
 
 
 def _warn(consequence: str, reason: object) -> None:
-    said = " ".join(str(reason).split()) or type(reason).__name__
-    print(f"warning: {consequence}: {said}", file=sys.stderr)
+    why = " ".join(str(reason).split()) or type(reason).__name__
+    print(f"warning: {consequence}: {why}", file=sys.stderr)

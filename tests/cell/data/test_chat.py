@@ -258,15 +258,15 @@ def test_a_broken_chat_is_named(record: object, message: str, chatty: Checkpoint
 @pytest.mark.parametrize(
     ("template", "data", "message"),
     [
-        (STRICT, {}, r"line 2: data.template=.*strict refuses it \(no system here\): mend the messages, or"),
-        ("{{ messages[9].content + 1 }}", {}, "line 1: data.template=.* refuses it"),
+        (STRICT, {}, r"line 2: data.template=.*strict refuses this chat \(no system here\): correct the messages, or"),
+        ("{{ messages[9].content + 1 }}", {}, "line 1: data.template=.* refuses this chat"),
         (
             UNSTABLE,
             {"labels": "completion"},
             r"line 1, message 2: .*{% generation %}.*data.template=.*or type data.labels=all",
         ),
-        (TEMPLATE, {"labels": "completion"}, "line 2 has nothing that the assistant says.*type data.labels=all"),
-        ("{% for %}", {}, r"strict is no Jinja template \(line 1: .*\): name another with data.template="),
+        (TEMPLATE, {"labels": "completion"}, "line 2 has no assistant message.*type data.labels=all"),
+        ("{% for %}", {}, r"strict is not a valid Jinja template \(line 1: .*\): name another with data.template="),
     ],
 )
 def test_a_template_that_does_not_fit_is_refused(
@@ -286,7 +286,7 @@ def test_no_template_anywhere(plain: Checkpoint, write: Callable[..., str]) -> N
 def test_a_template_that_is_not_there_or_not_needed(plain: Checkpoint, write: Callable[..., str]) -> None:
     with pytest.raises(InputError, match=r"data.template=/no.jinja cannot be read \(No such file"):
         template_sha256(_config(write(*_chats(3)), template="/no.jinja").data, plain)
-    with pytest.raises(InputError, match=r"is for chats and .* has none: leave it out"):
+    with pytest.raises(InputError, match=r"is for chats, but .* has none: leave it out"):
         template_sha256(_config(write({"text": "a"}), template="/no.jinja").data, plain)
     with pytest.raises(InputError, match="pydoc has no chats"):
         DataConfig(name="pydoc", template="/no.jinja")

@@ -191,7 +191,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_bigger_batch_than_the_cached_data_has_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", [{"text": "a"}] * 12)
     load_data(_config(name="jsonl", path=path, packing=False), tiny)
-    with pytest.raises(InputError, match="plus a step of 8 need 16"):
+    with pytest.raises(InputError, match="plus one step of 8 need 16"):
         load_data(_config(name="jsonl", path=path, packing=False, batch=2, accumulation=4), tiny)
 
 

@@ -129,14 +129,14 @@ def test_words_are_added_where_the_base_splits_them(sentencepiece: Tokenizer) ->
 @pytest.mark.parametrize("name", ["spm", "add_tokens"])
 def test_asking_for_more_than_the_data_yields_says_how_many_there_are(name: str, sentencepiece: Tokenizer) -> None:
     documents = ["metaclass coroutine metaclass"]
-    with pytest.raises(InputError, match=r"type vocab\.size=") as error:
+    with pytest.raises(InputError, match=r"Type vocab\.size=") as error:
         extend(sentencepiece, VocabConfig(name=name, size=1000), documents)
     size = int(str(error.value).rstrip(".").rpartition("=")[2])
     assert len(extend(sentencepiece, VocabConfig(name=name, size=size), documents)[1]) == size
 
 
 def test_documents_without_a_new_token_are_named(sentencepiece: Tokenizer) -> None:
-    with pytest.raises(InputError, match="type vocab=none"):
+    with pytest.raises(InputError, match="Type vocab=none"):
         extend(sentencepiece, VocabConfig(name="spm", size=1), ["1 2 3"])
 
 
@@ -153,5 +153,5 @@ def test_no_new_vocabulary_leaves_the_tokenizer_alone(sentencepiece: Tokenizer) 
 
 
 def test_a_size_far_beyond_what_the_documents_can_yield_is_refused_at_once(sentencepiece: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"vocab.size=100000 is too large, the documents yield at most \d+"):
+    with pytest.raises(InputError, match=r"vocab.size=100000 is too large: the documents yield at most \d+"):
         extend(sentencepiece, VocabConfig(name="spm", size=100_000), pydoc_texts())

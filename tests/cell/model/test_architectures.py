@@ -171,16 +171,16 @@ def test_every_family_trains(family: str, overrides: tuple[str, ...], train: Tra
             "gpt2",
             (),
             {"c_attn", "wte", "lm_head"},
-            ["q_proj, v_proj of a model of type gpt2: took c_attn", "embed_tokens of a model of type gpt2: took wte"],
+            ["q_proj, v_proj became c_attn in this gpt2 model", "embed_tokens became wte in this gpt2 model"],
         ),
         (
             "bert",
             ("vocab=add_tokens",),
             {"query", "value", "word_embeddings", "decoder"},
             [
-                "q_proj, v_proj of a model of type bert: took query, value",
-                "embed_tokens of a model of type bert: took word_embeddings",
-                "lm_head of a model of type bert: took decoder",
+                "q_proj, v_proj became query, value in this bert model",
+                "embed_tokens became word_embeddings in this bert model",
+                "lm_head became decoder in this bert model",
             ],
         ),
         (
@@ -188,8 +188,8 @@ def test_every_family_trains(family: str, overrides: tuple[str, ...], train: Tra
             ("targets=all_linear",),
             {"c_attn", "c_proj", "c_fc"},
             [
-                "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj of a model of type gpt2: "
-                "took c_attn, c_fc, c_proj"
+                "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj "
+                "became c_attn, c_fc, c_proj in this gpt2 model"
             ],
         ),
         ("gpt2", ("targets.modules=[mlp.c_proj,lm_head]",), {"c_proj", "lm_head"}, []),
@@ -236,17 +236,21 @@ def test_an_encoder_does_not_see_the_token_it_predicts(build: Build) -> None:
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("gpt2", ("targets.modules=[q_porj]",), r"type gpt2 has no q_porj: .*targets.modules=\[c_attn,c_fc,c_proj,"),
-        ("bert", ("vocab=none", "vocab.size=0", "targets.modules=[o_proj]"), "type bert has no o_proj"),
+        (
+            "gpt2",
+            ("targets.modules=[q_porj]",),
+            r"gpt2 model has no q_porj: .*targets.modules=\[c_attn,c_fc,c_proj,",
+        ),
+        ("bert", ("vocab=none", "vocab.size=0", "targets.modules=[o_proj]"), "this bert model has no o_proj"),
         ("gpt2", ("targets.modules=[mlp]",), "has no mlp"),
-        ("gpt2", ("data.length=33",), "data.length=33 is too long, .*: type data.length=32"),
-        ("bert", ("vocab=none", "vocab.size=0", "data.length=33"), "type data.length=32"),
-        ("roberta", ("data.length=33",), "type data.length=32"),
-        ("bloom", (), "model.attn=sdpa is not there .*: type model.attn=eager"),
+        ("gpt2", ("data.length=33",), "data.length=33 is too long.*Type data.length=32"),
+        ("bert", ("vocab=none", "vocab.size=0", "data.length=33"), "Type data.length=32"),
+        ("roberta", ("data.length=33",), "Type data.length=32"),
+        ("bloom", (), "model.attn=sdpa is not supported .*: type model.attn=eager"),
         (
             "openai-gpt",
             ("model.attn=eager", "targets.modules=[c_attn]"),
-            "checkpointing=on is not there .*: type checkpointing=off",
+            "checkpointing=on is not supported .*: type checkpointing=off",
         ),
         ("t5", (), "cannot be loaded as a causal language model"),
         ("bert", ("vocab=spm",), "type vocab=add_tokens"),

@@ -1,4 +1,4 @@
-"""How does a chat become a text, and which part of it does the assistant say?"""
+"""Encodes chats through a template, and marks the tokens that the assistant says."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
-"""Put before a template: some write the date into every chat, and the same cell must read the same tomorrow."""
+"""Prefix of every template. Some write today's date into each chat, but a cell must be the same tomorrow."""
 
 Span = tuple[int, int]
-"""Characters, from the first to the one behind the last."""
+"""Positions of the first character and of the one after the last."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A Jinja template, and what a user knows it by."""
+    """A Jinja template, and the name by which messages call it."""
 
     source: str
     name: str
 
     def render(self, messages: tuple[dict[str, Any], ...], **settings: Any) -> tuple[str, list[Span]]:
-        """The text, and where it has `{% generation %}` marks what stands between them."""
+        """The rendered text, and the spans between `{% generation %}` marks if the template has any."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         marked = MARKED.search(self.source) is not None
@@ -52,13 +52,13 @@ class Template:
 
 
 def template_sha256(data: DataConfig, checkpoint: Checkpoint) -> str | None:
-    """Hash of the template and of the special tokens it may write; None where there is no chat.
+    """Hash of the template and of the special tokens that it may write; None if the data has no chats.
 
-    InputError if there is none, or if it is no Jinja.
+    InputError if chats have no template, or if it is not valid Jinja.
     """
     if not has_chats(data):
         if data.template:
-            raise InputError(f"data.template={data.template} is for chats and {data.path} has none: leave it out.")
+            raise InputError(f"data.template={data.template} is for chats, but {data.path} has none: leave it out.")
         return None
     template = find_template(data, checkpoint)
     _check(template)
@@ -67,13 +67,13 @@ def template_sha256(data: DataConfig, checkpoint: Checkpoint) -> str | None:
 
 
 def find_template(data: DataConfig, checkpoint: Checkpoint) -> Template:
-    """That of data.template, or else the tokenizer's own."""
+    """The template in data.template, or else the tokenizer's."""
     if data.template:
         return Template(_read(data.template), f"data.template={data.template}")
     source = _own_template(Path(checkpoint.path))
     if source is None:
         raise InputError(
-            f"{data.path} has chats and the tokenizer of {checkpoint.path} has no chat template: "
+            f"{data.path} has chats, but the tokenizer of {checkpoint.path} has no chat template: "
             "name one with data.template=/path/to/template.jinja."
         )
     return Template(source, f"the chat template of {checkpoint.path}")
@@ -93,10 +93,10 @@ def _own_template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text()
-    found = _settings(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # of several, each with a name
-        found = {each["name"]: each["template"] for each in found}.get("default")
-    return found
+    template = _settings(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several named templates
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    return template
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return settings
 
 
 def _check(template: Template) -> None:
@@ -118,36 +118,36 @@ def _check(template: Template) -> None:
     except TemplateSyntaxError as error:
         where = error.lineno - TODAY.count("\n")
         raise InputError(
-            f"{template.name} is no Jinja template (line {where}: {error.message}): "
+            f"{template.name} is not a valid Jinja template (line {where}: {error.message}): "
             "name another with data.template=/path/to/template.jinja."
         ) from error
 
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """Chats as ids, by one template and one tokenizer."""
+    """Encodes chats by one template and one tokenizer."""
 
     template: Template
     special_tokens: Mapping[str, str]
-    """By name, as templates write them: bos_token, eos_token, ..."""
-    marks: tuple[str, ...]
-    """The text of every special token: a turn may end with one."""
+    """Special tokens by the name that templates use: bos_token, eos_token, ..."""
+    special_texts: tuple[str, ...]
+    """Text of every special token; a turn may end with one."""
     bos: int | None
 
     @classmethod
     def of(cls, template: Template, tokenizer: PreTrainedTokenizerBase) -> ChatEncoder:
-        """With the special tokens of a tokenizer."""
-        marks = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-        return cls(template, dict(tokenizer.special_tokens_map), marks, tokenizer.bos_token_id)
+        """Encoder with the special tokens of `tokenizer`."""
+        special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        return cls(template, dict(tokenizer.special_tokens_map), special_texts, tokenizer.bos_token_id)
 
     def encode(self, chat: Chat, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-        """The ids, without a bos in front."""
+        """Ids of the chat, without a leading bos."""
         return self._ids(tokenizer.encode(self._whole(chat)[0], add_special_tokens=False).ids)
 
     def encode_with_assistant_mask(
         self, chat: Chat, tokenizer: Tokenizer
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """The ids, without a bos in front, and which of them the assistant says."""
+        """Ids of the chat, without a leading bos, and the mask of those that the assistant says."""
         text, marked = self._whole(chat)
         spans = marked or [
             self._turn(chat, number, text)
@@ -156,51 +156,51 @@ class ChatEncoder:
         ]
         if not spans:
             raise InputError(
-                f"{chat.where} has nothing that the assistant says, and data.labels=completion learns nothing else: "
+                f"{chat.where} has no assistant message, but data.labels=completion trains on nothing else: "
                 "give a message the role assistant, or type data.labels=all."
             )
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        said = _overlaps(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans, len(text))
+        mask = _overlaps(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans, len(text))
         ids = self._ids(encoding.ids)
-        return ids, said[len(said) - len(ids) :]
+        return ids, mask[len(mask) - len(ids) :]
 
     def _ids(self, ids: list[int]) -> npt.NDArray[np.int64]:
-        # Most templates begin with bos. Whether a sample does is data.bos's to say.
+        # Most templates begin with bos, but data.bos decides whether a sample does.
         return np.array(ids[1:] if ids and ids[0] == self.bos else ids, dtype=np.int64)
 
     def _whole(self, chat: Chat) -> tuple[str, list[Span]]:
         try:
             return self.template.render(chat.messages, **self.special_tokens)
-        except Exception as error:  # a template is a program: it raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             why = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"{chat.where}: {self.template.name} refuses it ({why}): "
-                "mend the messages, or name another template with data.template=/path/to/template.jinja."
+                f"{chat.where}: {self.template.name} refuses this chat ({why}): "
+                "correct the messages, or name another template with data.template=/path/to/template.jinja."
             ) from error
 
     def _turn(self, chat: Chat, number: int, whole: str) -> Span:
-        """What follows the words that ask the assistant to speak, to the special token that ends the turn."""
+        """Span from the end of the generation prompt to the special token that ends the turn."""
         try:
-            asked, _ = self.template.render(chat.messages[:number], add_generation_prompt=True, **self.special_tokens)
+            prompt, _ = self.template.render(chat.messages[:number], add_generation_prompt=True, **self.special_tokens)
             answered, _ = self.template.render(chat.messages[: number + 1], **self.special_tokens)
         except Exception:  # of a part of the chat; the whole was rendered
-            asked, answered = whole, ""
-        if not (whole.startswith(answered) and answered.startswith(asked)):
+            prompt, answered = whole, ""
+        if not (whole.startswith(answered) and answered.startswith(prompt)):
             raise InputError(
-                f"{chat.where}, message {number + 1}: {self.template.name} writes a message another way where others "
-                "follow it, so what the assistant says cannot be told: put {% generation %} and {% endgeneration %} "
+                f"{chat.where}, message {number + 1}: {self.template.name} writes a message differently when others "
+                "follow it, so the assistant's part cannot be found: put {% generation %} and {% endgeneration %} "
                 "around it in data.template=/path/to/template.jinja, or type data.labels=all."
             )
-        turn = answered[len(asked) :]
+        turn = answered[len(prompt) :]
         bare = turn.rstrip()
-        return len(asked), len(asked) + len(bare if bare.endswith(self.marks) else turn)
+        return len(prompt), len(prompt) + len(bare if bare.endswith(self.special_texts) else turn)
 
 
 def _overlaps(offsets: npt.NDArray[np.int64], spans: list[Span], length: int) -> npt.NDArray[np.bool_]:
-    """Which tokens hold a character of a span: one that spans an edge does."""
+    """Mask of the tokens that hold a character of a span; one that crosses an edge counts."""
     inside = np.zeros(length + 1, dtype=np.int64)
     for start, end in spans:
         inside[start + 1 : end + 1] = 1
     before = np.cumsum(inside)
-    said: npt.NDArray[np.bool_] = before[offsets[:, 1]] > before[offsets[:, 0]]
-    return said
+    mask: npt.NDArray[np.bool_] = before[offsets[:, 1]] > before[offsets[:, 0]]
+    return mask

@@ -1,6 +1,6 @@
-"""What does a cell see? Tokenised samples, those held out, and the new tokens in them.
+"""Builds the tokenised samples of a cell: training data, held-out data, and the new tokens in them.
 
-Tokenising costs seconds (a tokenizer of 262,144 tokens is loaded twice), so its result is kept in the cache.
+Tokenising takes seconds (a tokenizer of 262,144 tokens is loaded twice), so the result is cached.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["CellData", "Collate", "data_sha256", "load_data"]
 
 RECIPE = 1
-"""Raise it whenever the same source would give other samples."""
+"""To be raised whenever the same source gives other samples."""
 IGNORED = -100
-"""The label that transformers' losses leave out."""
+"""Label that transformers' losses ignore."""
 GLOSSARY_SAMPLES = 2 * 64
 """64 steps of 2 samples."""
 
@@ -44,17 +44,17 @@ Sample = tuple[Ids, Ids]
 
 @dataclass(frozen=True)
 class CellData:
-    """What a cell is trained and evaluated on: rows of `input_ids` and `labels`."""
+    """Training and evaluation data of a cell: rows of `input_ids` and `labels`."""
 
     train: Dataset
     held_out: Dataset
     new_tokens: tuple[NewToken, ...]
     base_vocab_size: int
-    """Number of ids of the base tokenizer: every id from here on is new."""
+    """Number of ids of the base tokenizer; every id from there on is new."""
     new_token_count: int
-    """How often a new token stands in `train`."""
+    """Occurrences of new tokens in `train`."""
     texts: dict[int, str]
-    """The text of every id that occurs."""
+    """Text of every id that occurs."""
     pad_id: int
     bos_id: int | None
     sha256: str
@@ -63,14 +63,14 @@ class CellData:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a batch: stacks packed samples, pads others and adds their attention mask."""
+    """Makes a batch: stacks packed samples, or pads samples and adds their attention mask."""
 
     pad_id: int
     padding_side: str
     packing: bool
 
     def __call__(self, samples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Batch of shape (samples, longest sample)."""
+        """Batch of tensors of shape (samples, longest sample)."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -92,7 +92,7 @@ class Collate:
 
 
 def load_data(config: Config, checkpoint: Checkpoint) -> CellData:
-    """The cell's data; a warm call neither loads the tokenizer nor tokenises."""
+    """Data of the cell. A cached call neither loads the tokenizer nor tokenises."""
     from datasets import Dataset
 
     data = config.data
@@ -130,8 +130,8 @@ def _build(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
         rows = _glossary([token.id for token in new_tokens], data)
     else:
         chats = any(isinstance(document, Chat) for document in documents)
-        speech = ChatEncoder.of(find_template(data, checkpoint), tokenizer) if chats else None
-        rows = [_encode(extended, document, data, speech) for document in documents]
+        encoder = ChatEncoder.of(find_template(data, checkpoint), tokenizer) if chats else None
+        rows = [_encode(extended, document, data, encoder) for document in documents]
         if data.packing and eos is not None:
             rows = _ended(rows, documents, eos)
     samples = _samples(rows, data, bos if data.bos else None)
@@ -168,7 +168,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> Toke
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(
-            f"the tokenizer of {checkpoint.path} is not one of the tokenizers library: "
+            f"the tokenizer of {checkpoint.path} is not from the tokenizers library: "
             "give a model with a tokenizer.json, model.id=/path/to/model."
         )
     backend.no_truncation()
@@ -176,15 +176,15 @@ def _backend(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> Toke
     return backend
 
 
-def _encode(tokenizer: Tokenizer, document: Document | Chat, data: DataConfig, speech: ChatEncoder | None) -> Sample:
+def _encode(tokenizer: Tokenizer, document: Document | Chat, data: DataConfig, encoder: ChatEncoder | None) -> Sample:
     """Ids and labels of a document, without bos."""
     if isinstance(document, Chat):
-        assert speech is not None
+        assert encoder is not None
         if data.labels == "all":
-            ids = speech.encode(document, tokenizer)
+            ids = encoder.encode(document, tokenizer)
             return ids, ids
-        ids, said = speech.encode_with_assistant_mask(document, tokenizer)
-        return ids, np.where(said, ids, IGNORED)
+        ids, mask = encoder.encode_with_assistant_mask(document, tokenizer)
+        return ids, np.where(mask, ids, IGNORED)
     prompt = tokenizer.encode(document.prompt or "", add_special_tokens=False).ids
     text = tokenizer.encode(document.text, add_special_tokens=False).ids
     ids = np.array(prompt + text, dtype=np.int64)
@@ -195,7 +195,7 @@ def _encode(tokenizer: Tokenizer, document: Document | Chat, data: DataConfig, s
 
 
 def _ended(rows: list[Sample], documents: Sequence[Document | Chat], eos: int) -> list[Sample]:
-    """With eos after each text but the last; a chat ends as its template ends it."""
+    """Rows with eos after each text but the last; a chat ends as its template ends it."""
     ended = [
         row if isinstance(document, Chat) else (np.append(row[0], eos), np.append(row[1], eos))
         for row, document in zip(rows[:-1], documents, strict=False)
@@ -221,7 +221,7 @@ def _samples(rows: list[Sample], data: DataConfig, bos: int | None) -> list[Samp
 
 
 def _packed(rows: list[Sample], length: int) -> list[Sample]:
-    """Documents joined and cut into samples of one length; the tail is dropped."""
+    """Samples of one length, cut from the joined documents; the tail is dropped."""
     ids, labels = (np.concatenate([row[part] for row in rows]) for part in (0, 1))
     count = len(ids) // length
     return [(ids[i * length :][:length], labels[i * length :][:length]) for i in range(count)]
@@ -238,7 +238,7 @@ def _require_enough(samples: int, data: DataConfig) -> None:
     if samples < data.held_out + step:
         raise InputError(
             f"data={data.name} gives {samples} samples of data.length={data.length} tokens, and "
-            f"data.held_out={data.held_out} plus a step of {step} need {data.held_out + step}: "
+            f"data.held_out={data.held_out} plus one step of {step} need {data.held_out + step}: "
             "give more text, or a smaller data.length."
         )
 

@@ -1,4 +1,4 @@
-"""Which texts is a cell trained on, and what is their hash?"""
+"""Reads the documents that a cell is trained on, and hashes their source."""
 
 from __future__ import annotations
 

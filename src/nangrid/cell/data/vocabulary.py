@@ -1,9 +1,9 @@
-"""How do new tokens get into a tokenizer, and what were they before?
+"""Adds new tokens to a tokenizer, and keeps the base ids that they replace.
 
-`spm` goes on with BPE where the base tokenizer stopped: the most frequent pair of neighbouring tokens in the
-encoded documents becomes a piece, with a merge of the lowest priority. Base merges all run before a new one,
-so an encoding changes in nothing but that runs of old ids become a new one. `add_tokens` gives the tokenizer
-frequent words that it splits.
+`spm` continues BPE training where the base tokenizer stopped: the most frequent pair of neighbouring tokens in the
+encoded documents becomes a piece, with a merge of the lowest priority. All base merges run before a new one, so an
+encoding changes only in that runs of old ids become a new one. `add_tokens` adds frequent words that the tokenizer
+splits.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from nangrid.records.errors import InputError
 Ids = npt.NDArray[np.int64]
 
 QUICK = 1000
-"""So many pieces are learned in seconds; the time grows with the square."""
+"""Number of pieces that takes seconds to learn; the time grows with its square."""
 BREAK = -1
-"""Stands between pre-tokens: nothing is merged across it."""
+"""Marks the border of two pre-tokens, across which nothing is merged."""
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that the base tokenizer did not have, and the base ids that stood for it."""
+    """A token that the base tokenizer lacks, and the base ids that encode it there."""
 
     id: int
     text: str
@@ -41,12 +41,12 @@ class NewToken:
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
-    """Number of ids, and so the next one; added tokens are counted."""
+    """Number of ids, added tokens included; also the next free id."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
 def extend(base: Tokenizer, vocab: VocabConfig, texts: Sequence[str]) -> tuple[Tokenizer, tuple[NewToken, ...]]:
-    """A tokenizer with `vocab.size` more tokens, each produced on `texts`; `base` stays as it is."""
+    """A tokenizer with `vocab.size` more tokens, each of which `texts` produce; `base` is not changed."""
     if vocab.name == "none":
         return base, ()
     if vocab.name == "spm":
@@ -55,7 +55,7 @@ def extend(base: Tokenizer, vocab: VocabConfig, texts: Sequence[str]) -> tuple[T
 
 
 class Pieces:
-    """The strings of a BPE model by id, and which of them may be joined.
+    """Strings of a BPE model by id, and which of them may be joined.
 
     A piece may be joined as SentencePiece's split_by_whitespace allows: one space, at the start; no control
     character; no byte, special or added token.
@@ -66,11 +66,11 @@ class Pieces:
         self.known = set(self.strings.values()) | {token["content"] for token in spec["added_tokens"]}
         self.byte_level = byte_level
         self.closed = {token["id"] for token in spec["added_tokens"]}
-        # One slot more than there are ids: BREAK, as an index, reads the last, where nothing is allowed.
+        # One extra slot: BREAK (-1), used as an index, reads the last one, where nothing is allowed.
         self.starts, self.follows, self.lettered = np.zeros((3, first_new + size + 1), dtype=bool)
 
     def describe(self, token: int) -> None:
-        """Fill in what may be done with one id."""
+        """Set whether one id may start, follow or name a piece."""
         piece = self.strings.get(token, "")
         text = piece_text(piece, self.byte_level)
         body = text.removeprefix(" ")
@@ -80,7 +80,7 @@ class Pieces:
         self.lettered[token] = any(character.isalpha() for character in body)
 
     def add(self, token: int, left: int, right: int) -> None:
-        """Give a new id to the join of two."""
+        """Add the piece that joins two others, under a new id."""
         self.strings[token] = self.strings[left] + self.strings[right]
         self.known.add(self.strings[token])
         self.describe(token)
@@ -99,7 +99,7 @@ def piece_text(piece: str, byte_level: bool) -> str:
 
 
 def most_pieces(ids: Ids, pieces: Pieces) -> int:
-    """No more new pieces than this can live on: each takes two ids and more of a run that may be joined."""
+    """Upper bound of the number of new pieces: each needs at least two ids of a mergeable run."""
     ends = np.flatnonzero(~_joinable(ids, pieces)) + 1
     runs = {run.tobytes(): len(run) // 2 for run in np.split(ids, ends)}
     return sum(runs.values())
@@ -114,7 +114,7 @@ def learn_merges(ids: Ids, pieces: Pieces, first_new: int, size: int) -> list[tu
             if pieces.strings[left] + pieces.strings[right] in pieces.known:
                 continue
             merged = _merge(ids, left, right, new)
-            # A part that is new itself must live on, or its row would never be trained.
+            # A part that is itself new must still occur, or its row would never be trained.
             if all(part < first_new or (merged == part).any() for part in (left, right)):
                 break
         else:
@@ -147,7 +147,7 @@ def _frequent_pairs(ids: Ids, pieces: Pieces) -> Iterator[tuple[int, int]]:
 
 def _merge(ids: Ids, left: int, right: int, new: int) -> Ids:
     hits = np.flatnonzero((ids[:-1] == left) & (ids[1:] == right))
-    if left == right:  # aaa is (aa)a: of touching hits every second one
+    if left == right:  # aaa is (aa)a: take every second one of adjacent hits
         first = np.flatnonzero(np.diff(hits, prepend=-2) != 1)
         run = np.repeat(first, np.diff(first, append=len(hits)))
         hits = hits[(np.arange(len(hits)) - run) % 2 == 0]
@@ -166,7 +166,9 @@ def _extend_model(base: Tokenizer, size: int, texts: Sequence[str]) -> tuple[Tok
         pieces.describe(int(token))
     most = most_pieces(ids, pieces)
     if size > most > QUICK:  # learning them all, to say the exact number, would take minutes
-        raise InputError(f"vocab.size={size} is too large, the documents yield at most {most}: type vocab.size=64.")
+        raise InputError(
+            f"vocab.size={size} is too large: the documents yield at most {most} pieces. Type vocab.size=64."
+        )
     merges = learn_merges(ids, pieces, first_new, size)
     _require_enough(len(merges), size)
 
@@ -194,15 +196,15 @@ def _require_bpe(model: dict[str, Any]) -> None:
 
 def _require_enough(found: int, size: int) -> None:
     if found == 0:
-        raise InputError(f"vocab.size={size} is too large, the documents yield no new token: type vocab=none.")
+        raise InputError(f"vocab.size={size} is too large: the documents yield no new token. Type vocab=none.")
     if found < size:
         raise InputError(
-            f"vocab.size={size} is too large, the documents yield {found} new tokens: type vocab.size={found}."
+            f"vocab.size={size} is too large: the documents yield {found} new tokens. Type vocab.size={found}."
         )
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Ids:
-    """All ids in a row, BREAK after each pre-token."""
+    """Ids of all texts in a row, with BREAK after each pre-token."""
     rows = []
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
@@ -230,7 +232,7 @@ def _add_words(base: Tokenizer, size: int, texts: Sequence[str]) -> tuple[Tokeni
 
 
 def _split_words(base: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """Words that the base tokenizer splits, wherever they stand, the most frequent first."""
+    """Words that the base tokenizer splits in every position, the most frequent first."""
     counts = Counter(word for text in texts for word in re.findall(r"[^\W\d_]\w+", text))
     words = sorted(counts, key=lambda word: (-counts[word], word))
     at_start = base.encode_batch(words, add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""What is trained, and in which dtype: LoRA adapters, the upcast, gradient checkpointing."""
+"""Adds LoRA adapters, gradient checkpointing and the upcast to a base model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_adapters(model: PreTrainedModel, config: Config, modules: Iterable[str])
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         changed = sum(p.dtype != before[n] for n, p in model.named_parameters())
     with warnings.catch_warnings():
-        # Names that transformers 5.17 lacks yet.
+        # The new names do not exist in transformers 5.17, which is supported too.
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
         # Gemma's embedding and head share their weight; their adapters do not. The ledger says so.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
@@ -57,7 +57,7 @@ def _set_checkpointing(model: Any, level: str) -> None:
     if level == "off":
         return
     if not model.supports_gradient_checkpointing:
-        raise InputError(f"checkpointing={level} is not there for a {type(model).__name__}: type checkpointing=off.")
+        raise InputError(f"checkpointing={level} is not supported by {type(model).__name__}: type checkpointing=off.")
     model.gradient_checkpointing_enable({"use_reentrant": level == "reentrant"})
 
 

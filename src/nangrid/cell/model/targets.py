@@ -1,6 +1,6 @@
-"""Which modules of this very model do the targets name?
+"""Translates LoRA targets into the module names of the loaded model.
 
-Levels name modules as Llama and Gemma do. Another architecture has the same parts under other names.
+Levels name modules as Llama and Gemma do. Other architectures have the same parts under other names.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from nangrid.records.errors import InputError
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 ATTENTION = ("q_proj", "v_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Every linear layer of a decoder layer: where all are asked for, all linear layers are meant."""
+"""Every linear layer of a decoder layer; naming all of them requests all linear layers of the model."""
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, Conv1D)
 
 
-def find_targets(model: PreTrainedModel, asked: Iterable[str]) -> dict[str, list[str]]:
-    """What PEFT's target_modules takes, for each name that was asked for: itself where the model has it.
+def find_targets(model: PreTrainedModel, requested: Iterable[str]) -> dict[str, list[str]]:
+    """Module names for PEFT's target_modules, per requested name: the name itself if the model has it.
 
-    InputError for a name that is neither a module of the model nor another architecture's word for one.
+    InputError for a name that is neither a module of the model nor another architecture's name for one.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _ADAPTABLE)}
-    asked = list(asked)
-    missing = [name for name in asked if not _has(layers, name)]
-    linear = _linear(model, layers) if missing and set(LINEAR) <= set(asked) else []
-    found = {}
-    for name in asked:
+    requested = list(requested)
+    missing = [name for name in requested if not _has(layers, name)]
+    linear = _linear(model, layers) if missing and set(LINEAR) <= set(requested) else []
+    targets = {}
+    for name in requested:
         if linear and name in LINEAR:
-            found[name] = linear
+            targets[name] = linear
         else:
-            found[name] = _translated(model, layers, name) if name in missing else [name]
-    return found
+            targets[name] = _translated(model, layers, name) if name in missing else [name]
+    return targets
 
 
-def renamed(model: PreTrainedModel, found: dict[str, list[str]]) -> list[str]:
-    """One line for each translation."""
-    asked: dict[tuple[str, ...], list[str]] = {}
-    for name, names in found.items():
+def renamed(model: PreTrainedModel, targets: dict[str, list[str]]) -> list[str]:
+    """One line per translated target."""
+    translations: dict[tuple[str, ...], list[str]] = {}
+    for name, names in targets.items():
         if names != [name]:
-            asked.setdefault(tuple(_kinds(names)), []).append(name)
+            translations.setdefault(tuple(_kinds(names)), []).append(name)
     return [
-        f"targets: {', '.join(names)} of a model of type {model.config.model_type}: took {', '.join(kinds)}"
-        for kinds, names in asked.items()
+        f"targets: {', '.join(names)} became {', '.join(kinds)} in this {model.config.model_type} model"
+        for kinds, names in translations.items()
     ]
 
 
@@ -56,7 +56,7 @@ def _has(layers: Iterable[str], target: str) -> bool:
 
 
 def _linear(model: PreTrainedModel, layers: dict[str, nn.Module]) -> list[str]:
-    """As PEFT's all-linear: the head is none of them."""
+    """All linear layers but the head, as PEFT's all-linear has it."""
     head = model.get_output_embeddings()
     return [name for name, layer in layers.items() if isinstance(layer, nn.Linear | Conv1D) and layer is not head]
 
@@ -69,8 +69,8 @@ def _translated(model: PreTrainedModel, layers: dict[str, nn.Module], target: st
         names = _attention(model) if target in ATTENTION else []
     if not names or not all(_has(layers, name) for name in names):
         raise InputError(
-            f"targets.modules: a model of type {model.config.model_type} has no {target}: "
-            f"name some of its own, targets.modules=[{','.join(_kinds(layers))}]."
+            f"targets.modules: this {model.config.model_type} model has no {target}: "
+            f"name modules that it has, such as targets.modules=[{','.join(_kinds(layers))}]."
         )
     return names
 

@@ -1,7 +1,7 @@
-"""How is the tiny Gemma made, the one that tests and quick looks train?
+"""Makes the tiny Gemma for tests and quick trials.
 
-Random weights and a SentencePiece tokenizer of its own, learned on CPython's documentation, saved as an
-ordinary checkpoint: it is loaded as the real one is.
+It has random weights and its own SentencePiece tokenizer, trained on CPython's documentation. It is saved as an
+ordinary checkpoint, so that it is loaded in the same way as the real model.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from nangrid.cell.pydoc import pydoc_sha256, pydoc_texts
 
 PIECES = 1024
 RECIPE = 1
-"""Raise it whenever the tiny checkpoint changes."""
+"""To be raised whenever the tiny checkpoint changes."""
 
 
 def tiny_gemma(layers: int) -> Path:
-    """The checkpoint's folder, made at the first call."""
+    """Folder of the checkpoint; made at the first call."""
     made_from = {"layers": layers, "pieces": PIECES, "text": pydoc_sha256(), "recipe": RECIPE}
     return entry(f"tiny-{layers}", made_from, partial(_make, layers))
 

@@ -1,4 +1,4 @@
-"""What is asked of a cell that is a run of a user's own function?"""
+"""Describes a cell that is one run of a function in the user's script."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nangrid.records.start_from import find_start
 
 @dataclass(frozen=True)
 class ScriptConfig:
-    """One run of a function that builds a Trainer from levels, or trains in a loop of its own.
+    """One run of a function that builds a Trainer from levels, or trains in its own loop.
 
-    It is asked for by the function's name.
+    The function is identified by module and name, because another process must find it.
     """
 
     module: str
@@ -24,7 +24,7 @@ class ScriptConfig:
     file: str
     levels: dict[str, Any]
     repeat: int
-    """0: with the function's own seeds, untouched. n: with n added to them."""
+    """Added to every seed that the function sets; 0 leaves them unchanged."""
     horizon: int
     out: str
     threads: int = 1
@@ -34,15 +34,15 @@ class ScriptConfig:
 
     @property
     def script(self) -> str:
-        """As records show it."""
+        """The function as records name it: `train.py:make_trainer`."""
         return f"{Path(self.file).name}:{self.function}"
 
     def factors(self) -> dict[str, Any]:
-        """As records show them; `seed` is the repeat."""
-        gone_on = {} if self.start_from is None else find_start(self.start_from).factors()
-        return {"seed": self.repeat, **self.levels, "script": self.script, **gone_on}
+        """Factors as records show them; `seed` is the repeat."""
+        resumed = {} if self.start_from is None else find_start(self.start_from).factors()
+        return {"seed": self.repeat, **self.levels, "script": self.script, **resumed}
 
     def cell_id(self) -> str:
-        """Over the levels and the file's content. What the file reads or imports is not looked at."""
+        """Hash of the levels and of the file's content. What the file imports or reads does not count."""
         content = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
         return hash_science(self.factors() | {"script.sha256": content})

@@ -1,4 +1,4 @@
-"""What happens in a cell whose steps a script's own loop takes, with a Watch?"""
+"""Runs a cell whose steps are taken by the training loop of a user's script, under its Watch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nangrid.watch.state.tensors import dtype_name
 from nangrid.watch.watch import WatchObserver
 
 
-class SeenEnoughError(BaseException):
-    """The loop has taken the steps that were asked for. No Exception: a script that catches those goes on otherwise."""
+class HorizonReachedError(BaseException):
+    """Ends a loop at the horizon. Not an Exception, because scripts catch those and continue."""
 
 
-class OwnLoop(WatchObserver):
-    """Hosts the one Watch of a loop; see nangrid.watch.watch.WatchObserver."""
+class ScriptLoop(WatchObserver):
+    """Observes the only Watch of a script's loop, gives it the cell's directory, and ends the loop at the horizon."""
 
     def __init__(self, config: ScriptConfig, out_dir: Path, on_step: Callable[[StepReading], None]) -> None:
         super().__init__(out_dir)
@@ -34,14 +34,14 @@ class OwnLoop(WatchObserver):
         self.headroom: Headroom
 
     def on_watch_created(self, watch: Watch) -> None:
-        """Read the model as it is before the first step."""
+        """Read the ledger and run the preflight before the first step."""
         script = self.config.script
         if self.watch is not None:
-            raise InputError(f"{script} made two nangrid.Watch: let one take all steps of the run.")
+            raise InputError(f"{script} made two nangrid.Watch: let one of them take all steps of the run.")
         if self.config.start_from is not None:
             raise InputError(
-                f"start_from goes on with the Trainer's data, and {script} trains in a loop of its own, whose place in "
-                "its data is not known: leave start_from out, or let the function return a Trainer."
+                f"start_from needs a Trainer, because the position of a plain loop in its data is unknown: leave "
+                f"start_from out, or let {script} return a Trainer."
             )
         self.watch = watch
         model = watch.inspector.step.model
@@ -53,21 +53,21 @@ class OwnLoop(WatchObserver):
     def begin(self, step: int) -> None:
         """End the loop at the horizon."""
         if step >= self.config.horizon:
-            raise SeenEnoughError
+            raise HorizonReachedError
         self.headroom.begin(step)
 
     def backward_done(self, step: int) -> None:
-        """Note the magnitudes if the step was due."""
+        """Take the headroom sample of this step if one is due."""
         self.headroom.end(step)
 
     def complete(self, readings: Sequence[StepReading]) -> None:
-        """Pass them on."""
+        """Pass the finished steps on."""
         for reading in readings:
             self.on_step(reading)
 
 
 def read_ledger(model: nn.Module, autocast: torch.dtype | None, device: str, findings: Sequence[Finding]) -> Ledger:
-    """Of a script's model before its first step, which tells the rest."""
+    """Ledger of a script's model before its first step; the first forward pass completes it."""
     ledger = read_model(model, autocast)
     ledger.arithmetic = read_arithmetic(device, None)
     ledger.preflight = [str(finding) for finding in findings]
@@ -76,7 +76,7 @@ def read_ledger(model: nn.Module, autocast: torch.dtype | None, device: str, fin
 
 
 def _observe_autocast(model: nn.Module, device: str, ledger: Ledger) -> None:
-    """Autocast is the loop's own: what the first call of the model runs under is noted."""
+    """Record the autocast dtype that the loop has set when it first calls the model."""
 
     def note(module: nn.Module, args: Any) -> None:
         if torch.is_autocast_enabled(device):

@@ -1,7 +1,8 @@
-"""What happens when a user's own run is a cell? Its trainer is built as ever, watched, and stopped at the horizon.
+"""Runs a user's own training function as a cell, and stops it at the horizon.
 
-A loop of the user's own is let run as it is, and its Watch told where it is. Nothing of the arithmetic is touched:
-seeds and threads are set before the function is called, and the run's own schedule keeps its length.
+A function that returns a Trainer has it trained under the watch. A function that trains in its own loop is simply
+called; a ScriptLoop observes its Watch. The arithmetic does not change: seeds and threads are set before the function
+is called, and the schedule keeps its length.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from nangrid.cell.environment import read_environment
 from nangrid.cell.outcome import history_row, keep_headroom, outcome
 from nangrid.cell.script.config import ScriptConfig
-from nangrid.cell.script.loop import OwnLoop, SeenEnoughError, read_ledger
+from nangrid.cell.script.loop import HorizonReachedError, ScriptLoop, read_ledger
 from nangrid.integrations import HeadroomCallback, TrainerWatch, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import InputError
@@ -37,9 +39,9 @@ from nangrid.watch.preflight import settings_of
 from nangrid.watch.watch import observing_watches
 
 SEED = 42
-"""Before the function is called, which may set its own: transformers' default."""
+"""Seed before the function is called, which may set its own; transformers' default."""
 SAMPLES = 1000
-"""Of the dataset, for the preflight."""
+"""Samples of the dataset that the preflight reads."""
 
 
 def run_cell(
@@ -51,67 +53,84 @@ def run_cell(
     overrides: list[str],
     on_step: Callable[[int, float], None] | None = None,
 ) -> CellRecord:
-    """Train to the horizon, to the loss clock after the onset, or to where the script itself ends."""
-    began = time.perf_counter()
+    """Train to the horizon, to the loss clock after the onset, or to the end of the script.
 
+    Writes the same files as nangrid.cell.run.run_cell. InputError for a function that neither returns a Trainer nor
+    makes a Watch.
+    """
+    began = time.perf_counter()
     steps = itertools.count()
 
-    def tell(reading: StepReading) -> None:
+    def report(reading: StepReading) -> None:
         if on_step:
             on_step(next(steps), reading.loss)
 
-    loop = OwnLoop(config, directory, tell)
-    made = _call(config, loop)
-    if isinstance(made, Trainer):
-        _settle(made, config, directory)
-        ledger, headroom = _read(made), Headroom(made.model)
-        watch: TrainerWatch | Watch = _train(made, config, directory, headroom, tell)
-    elif loop.watch is not None:
-        watch, ledger, headroom = loop.watch, loop.ledger, loop.headroom
-    else:
-        raise InputError(
-            f"{config.script} returned a {type(made).__name__} and no nangrid.Watch was made: "
-            "let it return the transformers.Trainer, not trained, or train in a loop with a Watch."
-        )
-    for reading in watch.inspector.finish():
-        tell(reading)
-    readings = watch.inspector.clocks.readings
+    run = _run(config, directory, report)
+    for reading in run.watch.inspector.finish():
+        report(reading)
+    readings = run.watch.inspector.clocks.readings
     if not readings:
-        raise InputError(f"{config.script} took no step: give it data for one.")
-    keep_headroom(directory, headroom, watch.background.texts)
-    read_optimizer(watch.inspector.step.optimizer, ledger)
+        raise InputError(f"{config.script} took no step: give it data for at least one.")
+    keep_headroom(directory, run.headroom, run.watch.background.texts)
+    read_optimizer(run.watch.inspector.step.optimizer, run.ledger)
+    environment = read_environment(run.ledger.arithmetic["device"], "")
+    outcome_fields = outcome(run.watch, began, config.horizon, run.ledger, environment)
     names: dict[str, Any] = {"cell_id": cell_id, "grid_id": grid_id, "overrides": overrides}
-    environment = read_environment(ledger.arithmetic["device"], "")
-    record = CellRecord(**names, factors=config.factors(), **outcome(watch, began, config.horizon, ledger, environment))
+    record = CellRecord(**names, factors=config.factors(), **outcome_fields)
     write_history(directory, [history_row(reading, 0) for reading in readings])
     write_record(directory, record)
     return record
 
 
-def _call(config: ScriptConfig, loop: OwnLoop) -> Any:
-    """What the function returns. If it trains in a loop of its own, it has done so."""
-    # what a script reports to is its own run's affair, not that of the many that are made of it
+@dataclass(frozen=True)
+class _FinishedRun:
+    """A run that has ended, whether a Trainer or the script's own loop took its steps."""
+
+    watch: TrainerWatch | Watch
+    ledger: Ledger
+    headroom: Headroom
+
+
+def _run(config: ScriptConfig, directory: Path, report: Callable[[StepReading], None]) -> _FinishedRun:
+    loop = ScriptLoop(config, directory, report)
+    result = _call(config, loop)
+    if isinstance(result, Trainer):
+        _configure(result, config, directory)
+        ledger, headroom = _read_trainer(result), Headroom(result.model)
+        return _FinishedRun(_train(result, config, directory, headroom, report), ledger, headroom)
+    if loop.watch is not None:
+        return _FinishedRun(loop.watch, loop.ledger, loop.headroom)
+    raise InputError(
+        f"{config.script} returned a {type(result).__name__} and made no nangrid.Watch: "
+        "let it return an untrained transformers.Trainer, or train in a loop with a Watch."
+    )
+
+
+def _call(config: ScriptConfig, loop: ScriptLoop) -> Any:
+    """Result of the function; one that trains in its own loop has trained when it returns."""
+    # the script's own tracker would show every cell of the search as one of the user's runs
     os.environ["WANDB_MODE"] = "disabled"
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_seed(SEED + config.repeat)
     function = _function(config)
-    with observing_watches(loop), _seeds_moved(config.repeat), suppress(NonFiniteError, SeenEnoughError):
+    with observing_watches(loop), _shifted_seeds(config.repeat), suppress(NonFiniteError, HorizonReachedError):
         return function(dict(config.levels))
 
 
 @contextmanager
-def _seeds_moved(by: int) -> Iterator[None]:
-    """Seeds that are set inside are that much larger: repeats of a script that sets its own are no copies."""
+def _shifted_seeds(by: int) -> Iterator[None]:
+    """Add `by` to every seed that is set inside the block."""
+    # a script that sets its own seed would otherwise repeat the very same run for each seed of the search
     with ExitStack() as stack:
         for owner, name in ((torch, "manual_seed"), (random, "seed"), (np.random, "seed")):
             original = getattr(owner, name)
-            setattr(owner, name, _moved(original, by))
+            setattr(owner, name, _shifted(original, by))
             stack.callback(setattr, owner, name, original)
         yield
 
 
-def _moved(original: Callable[..., Any], by: int) -> Callable[..., Any]:
+def _shifted(original: Callable[..., Any], by: int) -> Callable[..., Any]:
     def seed(value: Any = None, *rest: Any) -> Any:
         return original(value + by if isinstance(value, int) else value, *rest)
 
@@ -119,12 +138,12 @@ def _moved(original: Callable[..., Any], by: int) -> Callable[..., Any]:
 
 
 def _train(
-    trainer: Trainer, config: ScriptConfig, directory: Path, headroom: Headroom, tell: Callable[[StepReading], None]
+    trainer: Trainer, config: ScriptConfig, directory: Path, headroom: Headroom, report: Callable[[StepReading], None]
 ) -> TrainerWatch:
     trainer.add_callback(HeadroomCallback(headroom))
     start = None if config.start_from is None else find_start(config.start_from)
     trainer.add_callback(_Horizon(config.horizon + (start.step if start else 0)))
-    watch = watch_trainer(trainer, directory, on_step=tell)
+    watch = watch_trainer(trainer, directory, on_step=report)
     if start is None:
         trainer.train()
     else:
@@ -133,18 +152,19 @@ def _train(
 
 
 class _Horizon(TrainerCallback):
-    """Stops the run there, whatever length its schedule has."""
+    """Stops the run at the horizon, however long its schedule is."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The number of the next step has been set."""
+        """Called when the number of the next step has been set."""
         if state.global_step >= self.step:
             control.should_training_stop = True
 
 
-def _settle(trainer: Trainer, config: ScriptConfig, directory: Path) -> None:
+def _configure(trainer: Trainer, config: ScriptConfig, directory: Path) -> None:
+    """Write nothing outside of the cell's directory, save no checkpoints, shift the seeds."""
     arguments = trainer.args
     arguments.output_dir = str(directory / "trainer")
     arguments.save_strategy = type(arguments.save_strategy)("no")
@@ -165,8 +185,8 @@ def _function(config: ScriptConfig) -> Callable[[dict[str, Any]], Any]:
     return function
 
 
-def _read(trainer: Trainer) -> Ledger:
-    """The ledger, preflight included."""
+def _read_trainer(trainer: Trainer) -> Ledger:
+    """The ledger, preflight findings included."""
     model, arguments = trainer.model, trainer.args
     autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
     samples = _samples(trainer.train_dataset)
@@ -175,7 +195,7 @@ def _read(trainer: Trainer) -> Ledger:
 
 
 def _samples(dataset: Any) -> list[Mapping[str, Any]]:
-    """The first ones, if they are tokenised; what a collator or a stream makes of others is not looked at."""
+    """The first samples if they are tokenised; streams, and data that only a collator tokenises, are skipped."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         return []
     first = [dataset[i] for i in range(min(len(dataset), SAMPLES))]
