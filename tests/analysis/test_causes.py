@@ -153,7 +153,7 @@ def test_a_change_that_was_tried_and_cures_nothing_is_named(make_grid: Callable[
     futile = {f.event: {format_levels((g.change,)) for g in f.futile} for f in grid.event_verdicts(reference)}
     assert {"init=mean", "optim=paged_adamw_8bit", "optim=adamw_torch"} <= futile[OVERFLOW]
     assert "init=mean" not in futile[ROWS], "it cures one of the two"
-    assert any("does not help: init=mean,zero (0 of 4 combinations train: " in line for line in verdict(grid))
+    assert any("does not help: init=mean,zero (0 of 4 tries: " in line for line in verdict(grid))
 
 
 def test_the_reference_does_not_hang_on_a_loss_that_is_lower_by_a_hair(make_record: MakeRecord) -> None:
@@ -272,3 +272,16 @@ def test_a_cure_seen_for_too_few_steps_says_so(make_record: MakeRecord) -> None:
     grid = cells(make_record, {"dtype": "bf16"}, {"dtype": "fp16", "onset": 5})
     (line,) = (line for line in verdict(grid) if "  cure:" in line)
     assert "finite to step 16, too short to be sure: 4x the onset needed" in line
+
+
+def test_a_cure_counts_the_failing_combinations_that_tried_it(make_record: MakeRecord) -> None:
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "init": "mean", "optim": "sgd"},
+        {"dtype": "fp16", "init": "mean", "optim": "sgd", "onset": 0},
+        {"dtype": "fp16", "init": "zero", "optim": "sgd", "onset": 0},
+        {"dtype": "fp16", "init": "zero", "optim": "adamw", "onset": 0},
+        {"dtype": "bf16", "init": "zero", "optim": "sgd", "losses": [9.0] * 16},
+    )
+    lines = [line for line in verdict(grid) if line.startswith("  cure: dtype=bf16 (")]
+    assert len(lines) == 1 and lines[0].startswith("  cure: dtype=bf16 (1 of 2 tries: ")

@@ -38,7 +38,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     reference = reference or best
     lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}): {why}")
     for finding in grid.event_verdicts(reference):
-        lines += _event_lines(finding, cells)
+        lines += _event_lines(grid, finding, cells)
     return lines
 
 
@@ -47,9 +47,9 @@ def every_cure(grid: Grid, reference: Combination | None = None) -> list[str]:
     reference = reference or grid.reference
     lines: list[str] = []
     for finding in grid.event_verdicts(reference) if reference else ():
-        groups = _grouped_cures(finding)
+        groups = _grouped_cures(grid, finding)
         if len(groups) > len(_shown_cures(groups)):
-            lines += ["", str(finding.event), *(group.line(len(finding.failing)) for group in groups)]
+            lines += ["", str(finding.event), *(group.line for group in groups)]
     return lines
 
 
@@ -75,13 +75,13 @@ def _preamble(grid: Grid, cells: int) -> list[str]:
     return lines
 
 
-def _event_lines(finding: EventVerdict, cells: int) -> list[str]:
+def _event_lines(grid: Grid, finding: EventVerdict, cells: int) -> list[str]:
     count = sum(event == finding.event for c in finding.failing for event in c.events)
     lines = ["", f"{finding.event}: {count} of {cells} cells"]
     lines += [line for cause in finding.causes for line in _cause_lines(cause, finding.event)]
     if len(finding.causes) > 1:
         lines.append(f"  necessary (in every cause): {format_levels(finding.necessary)}")
-    return [*lines, *_cure_lines(finding), *_futile_lines(finding.futile)]
+    return [*lines, *_cure_lines(_grouped_cures(grid, finding)), *_futile_lines(finding.futile)]
 
 
 def _cause_lines(cause: Cause, event: Event) -> list[str]:
@@ -103,22 +103,30 @@ class _CureGroup:
 
     changes: Levels
     cures: tuple[Cure, ...]
+    tried: int
+    """Number of failing combinations for which the grid has a run with these changes."""
 
-    def line(self, failing: int) -> str:
+    @property
+    def line(self) -> str:
         until = min(cure.until for cure in self.cures)
         short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
         ids = _few([record.cell_id for cure in self.cures for record in cure.proof.records])
-        proof = f"({ids}, finite to step {until}{short})"
-        helped = f"{len(self.cures)} of {failing} failing combination{'s' * (failing > 1)}"
-        return f"  cure: {format_levels(self.changes)}, for {helped} {proof}"
+        tries = f"{len(self.cures)} of {_tries(self.tried)}"
+        return f"  cure: {format_levels(self.changes)} ({tries}: {ids}; finite to step {until}{short})"
 
 
-def _grouped_cures(finding: EventVerdict) -> list[_CureGroup]:
+def _grouped_cures(grid: Grid, finding: EventVerdict) -> list[_CureGroup]:
     """Cures by their changes, the most helpful first; of equally helpful ones the smaller."""
     by_changes: dict[Levels, list[Cure]] = {}
     for cure in (cure for cures in finding.cures.values() for cure in cures):
         by_changes.setdefault(cure.changes, []).append(cure)
-    groups = [_CureGroup(changes, tuple(cures)) for changes, cures in by_changes.items()]
+
+    def tried(changes: Levels) -> int:
+        changed = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
+        results = (grid.with_levels(levels, changes) for levels in changed)
+        return sum(result is not None and result.usable for result in results)
+
+    groups = [_CureGroup(changes, tuple(cures), tried(changes)) for changes, cures in by_changes.items()]
     return sorted(groups, key=lambda group: (-len(group.cures), len(group.changes)))
 
 
@@ -129,12 +137,11 @@ def _shown_cures(groups: Sequence[_CureGroup]) -> list[_CureGroup]:
     return minimal[:_CURES_SHOWN]
 
 
-def _cure_lines(finding: EventVerdict) -> list[str]:
-    groups = _grouped_cures(finding)
+def _cure_lines(groups: Sequence[_CureGroup]) -> list[str]:
     if not groups:
         return ["  no cure among the combinations of this grid"]
     shown = _shown_cures(groups)
-    lines = [group.line(len(finding.failing)) for group in shown]
+    lines = [group.line for group in shown]
     if more := len(groups) - len(shown):
         lines.append(f"  and {more} larger or less helpful {'cure' if more == 1 else 'cures'}: see report.html")
     return lines
@@ -150,10 +157,13 @@ def _futile_lines(futile: Sequence[FutileChange]) -> list[str]:
         levels = ",".join(change.change[1] for change in changes)
         proofs = [proof for change in changes for proof in change.proofs]
         ids = _few([r.cell_id for proof in proofs for r in proof.records if not r.trained and r.error is None])
-        lines.append(
-            f"  does not help: {factor}={levels} (0 of {len(proofs)} combination{'s' * (len(proofs) > 1)} train: {ids})"
-        )
+        lines.append(f"  does not help: {factor}={levels} (0 of {_tries(len(proofs))}: {ids})")
     return lines
+
+
+def _tries(count: int) -> str:
+    """Failing combinations for which the grid also ran the change."""
+    return "1 try" if count == 1 else f"{count} tries"
 
 
 def _few(cells: Sequence[str]) -> str:
