@@ -1,4 +1,4 @@
-"""`src.check`: a cell is built and looked over, and nothing is trained or written."""
+"""`check` builds a cell and inspects it, and neither trains nor writes anything."""
 
 from pathlib import Path
 

@@ -1,17 +1,23 @@
-"""What a person types wrong, and what is said then."""
+"""Bad input, and the sentence that answers it."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import nangrid.commands
-from nangrid.cell.config import CONF_DIR
-from nangrid.commands.help import groups
+from nangrid.cell.config import CONF_DIR, Config
+from nangrid.commands.help import WIDTH
 from nangrid.commands.run import main
 
+HYPOTHESES = "hypotheses is not a group of a run: python -m src.report GRID_DIR --hypotheses DIRECTORY tests them."
 BAD = {
+    "hypotheses=S1": HYPOTHESES,
+    "+hypotheses=S1": HYPOTHESES,
     "dtype=bf61": "dtype=bf61 is not a level: choose one of amp_bf16, amp_fp16, bf16, fp16, fp32, "
     "silent_fp16 (did you mean dtype=bf16?).",
     "horzon=3": "horzon is not a key: did you mean horizon?",
@@ -27,20 +33,21 @@ BAD = {
     "[q_proj,v_proj].",
     "optim.lr=nan": "optim.lr=nan is out of range: give a number of at least 0.",
     "threads=0": "threads=0 is out of range: give a number of at least 1.",
-    "dtype=null": "A group takes the name of a level and null is none: type group=level, see --help for the levels.",
+    "dtype=null": "A group takes the name of a level, and null is not one: type group=level, see --help for "
+    "the levels.",
     "dtype.storage=fp8": "dtype.storage=fp8 is not a level: choose one of bf16, fp16, fp32.",
-    "horizon=[1": "horizon=[1 cannot be read: type key=value, with quotes around a value of odd characters.",
-    "horizon": "horizon cannot be read: type key=value, with quotes around a value of odd characters.",
-    "seed=0,1": "seed=0,1 asks for several cells: add -m, as in python -m src.run -m seed=0,1.",
+    "horizon=[1": "horizon=[1 cannot be read: type key=value, with quotes around a value that has special characters.",
+    "horizon": "horizon cannot be read: type key=value, with quotes around a value that has special characters.",
+    "seed=0,1": "seed=0,1 gives several cells: add -m, as in python -m src.run -m seed=0,1.",
     "+experiment=smok": "+experiment=smok is not a level: choose one of covering, default, full, one_factor, peft1715, "
     "smoke (did you mean +experiment=smoke?).",
     "experiment=smoke": "experiment is not a group of every cell: type +experiment=... with a plus.",
     "+horizon=3": "+horizon=... adds a key that exists already: type horizon=... without the plus.",
     "~optim.betas": "~optim.betas deletes a key that does not exist: leave it out.",
     "model=hub": "model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model.",
-    "model.id=${nothing}": "${nothing} refers to a key that does not exist: see --cfg job for those there are.",
+    "model.id=${nothing}": "${nothing} refers to a key that does not exist: see --cfg job for all keys.",
     "hydra.launcher.n_job=2": "hydra.launcher.n_job is not a key: did you mean hydra.launcher.n_jobs?",
-    "--dry-run": "--dry-run is not an option: see --help; config keys take no dashes (key=value).",
+    "--dry-run": "--dry-run is not an option: see --help. Config keys take no dashes (key=value).",
 }
 
 
@@ -55,7 +62,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_created(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
@@ -64,7 +71,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch: pytest.Monkey
         main([])
 
 
-def test_help_is_quick_since_nothing_heavy_is_imported() -> None:
+def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys; from nangrid.commands.run import main; main(['--help']); "
         "print(sorted({'torch', 'transformers', 'pandas', 'datasets', 'wandb'} & sys.modules.keys()))"
@@ -77,9 +84,25 @@ def test_help_is_quick_since_nothing_heavy_is_imported() -> None:
 def test_help_names_every_top_level_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for key in ("seed", "horizon", "out", "resume", "dry_run", "threads"):
-        assert f"\n  {key}=" in shown
-    assert all(level.parent.name in groups() for level in CONF_DIR.glob("[!h]*/*.yaml"))
+    keys = set(re.findall(r"^  (\w+)=", shown, re.M))
+    assert keys == {key for key, kind in get_type_hints(Config).items() if not dataclasses.is_dataclass(kind)}
+    for key, value in re.findall(r"^  (\w+)=(\d+|unfinished) ", shown, re.M):
+        assert str(getattr(Config, key)) == value
+
+
+def test_help_names_every_level_of_a_run_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.split("plus):\n")[1].split("\n\n")[0]
+    shown: dict[str, set[str]] = {}
+    for group, levels in re.findall(r"^  (\w+) +((?:.*,\n +)*.*)$", listed, re.M):
+        shown[group] = set(levels.replace(",", " ").split())
+    folders = {path for path in CONF_DIR.iterdir() if path.is_dir()} - {CONF_DIR / "hydra", CONF_DIR / "hypotheses"}
+    assert shown == {folder.name: {level.stem for level in folder.glob("*.yaml")} for folder in folders}
+
+
+def test_help_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= WIDTH == 80
 
 
 def test_an_unknown_command_is_one_sentence(
@@ -98,7 +121,7 @@ def test_the_entry_point_hands_the_arguments_over(
     assert "horizon takes a whole number" in capsys.readouterr().err
 
 
-def test_a_broken_line_of_jsonl_is_told_with_its_number_before_anything_is_created(
+def test_a_malformed_jsonl_line_is_named_before_anything_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "data.jsonl"

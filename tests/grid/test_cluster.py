@@ -7,7 +7,7 @@ import pytest
 from fake_cell import starts_file
 
 from nangrid.commands.run import main
-from nangrid.grid.cluster import slurm_ending
+from nangrid.grid.cluster import slurm_exit_reason
 from nangrid.records.cell import read_record
 from nangrid.records.grid import GridDirectory
 
@@ -17,8 +17,8 @@ LOCAL = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
 @pytest.fixture(autouse=True)
 def jobs_find_the_fake_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr("nangrid.grid.cluster.ASK_S", 1.0)
-    monkeypatch.setattr("nangrid.grid.cluster.SEEN_S", 1.0)
+    monkeypatch.setattr("nangrid.grid.cluster.POLL_S", 1.0)
+    monkeypatch.setattr("nangrid.grid.cluster.VISIBLE_S", 1.0)
 
 
 def run(out: Path, *arguments: str) -> int:
@@ -47,7 +47,7 @@ def test_jobs_leave_the_records_that_processes_leave(tmp_path: Path, capsys: pyt
     assert [len(starts_file(cell).read_text().split()) for cell in grid.cells()] == [1] * 5
 
 
-def test_what_a_job_refuses_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_refuses_its_cell_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "seed=6") == 2
     assert "vocab.size=9999" in capsys.readouterr().err
 
@@ -101,6 +101,6 @@ def test_launchers_that_mix_cells_are_refused(tmp_path: Path, capsys: pytest.Cap
         ("GONE", "", None, "GONE"),
     ],
 )
-def test_what_slurm_says_of_a_job(state: str, exit_code: str, status: str | None, says: str) -> None:
-    ending = slurm_ending(state, exit_code)
-    assert ending.status == status and says in ending.message
+def test_slurm_states_map_to_exit_reasons(state: str, exit_code: str, status: str | None, says: str) -> None:
+    reason = slurm_exit_reason(state, exit_code)
+    assert reason.status == status and says in reason.message

@@ -42,7 +42,7 @@ def test_crashed_cells_are_named_with_their_log(tmp_path: Path, capsys: pytest.C
     assert "said by python" in Path(path).read_text()
 
 
-def test_what_a_cell_refuses_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_that_cannot_be_built_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "seed=6") == 2
     assert capsys.readouterr().err == "vocab.size=9999 is more than the data yields: take vocab.size=10.\n"
     assert cells(tmp_path) == []
@@ -55,7 +55,7 @@ def test_a_single_run_is_a_cell_of_the_same_grid(tmp_path: Path, capsys: pytest.
     assert len(cells(tmp_path)) == 2
 
 
-def test_doubles_run_once_and_the_longest_horizon_counts(tmp_path: Path) -> None:
+def test_duplicates_run_once_to_the_longest_horizon(tmp_path: Path) -> None:
     assert run(tmp_path, "-m", "horizon=4,8", "threads=1,2") == 0
     (path,) = cells(tmp_path)
     record = read_record(path.parent)
@@ -68,13 +68,13 @@ def test_dry_run_lists_the_cells_and_creates_nothing(tmp_path: Path, capsys: pyt
     assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
     *cells, total = capsys.readouterr().out.splitlines()
     assert [line.split()[1:] for line in cells] == [["to", "run", "seed=0"], ["to", "run", "seed=1"]]
-    assert total.startswith("2 cells, 2 to run: at most about") and "1 side by side" in total
+    assert total.startswith("2 cells, 2 to run: at most about") and "1 in parallel" in total
     assert not out.exists()
     run(out, "seed=1")
     capsys.readouterr()
     assert run(out, "-m", "seed=0,1", "dry_run=true") == 0
     shown = capsys.readouterr().out
-    assert "nonfinite  seed=1" in shown and "2 cells, 1 to run" in shown and "by 1 finished cells of tiny" in shown
+    assert "nonfinite  seed=1" in shown and "2 cells, 1 to run" in shown and "from 1 finished run of tiny" in shown
 
 
 def test_an_override_may_refer_to_another_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,9 +84,7 @@ def test_an_override_may_refer_to_another_key(tmp_path: Path, capsys: pytest.Cap
     assert len(ids) == 3 and len(set(ids)) == 3
 
 
-def test_levels_of_an_experiment_give_way_to_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_overrides_an_experiments_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "-m", "+experiment=smoke", "init=mvn,normal", "dry_run=true") == 0
     listed = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[:-1]]
     assert listed == [f"dtype={dtype} init={init}" for dtype in ("bf16", "fp16") for init in ("mvn", "normal")]
@@ -95,7 +93,7 @@ def test_levels_of_an_experiment_give_way_to_the_command_line(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["-m", "seed=0,1", "out=a,b"], "asks for several grids at once"),
+        (["-m", "seed=0,1", "out=a,b"], "means several grids at once"),
         (["-m", "dtype=bf16,bf61"], "did you mean dtype=bf16?"),
         (["-m", "dtype=bf16,amp_fp16"], "silently trains without AMP"),
         (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is out of range"),
@@ -135,12 +133,12 @@ def test_a_signal_stops_the_cells_and_leaves_them_unfinished(
 
     threading.Thread(target=stop).start()
     assert run(tmp_path, "seed=5") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
     (cell,) = (tmp_path / "cells").iterdir()
     assert read_record(cell) is None and not is_held(cell)
 
 
-def test_a_full_disk_is_said_in_one_sentence(
+def test_a_full_disk_is_reported_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, content: bytes) -> None:
@@ -150,5 +148,5 @@ def test_a_full_disk_is_said_in_one_sentence(
     monkeypatch.setattr("nangrid.analysis.onsets.write_bytes", full)
     assert run(tmp_path, "-m", "seed=0,1") == 1
     error = capsys.readouterr().err
-    assert "onsets.parquet cannot be written (No space left on device): make room" in error
+    assert "onsets.parquet cannot be written (No space left on device). Free some space" in error
     assert len(error.splitlines()) == 1

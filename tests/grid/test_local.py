@@ -24,7 +24,7 @@ from fake_cell import (
     starts_file,
 )
 
-from nangrid.grid import ending
+from nangrid.grid import exit_reason
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.lock import acquire, is_held, release
@@ -75,7 +75,7 @@ def test_a_cell_stopped_from_outside_says_nothing_of_the_cell_and_runs_again(mak
 
 def test_killed_for_want_of_memory_is_recorded(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = itertools.count(1)
-    monkeypatch.setattr(ending, "oom_kills", lambda: next(counts))  # as if the kernel had killed in between
+    monkeypatch.setattr(exit_reason, "oom_kills", lambda: next(counts))  # as if the kernel had killed in between
     plan = make_plan(KILLED)
     error = run([plan]).records[plan.cell_id].error
     assert error and error.type == "OutOfMemory" and "about to die" in error.log_tail

@@ -1,1 +1,1 @@
-"""How does Hydra hand a grid over? It takes launchers from the `hydra_plugins` namespace only."""
+"""Hydra's side of a grid: Hydra finds launchers and sweepers only in the `hydra_plugins` namespace."""

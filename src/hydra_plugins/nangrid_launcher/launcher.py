@@ -1,47 +1,41 @@
-"""How do the jobs of a Hydra multirun become the cells of a grid?"""
+"""Hands the jobs of a Hydra multirun to nangrid.grid, which runs them as cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from nangrid.grid.plan import plain_config, task_overrides
+from hydra_plugins.nangrid_launcher.composer import JobComposer
 
 if TYPE_CHECKING:
     from nangrid.grid.launch import Executor
 
 
 class GridLauncher(Launcher):
-    """Composes every job and hands plain configs to nangrid.grid, which has a executor run the cells."""
+    """Composes every job and hands plain configs to nangrid.grid, whose executor runs the cells."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composing needs; a cell's process runs nangrid's own function, not Hydra's task."""
-        self.loader = hydra_context.config_loader
-        self.config = config
+        """Keep what composing needs. The task function is ignored: a cell's process runs nangrid's own."""
+        self.compose = JobComposer(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; their records are the result, nothing is returned to Hydra."""
+        """Run the jobs. Their records are the result; Hydra gets an empty list."""
         from nangrid.grid.launch import launch
 
-        launch(self._compose(job_overrides), self.executor)
+        launch(map(self.compose, job_overrides), self.executor)
         return []
-
-    def _compose(self, jobs: Sequence[Sequence[str]]) -> Iterator[tuple[dict[str, Any], list[str]]]:
-        for overrides in jobs:
-            config = self.loader.load_sweep_config(self.config, list(overrides))
-            yield plain_config(config), task_overrides(config.hydra)
 
 
 class IsolatedLauncher(GridLauncher):
-    """`hydra/launcher=isolated`: on this machine."""
+    """`hydra/launcher=isolated`: runs the cells on this machine, each in its own process."""
 
     def __init__(self, n_jobs: int = 1, timeout_s: float | None = None) -> None:
         from nangrid.grid.local import LocalExecutor

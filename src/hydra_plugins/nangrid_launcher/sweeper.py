@@ -1,4 +1,4 @@
-"""Which cells does a command line with comma-separated levels ask for?"""
+"""Expands comma-separated levels and blocks of levels into the jobs of a grid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nangrid.records.errors import InputError
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the levels given, like Hydra's own sweeper.
+    """Runs every combination of the given levels, like Hydra's own sweeper.
 
-    `params` are the levels an experiment file asks for, and `blocks` designs that are no single product: each a
-    line of levels, the grid being the union of their products. Where several name a key, blocks win over params,
-    and the command line over both. Unlike its parent it writes no multirun.yaml, and leaves composing (and so
-    checking) the cells to the launcher, which does it once, for all of them, before it starts the first.
+    `params` are the levels that an experiment file sweeps. `blocks` are for designs that are no single product: each
+    is a line of levels, and the grid is the union of their products. If several set a key, blocks override params,
+    and the command line overrides both. Unlike its parent it writes no multirun.yaml, and it leaves composing to the
+    launcher, which composes and checks all cells before it starts the first.
     """
 
     def __init__(self, params: dict[str, Any] | None = None, blocks: Sequence[str] = ()) -> None:
@@ -29,7 +29,7 @@ class GridSweeper(BasicSweeper):
         self.blocks = blocks or [""]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """InputError for a launcher that cannot keep cells apart."""
+        """InputError for a launcher that runs several cells in one process."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if not isinstance(self.launcher, GridLauncher):
             self.launcher = _on_a_cluster(self.launcher, config)
@@ -48,11 +48,11 @@ class GridSweeper(BasicSweeper):
 
 
 def _on_a_cluster(launcher: Any, config: DictConfig) -> GridLauncher:
-    """hydra-submitit-launcher's parameters, with nangrid's way of running and recording cells."""
+    """A launcher with hydra-submitit-launcher's parameters that runs and records cells as nangrid does."""
     if not hasattr(launcher, "_EXECUTOR"):
         name = OmegaConf.select(config, "hydra.runtime.choices.hydra/launcher")
         raise InputError(
-            f"hydra/launcher={name} runs cells in one process, where they change each other: "
+            f"hydra/launcher={name} runs cells in one process, where they affect each other: "
             "take hydra/launcher=isolated (the default) or submitit_slurm."
         )
     from nangrid.grid.cluster import Cluster

@@ -41,7 +41,7 @@ def _check(overrides: Sequence[str]) -> None:
     disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with tempfile.TemporaryDirectory() as scratch:  # transformers' Trainer makes its directory at once
+        with tempfile.TemporaryDirectory() as scratch:  # transformers' Trainer creates its output_dir at once
             cell = build_cell(config, Path(scratch))
         began = time.perf_counter()
         findings = check_cell(cell, config, trial=True)
@@ -49,6 +49,6 @@ def _check(overrides: Sequence[str]) -> None:
         print(f"warning: not as requested: {line}")
     for finding in findings:
         print(finding)
-    numbers = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "note")}
-    counted = ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in numbers.items())
-    print(f"{counted}; nothing was trained ({time.perf_counter() - began:.1f} s)", file=sys.stderr)
+    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "note")}
+    summary = ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in counts.items())
+    print(f"{summary}; nothing was trained ({time.perf_counter() - began:.1f} s)", file=sys.stderr)

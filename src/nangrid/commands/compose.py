@@ -1,10 +1,10 @@
-"""What does Hydra make of some overrides, for commands that are not Hydra applications themselves?"""
+"""Composes a config from overrides, for the commands that are not Hydra applications."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -29,16 +29,21 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def with_run_levels(overrides: Sequence[str]) -> list[str]:
-    """The overrides, behind those of the run that `start_from` goes on with where there is one."""
-    wanted = inherited(overrides)
-    if not wanted:
+    """The overrides, after those levels of the run that `start_from` resumes which differ from the defaults."""
+    run = inherited(overrides)
+    if not run:
         return list(overrides)
-    levels = [to_override(key, value) for key, value in wanted.items() if key in SCIENTIFIC]
-    plain, chosen = flattened(composed([])), flattened(composed(levels))
-    needed = [key for key in wanted if (plain if key in SCIENTIFIC else chosen)[key] != wanted[key]]
-    return [*(to_override(key, wanted[key]) for key in needed), *overrides]
+    groups = {key: level for key, level in run.items() if key in SCIENTIFIC}
+    defaults = flattened(composed([]))
+    with_groups = flattened(composed(_as_overrides(groups)))  # the fields' values once the run's levels are chosen
+    differing = {key: value for key, value in run.items() if value != (defaults if key in groups else with_groups)[key]}
+    return [*_as_overrides(differing), *overrides]
+
+
+def _as_overrides(levels: Mapping[str, Any]) -> list[str]:
+    return [to_override(key, value) for key, value in levels.items()]
 
 
 def key_of(override: str) -> str:
-    """`dtype` of `dtype=bf16` and `+dtype=bf16`."""
+    """The key that an override sets: `dtype` for `dtype=bf16` and `+dtype=bf16`."""
     return override.partition("=")[0].lstrip("+~")

@@ -1,21 +1,21 @@
-"""What is the exit code of a command, and what does a person read when it is not 0?"""
+"""Maps what a command raises to its exit code and to the sentence that the user reads."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from nangrid.commands.refusal import explain
-from nangrid.grid.ending import of_error
+from nangrid.commands.refusal import refusal_message
+from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.launch import CellsFailedError
 
 INTERRUPTED = 130
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """0 it ran (NaN is a result), 1 a cell crashed or is unfinished, 2 bad input, 130 Ctrl-C.
+    """Run `command`: 0 if it ran (NaN is a result), 1 if a cell crashed or is unfinished, 2 bad input, 130 Ctrl-C.
 
-    A mistake of the program's own is raised.
+    Bugs are raised, with their traceback.
     """
     try:
         command()
@@ -23,13 +23,13 @@ def exit_code(command: Callable[[], None]) -> int:
         print(failure, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on where this one stopped.", file=sys.stderr)
+        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and (ending := of_error(error)).status is None:
-            print(f"{ending.message}: make room, and the same command goes on where this one stopped.", file=sys.stderr)
+        if isinstance(error, OSError) and (reason := ExitReason.from_exception(error)).status is None:
+            print(f"{reason.message}. Free some space, then run the same command again to resume.", file=sys.stderr)
             return 1
-        sentence = explain(error)
+        sentence = refusal_message(error)
         if sentence is None:
             raise
         print(sentence, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What was wrong with the command line, in one sentence, and what should be typed instead?"""
+"""Turns Hydra's errors into one sentence: what is wrong with the command line, and what to type instead."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from omegaconf import ValidationError
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nangrid.cell.config import Config
+from nangrid.commands.parser import as_typed
 from nangrid.records.errors import InputError
 
 OTHER_KEYS = ("experiment", "hydra.launcher.n_jobs", "hydra.launcher.timeout_s")
 
 TAKES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
+HYPOTHESES = "hypotheses is not a group of a run: python -m src.report GRID_DIR --hypotheses DIRECTORY tests them."
 REWORDED = {
+    r"Could not override 'hypotheses'\.|Key 'hypotheses' not in 'Config'": HYPOTHESES,
     r"Could not override '(\S+)'\. No match in the defaults list": (
         "{0} is not a group of every cell: type +{0}=... with a plus."
     ),
@@ -26,21 +29,21 @@ REWORDED = {
         "+{0}=... adds a key that exists already: type {0}=... without the plus."
     ),
     r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'": (
-        "{0} asks for several cells: add -m, as in python -m src.run -m {0}."
+        "{0} gives several cells: add -m, as in python -m src.run -m {0}."
     ),
     r"Could not delete from config\. '(\S+)' does not exist": ("~{0} deletes a key that does not exist: leave it out."),
     r"Interpolation key '(\S+)' not found": (
-        "${{{0}}} refers to a key that does not exist: see --cfg job for those there are."
+        "${{{0}}} refers to a key that does not exist: see --cfg job for all keys."
     ),
     r"Config group override must be a string or a list": (
-        "A group takes the name of a level and null is none: type group=level, see --help for the levels."
+        "A group takes the name of a level, and null is not one: type group=level, see --help for the levels."
     ),
 }
-"""Hydra's wording -> ours, with what the parentheses caught."""
+"""Pattern in Hydra's wording -> our sentence, with what the parentheses matched. The first match counts."""
 
 
-def explain(error: BaseException) -> str | None:
-    """The sentence for a mistake of the user's; None for a mistake of the program's."""
+def refusal_message(error: BaseException) -> str | None:
+    """One sentence about a mistake in the input; None for a bug, which keeps its traceback."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
@@ -53,7 +56,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def config_keys() -> list[str]:
-    """Every key of the command line but Hydra's own, groups included."""
+    """Every key of the command line except Hydra's own, groups included."""
     keys = []
     for key, kind in get_type_hints(Config).items():
         keys.append(key)
@@ -68,14 +71,16 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_level(error.missing_cfg_file, list(error.options or []))
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: type key=value, with quotes around a value of odd characters."
+        return (
+            f"{error.override} cannot be read: type key=value, with quotes around a value that has special characters."
+        )
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
         return _unknown_key(str(error.full_key))
     if isinstance(error, ValidationError) and error.full_key:
         return _wrong_type(str(error.full_key), str(error))
     for pattern, sentence in REWORDED.items():
-        if found := re.search(pattern, str(error)):
-            return sentence.format(*found.groups())
+        if match := re.search(pattern, str(error)):
+            return as_typed(sentence.format(*match.groups()))
     return None
 
 
@@ -91,13 +96,13 @@ def _unknown_level(missing: str, levels: list[str]) -> str:
 
 def _unknown_key(key: str) -> str:
     guess = difflib.get_close_matches(key, [*config_keys(), *OTHER_KEYS], 1)
-    instead = f"did you mean {guess[0]}?" if guess else "see --help and --cfg job for those there are."
+    instead = f"did you mean {guess[0]}?" if guess else "see --help and --cfg job for all keys."
     return f"{key} is not a key: {instead}"
 
 
 def _wrong_type(key: str, message: str) -> str:
-    found = re.match(r"Value '(.*)' (?:of type|is not)", message)
-    what = f"{key}={found[1]} does not fit" if found else f"The value of {key} does not fit"
+    match = re.match(r"Value '(.*)' (?:of type|is not)", message)
+    what = f"{key}={match[1]} does not fit" if match else f"The value of {key} does not fit"
     return f"{what}: {key} takes {_takes(key)}."
 
 
@@ -109,7 +114,7 @@ def _takes(key: str) -> str:
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
-    """Hydra also raises plain ValueErrors, for instance for `--run --multirun`."""
+    """Whether Hydra raised it: it uses plain ValueErrors too, for instance for `--run --multirun`."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -120,6 +125,6 @@ def _raised_by_hydra(error: BaseException) -> bool:
 def _generic(error: BaseException) -> str:
     """Hydra's own words in one line, without OmegaConf's table of keys and types."""
     lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not re.match(r"(full_key|reference_type|object_type)[:=]", line)]
+    words = [line for line in lines if line and not re.match(r"(full_key|reference_type|object_type)[:=]", line)]
     where = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
-    return where + " ".join(kept)
+    return where + " ".join(words)

@@ -1,4 +1,4 @@
-"""`run`: train one cell, or with -m a grid of cells."""
+"""Trains one cell, or with -m a grid of cells."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from nangrid.records.errors import InputError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 the experiment ran (NaN is a result), 1 a cell crashed or is unfinished, 2 bad input.
 
-    Ctrl-C gives 130, and so do SIGTERM and SIGHUP, which stop the cells as cleanly.
+    130 after Ctrl-C, SIGTERM or SIGHUP, which stop the cells cleanly.
     """
     with _stopping_on(signal.SIGTERM, signal.SIGHUP):
         return exit_code(lambda: _compose_and_launch(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def _compose_and_launch(arguments: list[str]) -> None:
-    """Let Hydra read the command line. Multiruns go to the launcher plugin; a single one is run from here."""
-    # argparse refuses overrides on both sides of an option: `model=tiny -m seed=0,1` would be an error.
+    """Let Hydra read the command line. Its launcher plugin runs a multirun; a single cell is launched here."""
+    # -m goes first: argparse refuses overrides on both sides of an option, as in `model=tiny -m seed=0,1`.
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     options, unknown = get_args_parser().parse_known_args(arguments)
     if unknown:
-        raise InputError(f"{unknown[0]} is not an option: see --help; config keys take no dashes (key=value).")
+        raise InputError(f"{unknown[0]} is not an option: see --help. Config keys take no dashes (key=value).")
     if options.help:
         print(usage())
         return
@@ -66,12 +66,13 @@ def _compose_and_launch(arguments: list[str]) -> None:
 
 @contextmanager
 def _stopping_on(*signals: signal.Signals) -> Iterator[None]:
-    """Let the signals stop the launcher as Ctrl-C does. A handler is the main thread's alone to set."""
+    """Make the signals stop the launcher as Ctrl-C does. Only the main thread may set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heeded = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's are not
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
+    # nohup has SIGHUP ignored, and it must stay so.
+    active = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in active}
     try:
         yield
     finally:
@@ -81,7 +82,7 @@ def _stopping_on(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _command_line(arguments: list[str]) -> Iterator[None]:
-    """hydra.main reads sys.argv, and prints an error and exits unless told to raise it."""
+    """Give hydra.main its arguments in sys.argv, and have it raise errors rather than print them and exit."""
     before = sys.argv
     sys.argv = [before[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -21,7 +21,7 @@ from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
 
 EVERY_S = 1.0
 QUIET_S = 15.0
-"""How long no cell may run before the grid counts as ended: cells take turns, and the first one takes its time."""
+"""Seconds without a running cell after which the grid counts as ended: there are gaps between cells."""
 STYLES = {
     "finite": FINITE,
     "nonfinite": NONFINITE,
@@ -53,17 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _follow(path: str) -> None:
     status = read_status(path)
-    heard = time.monotonic()
+    last_running = time.monotonic()
     with Live(shown(status), auto_refresh=False) as live:
-        while status.running or time.monotonic() - heard < QUIET_S:
+        while status.running or time.monotonic() - last_running < QUIET_S:
             time.sleep(EVERY_S)
             status = read_status(path)
-            heard = time.monotonic() if status.running else heard
+            last_running = time.monotonic() if status.running else last_running
             live.update(shown(status), refresh=True)
 
 
 def shown(status: GridStatus) -> RenderableType:
-    """The cells that are not done one by one, and a line that counts all."""
+    """A table of the cells that are not done, and one line that counts all cells."""
     return Group(_cells([cell for cell in status.cells if cell.state not in ("finite", "nonfinite")]), _count(status))
 
 
@@ -71,15 +71,16 @@ def _cells(cells: Sequence[CellStatus]) -> RenderableType:
     if not cells:
         return Text()
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for heading in ("cell", "state", "step", "loss", "last heard of"):
-        table.add_column(heading, justify="right" if heading in ("step", "loss") else "left", overflow="fold")
+    table.add_column("cell", overflow="fold")
+    for heading in ("state", "step", "loss", "updated"):  # only the titles wrap, at the spaces between overrides
+        table.add_column(heading, justify="right" if heading in ("step", "loss") else "left", no_wrap=True)
     for cell in sorted(cells, key=lambda cell: (cell.state != RUNNING, cell.state)):
         progress = cell.progress if cell.state in (RUNNING, UNFINISHED) else None
         loss = "" if progress is None or progress.loss is None else f"{progress.loss:.4g}"
-        heard = f"{format_duration(time.time() - progress.updated)} ago" if progress else ""
+        updated = f"{format_duration(time.time() - progress.updated)} ago" if progress else ""
         error = f" {cell.record.error.type}" if cell.record and cell.record.error else ""
         state = Text(cell.state + error, STYLES.get(cell.state, ""))
-        table.add_row(Text(cell.title), state, f"{cell.steps_done}/{cell.horizon}", loss, heard)
+        table.add_row(Text(cell.title), state, f"{cell.steps_done}/{cell.horizon}", loss, updated)
     return table
 
 
@@ -90,9 +91,9 @@ def _count(status: GridStatus) -> Text:
     line = f"{status.grid.path}: {len(status.cells)} cells: {counted or 'none'}"
     left = status.seconds_left()
     if left is not None:
-        line += f"; about {format_duration(left)} left if all reach their horizon"
+        line += f"; about {format_duration(left)} left if all cells reach their horizon"
     elif status.running:
-        line += "; time left unknown until a cell is done"
+        line += "; no estimate until one run has finished"
     elif status.pending:
-        line += "; nobody runs it: the command that began it goes on"
+        line += "; not running: run the original command to resume"
     return Text(line)

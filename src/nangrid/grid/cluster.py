@@ -1,8 +1,8 @@
-"""How are the cells run on a cluster? One job a cell, by submitit; the directory, on a disk that all see, is all
-that launcher and jobs share.
+"""Runs the cells of a grid on a cluster, one submitit job per cell.
 
-What ended a job is asked of `squeue`, which still shows a job for some minutes after its end. `sacct`, which
-submitit asks, needs an accounting database that many clusters, and all on one machine, lack.
+Launcher and jobs share nothing but the grid's directory, which must be on a disk that all of them see. Job states are
+read from `squeue`, which lists a job for some minutes after its end. `sacct`, which submitit uses, needs an accounting
+database that many clusters, and every single-machine Slurm, lack.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from typing import Any
 from nangrid.grid import worker
 from nangrid.grid.collect import Collector, GridOutcome
 from nangrid.grid.display import GridDisplay
-from nangrid.grid.ending import OUT_OF_MEMORY, ExitReason, of_process
+from nangrid.grid.exit_reason import OUT_OF_MEMORY, ExitReason
 from nangrid.grid.lock import is_held
 from nangrid.grid.plan import CellPlan
-from nangrid.grid.worker import ENVIRONMENT, run_requested
+from nangrid.grid.worker import ENVIRONMENT, Reply, ReplyKind, run_requested
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, read_cell_record
 
 TICK_S = 1.0
-ASK_S = 5.0
-"""How often the batch system is asked."""
-SEEN_S = 15.0
-"""How long a file written on another machine may take to be seen here."""
+POLL_S = 5.0
+"""Seconds between two queries of the batch system."""
+VISIBLE_S = 15.0
+"""Seconds that a file written on another machine may take to become visible here."""
 
-ENDINGS = {
-    "OUT_OF_MEMORY": ExitReason("error", OUT_OF_MEMORY, "the job took more memory than it had asked for"),
+EXIT_REASONS = {
+    "OUT_OF_MEMORY": ExitReason("error", OUT_OF_MEMORY, "the job used more memory than it had requested"),
     "TIMEOUT": ExitReason("timeout", "TimeoutError", "the job reached its time limit"),
     "DEADLINE": ExitReason("timeout", "TimeoutError", "the job reached its deadline"),
 }
-"""Slurm's state -> what it says of the cell; the others say that the job was ended from outside."""
-UNKNOWN = ExitReason(None, "Stopped", "the job ended, and the batch system does not say how")
-GOING_ON = {"PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING"}
+"""By Slurm's job state; any other state means that the job was ended from outside."""
+UNKNOWN = ExitReason.stopped("the job ended, and the batch system does not say how")
+ACTIVE = {"PENDING", "CONFIGURING", "REQUEUED", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING"}
 KILLED = 128
-"""A shell's exit code for a process that died of signal n is 128 + n."""
+"""A shell's exit code for a process that died of signal n is KILLED + n."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cells as jobs of a batch system; `executor` and `params` are hydra-submitit-launcher's."""
+    """Runs each cell as a job of a batch system; `executor` and `params` are hydra-submitit-launcher's."""
 
     executor: str
     params: dict[str, Any]
@@ -55,7 +55,7 @@ class Cluster:
 
     @property
     def max_parallel(self) -> int:
-        """Cells side by side, if the cluster has room."""
+        """Cells that run in parallel if the cluster has room."""
         return int(self.params.get("array_parallelism") or 1)
 
     def warm_up(self) -> None:
@@ -63,7 +63,7 @@ class Cluster:
         if self.executor == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
             raise InputError(
                 "hydra/launcher=submitit_slurm needs Slurm's srun and sbatch, and this machine has none: "
-                "launch from a login node, or leave it out to run the cells here."
+                "launch from a login node, or omit it to run the cells here."
             )
 
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
@@ -78,7 +78,7 @@ class Cluster:
         return queue.collector.outcome
 
     def submit(self, plans: Sequence[CellPlan], grid: GridDirectory) -> list[Job]:
-        """One array of jobs."""
+        """Submit the cells as one job array."""
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
@@ -93,16 +93,16 @@ class Cluster:
         try:
             handles = executor.map_array(run_requested, cells, [worker.CELL_MODULE] * len(cells))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            said = " ".join(str(error).split())
+            words = " ".join(str(error).split())
             raise InputError(
-                f"Slurm took none of the jobs: {said[-300:]}; see hydra.launcher.* in --cfg hydra."
+                f"Slurm accepted none of the jobs: {words[-300:]}; see hydra.launcher.* in --cfg hydra."
             ) from error
         return [Job(plan, handle) for plan, handle in zip(plans, handles, strict=True)]
 
 
 @dataclass
 class Job:
-    """A cell that has been submitted."""
+    """A submitted cell."""
 
     plan: CellPlan
     handle: Any
@@ -111,17 +111,17 @@ class Job:
 
     @property
     def returned(self) -> bool:
-        """Whether the job has said its last word."""
+        """Whether the job has written its reply."""
         return bool(self.handle.paths.result_pickle.exists())
 
-    def reply(self) -> worker.Reply:
-        """That word; ("", "") if it has not come."""
+    def reply(self) -> Reply:
+        """The job's reply; DONE if it ended without one."""
         if not self.returned:
-            return "", ""
+            return Reply()
         try:
-            reply: worker.Reply = self.handle.results()[0]
+            reply: Reply = self.handle.results()[0]
         except Exception as error:  # whatever went wrong in the job before the cell began
-            return worker.STOPPED, str(error).strip().splitlines()[-1]
+            return Reply(ReplyKind.STOPPED, str(error).strip().splitlines()[-1])
         return reply
 
 
@@ -130,9 +130,9 @@ class _Queue:
         self.collector = collector
         self.cluster = cluster
         self.jobs: list[Job] = []
-        self.endings: dict[str, ExitReason] = {}
-        """Of the jobs that the batch system knows to have ended, by job id."""
-        self._asked = 0.0
+        self.exit_reasons: dict[str, ExitReason] = {}
+        """Why jobs ended, by job id, for those that the batch system knows to have ended."""
+        self._polled = 0.0
 
     def run(self, plans: Sequence[CellPlan]) -> None:
         waiting = self.collector.still_to_run(plans)
@@ -141,8 +141,8 @@ class _Queue:
                 self.jobs += self.cluster.submit(waiting, self.collector.grid)
             time.sleep(TICK_S)
             self._show()
-            self._ask()
-            self._settle_ended()
+            self._poll()
+            self._collect_ended()
             waiting = self.collector.collect_elsewhere()
 
     def _show(self) -> None:
@@ -151,58 +151,58 @@ class _Queue:
                 self.collector.display.begin(job.plan)
                 self.collector.display.refresh(job.plan)
 
-    def _ask(self) -> None:
-        if self.jobs and time.monotonic() - self._asked > ASK_S:
-            self._asked = time.monotonic()
-            ask = ask_slurm if self.cluster.executor == "slurm" else ask_submitit
-            self.endings |= ask([job.handle for job in self.jobs])
+    def _poll(self) -> None:
+        if self.jobs and time.monotonic() - self._polled > POLL_S:
+            self._polled = time.monotonic()
+            query = query_slurm if self.cluster.executor == "slurm" else query_submitit
+            self.exit_reasons |= query([job.handle for job in self.jobs])
 
-    def _settle_ended(self) -> None:
+    def _collect_ended(self) -> None:
         for job in list(self.jobs):
-            ending = self.endings.get(job.handle.job_id)
-            if not job.returned and not self._has_been_gone(job, ending):
+            reason = self.exit_reasons.get(job.handle.job_id)
+            if not job.returned and not self._is_gone(job, reason):
                 continue
             self.jobs.remove(job)
             seconds = time.monotonic() - job.submitted
-            self.collector.collect(job.plan, job.reply(), ending or UNKNOWN, seconds)
+            self.collector.collect(job.plan, job.reply(), reason or UNKNOWN, seconds)
 
-    def _has_been_gone(self, job: Job, ending: ExitReason | None) -> bool:
-        """Whether the job ended so long ago that its last words would have come."""
-        if ending is None:
+    def _is_gone(self, job: Job, reason: ExitReason | None) -> bool:
+        """Whether the job ended so long ago that its reply, had it written one, would be visible here."""
+        if reason is None:
             return False
         job.ended = job.ended or time.monotonic()
-        return time.monotonic() - job.ended > SEEN_S or read_cell_record(job.plan.directory()) is not None
+        return time.monotonic() - job.ended > VISIBLE_S or read_cell_record(job.plan.directory()) is not None
 
 
-def ask_submitit(handles: Sequence[Any]) -> dict[str, ExitReason]:
-    """How jobs without a batch system (submitit_local) ended."""
+def query_submitit(handles: Sequence[Any]) -> dict[str, ExitReason]:
+    """Which jobs have ended, by job id, where there is no batch system (submitit_local)."""
     return {handle.job_id: UNKNOWN for handle in handles if handle.done(force_check=True)}
 
 
-def ask_slurm(handles: Sequence[Any]) -> dict[str, ExitReason]:
-    """How those of the jobs ended that Slurm does not call running or waiting, by job id."""
+def query_slurm(handles: Sequence[Any]) -> dict[str, ExitReason]:
+    """Why jobs ended, by job id, for those that Slurm no longer calls running or waiting."""
     ids = sorted({handle.job_id.split("_")[0] for handle in handles})
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}"]
-    said = subprocess.run([*command, "--Format=JobArrayID:|,State:|,exit_code:|"], capture_output=True, text=True)
-    if said.returncode and "Invalid job id" not in said.stderr:
-        return {}  # the controller does not answer: ask again
-    rows = [line.strip().rstrip("|").split("|") for line in said.stdout.splitlines() if line.strip()]
+    squeue = subprocess.run([*command, "--Format=JobArrayID:|,State:|,exit_code:|"], capture_output=True, text=True)
+    if squeue.returncode and "Invalid job id" not in squeue.stderr:
+        return {}  # the controller does not answer: try again at the next poll
+    rows = [line.strip().rstrip("|").split("|") for line in squeue.stdout.splitlines() if line.strip()]
     states = {job_id.strip(): (state.strip(), code.strip()) for job_id, state, code in rows}
-    endings = {}
+    reasons = {}
     for handle in handles:
         state, code = states.get(handle.job_id, ("GONE", ""))
-        if state not in GOING_ON:
-            endings[handle.job_id] = slurm_ending(state, code)
-    return endings
+        if state not in ACTIVE:
+            reasons[handle.job_id] = slurm_exit_reason(state, code)
+    return reasons
 
 
-def slurm_ending(state: str, exit_code: str) -> ExitReason:
-    """Slurm's state and exit code (a wait status, or `status:signal`) as what they say of the cell."""
+def slurm_exit_reason(state: str, exit_code: str) -> ExitReason:
+    """From Slurm's job state and exit code, which is a wait status or `status:signal`, by its version."""
     if state != "FAILED":
-        return ENDINGS.get(state, ExitReason(None, "Stopped", f"Slurm calls its job {state}"))
+        return EXIT_REASONS.get(state, ExitReason.stopped(f"Slurm reports its job as {state}"))
     if ":" in exit_code:
-        status, sent = map(int, exit_code.split(":"))
-        code = -sent or status
+        status, number = map(int, exit_code.split(":"))
+        code = -number or status
     else:
         code = os.waitstatus_to_exitcode(int(exit_code))
-    return of_process(KILLED - code if code > KILLED else code, oom_kills=0)
+    return ExitReason.from_exit_code(KILLED - code if code > KILLED else code, oom_kills=0)

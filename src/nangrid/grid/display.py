@@ -1,4 +1,4 @@
-"""What does a person see while a grid runs? A line a finished cell, and on a terminal a bar a running one."""
+"""Shows a running grid: one line per finished cell, and in a terminal one progress bar per running cell."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from nangrid.grid.ending import LOG
+from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
 
 
 class GridDisplay:
-    """Shows the cells of one grid; the bars only where standard output is a terminal."""
+    """Shows the cells of one grid; bars only if standard output is a terminal."""
 
     def __init__(self, total: int, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -44,12 +44,12 @@ class GridDisplay:
         self._progress.stop()
 
     def begin(self, plan: CellPlan) -> None:
-        """A cell has been started, here or by another launcher."""
+        """Show a cell that has been started, here or by another launcher."""
         if plan.cell_id not in self._bars:
             self._bars[plan.cell_id] = self._progress.add_task(plan.title, total=plan.config.horizon, state="setup")
 
     def refresh(self, plan: CellPlan) -> None:
-        """Look up how far a running cell is."""
+        """Update the bar of a running cell."""
         if self._progress.disable:
             return
         progress = read_progress(plan.directory())
@@ -58,7 +58,7 @@ class GridDisplay:
             self._progress.update(self._bars[plan.cell_id], completed=progress.steps_done, state=state)
 
     def finish(self, plan: CellPlan, outcome: str) -> None:
-        """A cell has ended."""
+        """Print how a cell ended, and remove its bar."""
         self._finished += 1
         if bar := self._bars.pop(plan.cell_id, None):
             self._progress.remove_task(bar)
@@ -70,8 +70,8 @@ class GridDisplay:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def outcome(plan: CellPlan, record: CellRecord) -> str:
-    """What became of a cell, in a few words."""
+def describe(plan: CellPlan, record: CellRecord) -> str:
+    """How a cell ended, in a few words."""
     if record.onset:
         loss = record.clocks["loss"]
         later = f", loss at step {loss}" if loss is not None and record.onset.clock != "loss" else ""

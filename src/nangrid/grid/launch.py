@@ -1,4 +1,4 @@
-"""What happens between a command line that composes and the table at its end?"""
+"""Plans the composed cells, runs them, and prints the outcome: from the command line to the final table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from nangrid.grid.collect import GridOutcome
-from nangrid.grid.ending import LOG
 from nangrid.grid.estimate import format_duration, pace
+from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
 from nangrid.records.cell import RESULT, CellRecord
 from nangrid.records.errors import InputError
@@ -16,31 +16,31 @@ from nangrid.records.grid import GridDirectory, read_or_report
 
 
 class CellsFailedError(Exception):
-    """Some cells crashed or are unfinished; the message names each, its log or the reason."""
+    """Some cells crashed or are unfinished; the message names each, with its log or the reason."""
 
 
 class Executor(Protocol):
-    """Whoever runs the cells: this machine or a cluster."""
+    """What runs the cells: this machine or a cluster."""
 
     @property
     def max_parallel(self) -> int:
-        """Cells side by side."""
+        """Cells that run in parallel."""
 
     def check(self) -> None:
-        """InputError if it cannot run cells as asked."""
+        """Raise InputError if it cannot run cells as requested."""
 
     def warm_up(self) -> None:
-        """Cells are to be run; InputError if they cannot be from here."""
+        """Prepare to run cells, which are certain to come; InputError if none can run from here."""
 
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
-        """Run the cells that are not done and return when all have ended."""
+        """Run the cells that are not done; return when all have ended."""
 
 
 def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Executor, *, single: bool = False) -> None:
-    """Check every cell (a composed config and the overrides that led to it), run them, say what came out.
+    """Check every cell (a composed config and the overrides that led to it), run them, and print the outcome.
 
-    Nothing is created before all are checked. InputError if one cannot be run as asked, CellsFailedError if one
-    crashed or is unfinished, both after the others have ended. `single` ends with a cell's summary, not a table.
+    Nothing is created before all are checked. InputError if a cell cannot be run as requested, CellsFailedError if
+    one crashed or is unfinished, both after the others have ended. `single` prints the cell's summary, not a table.
     """
     executor.check()
     plans = one_grid(_plan(composed, executor))
@@ -67,14 +67,14 @@ def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execut
         if not plan.config.dry_run and not (plan.directory() / RESULT).exists():
             executor.warm_up()
     if not plans:
-        raise InputError("The sweep asks for no cell: give every swept key at least one value.")
+        raise InputError("The sweep has no cells: give every swept key at least one value.")
     return plans
 
 
 def _list(plans: list[CellPlan], executor: Executor) -> None:
     records, to_run = [], []
     for plan in plans:
-        record = _trusted(plan)
+        record = _record(plan)
         done = record is not None and is_done(plan, record)
         records += [record] if record else []
         to_run += [] if done else [plan]
@@ -82,7 +82,8 @@ def _list(plans: list[CellPlan], executor: Executor) -> None:
     print(f"{len(plans)} cells, {len(to_run)} to run{_estimate(to_run, records, executor)}")
 
 
-def _trusted(plan: CellPlan) -> CellRecord | None:
+def _record(plan: CellPlan) -> CellRecord | None:
+    """The cell's record; None if it has none, or a damaged one, which is reported."""
     return read_or_report(
         plan.directory(), lambda error: print(f"{plan.title} would run again: {error}", file=sys.stderr)
     )
@@ -92,10 +93,10 @@ def _estimate(to_run: list[CellPlan], records: list[CellRecord], executor: Execu
     paces = [(pace(plan.cell_config.model.name, records), plan.config.horizon) for plan in to_run]
     known = [(expected, horizon) for expected, horizon in paces if expected]
     if not to_run or len(known) < len(to_run):
-        return "" if not to_run else ": how long is not known before a cell of that model is done"
+        return "" if not to_run else "; no estimate until one run of this model has finished"
     max_parallel = min(executor.max_parallel, len(to_run))
     total = sum(expected.cell_seconds(horizon) for expected, horizon in known) / max_parallel
-    return f": at most about {format_duration(total)}, {max_parallel} side by side ({known[0][0].source})"
+    return f": at most about {format_duration(total)}, {max_parallel} in parallel ({known[0][0].source})"
 
 
 def _raise_failures(plans: list[CellPlan], outcome: GridOutcome) -> None:
@@ -108,7 +109,7 @@ def _raise_failures(plans: list[CellPlan], outcome: GridOutcome) -> None:
         lines.append(f"{len(failed)} of {len(plans)} cells crashed (resume=errored runs them again):")
         lines += [f"  {plan.title}: {plan.directory() / LOG}" for plan in failed]
     if stopped:
-        lines.append(f"{len(stopped)} of {len(plans)} cells are unfinished (the same command runs them again):")
+        lines.append(f"{len(stopped)} of {len(plans)} cells are unfinished (run the same command again to resume):")
         lines += [f"  {plan.title}: {outcome.stopped[plan.cell_id]}" for plan in stopped]
     if lines:
         raise CellsFailedError("\n".join(lines))

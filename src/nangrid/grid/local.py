@@ -1,4 +1,4 @@
-"""In what order are the cells run on this machine?"""
+"""Runs the cells of a grid on this machine, a fixed number of them in parallel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 from nangrid.grid.collect import Collector, GridOutcome
 from nangrid.grid.display import GridDisplay
-from nangrid.grid.ending import ExitReason
+from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.process import CellProcess, start, stop, warm_up
+from nangrid.grid.worker import Reply
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 
@@ -23,7 +24,7 @@ TICK_S = 0.2
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """The cells on this machine, each in a process of its own, `n_jobs` side by side."""
+    """Runs each cell in its own process on this machine, `n_jobs` of them in parallel."""
 
     n_jobs: Any = 1
     timeout_s: Any = None
@@ -41,18 +42,18 @@ class LocalExecutor:
 
     @property
     def max_parallel(self) -> int:
-        """Cells side by side."""
+        """Cells that run in parallel."""
         return int(self.n_jobs)
 
     def warm_up(self) -> None:
-        """Begin with the imports, while the other cells are composed."""
+        """Begin with the imports while the other cells are composed."""
         warm_up()
 
     def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
         """Run the cells that are not done and return when all have ended.
 
-        A cell that raises, dies, runs out of memory or overruns its time gets a record that says so, and the
-        others go on. A cell that is killed from outside stays unfinished, and so do the running ones on Ctrl-C.
+        A cell that raises, dies, runs out of memory or exceeds its time gets a record that says so, and the others
+        continue. A cell that is killed from outside stays unfinished, as do the running ones on Ctrl-C.
         """
         with GridDisplay(len(plans)) as display:
             schedule = _Schedule(Collector(grid, display), self.n_jobs, self.timeout_s)
@@ -76,7 +77,7 @@ class _Schedule:
         while self.waiting or self.running or self.collector.running_elsewhere:
             self._start_waiting()
             self._wait_a_tick()
-            self._settle_running()
+            self._collect_ended()
             self.waiting.extend(self.collector.collect_elsewhere())
 
     def _start_waiting(self) -> None:
@@ -93,13 +94,13 @@ class _Schedule:
         for plan in [*(cell.plan for cell in self.running), *self.collector.running_elsewhere]:
             self.collector.display.refresh(plan)
 
-    def _settle_running(self) -> None:
+    def _collect_ended(self) -> None:
         for cell in list(self.running):
             if self.timeout_s is not None and cell.seconds > self.timeout_s:
                 stop([cell])
-                ending = ExitReason("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
+                reason = ExitReason("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
                 self.running.remove(cell)
-                self.collector.collect(cell.plan, ("", ""), ending, cell.seconds)
+                self.collector.collect(cell.plan, Reply(), reason, cell.seconds)
             elif not cell.is_alive():
                 self.running.remove(cell)
-                self.collector.collect(cell.plan, cell.reply(), cell.ending(), cell.seconds)
+                self.collector.collect(cell.plan, cell.reply(), cell.exit_reason(), cell.seconds)

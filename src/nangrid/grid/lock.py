@@ -1,7 +1,10 @@
-"""Is a cell being run by someone right now?
+"""Locks a cell's directory for the one process that runs it, and tells whether some process does.
 
-The cell's own process holds an flock on <cell>/lock for its life. The kernel drops it at death, however the
-process died, so a lock is never stale; and the launcher may die before the cell without freeing it.
+The cell's own process holds an flock on <cell>/lock as long as it lives. The kernel releases it at the process's death,
+however it died, so a lock is never stale; and a launcher that dies before its cell does not release it.
+
+filelock, which locks the model cache, is not used here: it creates the file in order to ask whether it is locked, and
+`status` must be able to ask in a directory that belongs to somebody else, without writing.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ ATTEMPTS = "attempts"
 
 
 def acquire(cell: Path, timeout_s: float = 0.0) -> int | None:
-    """Lock the cell for this process: an open descriptor, to be kept; None while another process has it."""
+    """Lock the cell for this process; waits up to `timeout_s` seconds.
+
+    Returns a descriptor that holds the lock until it is closed, or None if another process holds it.
+    """
     cell.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(cell / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     deadline = time.monotonic() + timeout_s
@@ -35,12 +41,12 @@ def acquire(cell: Path, timeout_s: float = 0.0) -> int | None:
 
 
 def release(lock: int) -> None:
-    """Give the cell up."""
+    """Release the cell."""
     os.close(lock)
 
 
 def is_held(cell: Path) -> bool:
-    """Whether some process runs the cell. Writes nothing: the directory may be somebody else's."""
+    """Whether some process runs the cell. Writes nothing: the directory may be read-only."""
     try:
         descriptor = os.open(cell / LOCK, os.O_RDONLY)
     except FileNotFoundError:
@@ -55,7 +61,7 @@ def is_held(cell: Path) -> bool:
 
 
 def set_aside(cell: Path) -> None:
-    """Empty the cell's directory for the next attempt. For the holder of its lock."""
+    """Move what the last attempt left into attempts/N. Only the holder of the lock may call it."""
     left = [path for path in cell.iterdir() if path.name not in (LOCK, REQUEST, ATTEMPTS)]
     if not left:
         return
@@ -63,6 +69,6 @@ def set_aside(cell: Path) -> None:
     attempts.mkdir(exist_ok=True)
     folder = attempts / str(len(list(attempts.iterdir())))
     folder.mkdir()
-    # the record first: killed between two renames, the cell must be unfinished
+    # The record goes first: if this process is killed between two renames, the cell must count as unfinished.
     for path in sorted(left, key=lambda path: path.name != RESULT):
         path.rename(folder / path.name)

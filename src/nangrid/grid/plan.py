@@ -1,4 +1,4 @@
-"""Which cells does a sweep ask for, and which of them are still to be run?"""
+"""Turns composed configs into checked cell plans, and tells which cells are done."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ class CellPlan:
 
     config: Config | ScriptConfig
     overrides: list[str]
-    """The command line's part in it, without Hydra's own keys."""
+    """As typed on the command line, without Hydra's own keys."""
     cell_id: str
     title: str = "defaults"
-    """What a reader knows the cell by."""
+    """What a reader sees in place of the cell_id: the overrides that set it apart."""
 
     @property
     def factors(self) -> dict[str, Any]:
-        """As its record will show them."""
+        """Factors as the cell's record will show them."""
         return self.config.factors() if isinstance(self.config, ScriptConfig) else cell_factors(self.config)
 
     @property
     def cell_config(self) -> Config:
-        """The config where it is one of conf/; InputError where a user's own script builds the run."""
+        """The config of a cell composed from conf/; InputError for a run that the user's own script builds."""
         if isinstance(self.config, ScriptConfig):
-            raise InputError(f"{self.title} is a run of {self.config.script}, which alone can build it again.")
+            raise InputError(f"{self.title} is a run of {self.config.script}, and only that script can build it again.")
         return self.config
 
     def directory(self) -> Path:
-        """Where the cell is kept, existing or not."""
+        """The cell's directory, whether it exists or not."""
         return Path(self.config.out).absolute() / "cells" / self.cell_id
 
 
@@ -64,12 +64,12 @@ def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
 
 @functools.cache
 def _check_jsonl(path: str, labels: str) -> None:
-    """Refuse a broken line before anything is created; once, however many cells read the file."""
+    """Refuse a malformed line before anything is created. Cached: many cells may read the same file."""
     load_documents(DataConfig(name="jsonl", path=path, labels=labels))
 
 
 def plain_config(composed: DictConfig) -> dict[str, Any]:
-    """What Hydra composed, interpolations resolved, without Hydra's own part."""
+    """The composed config as plain values, interpolations resolved, without Hydra's own node."""
     cell = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     plain = OmegaConf.to_container(cell, resolve=True)
     assert isinstance(plain, dict)
@@ -78,28 +78,35 @@ def plain_config(composed: DictConfig) -> dict[str, Any]:
 
 def task_overrides(hydra_config: Any) -> list[str]:
     """The cell's overrides as they were typed: `out=${oc.env:HOME}/grid` keeps its text."""
-    typed = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-    assert isinstance(typed, list)
-    return typed
+    overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    return overrides
 
 
 def as_config(composed: dict[str, Any]) -> Config:
-    """A composed config as checked objects; InputError for a key that no cell reads."""
+    """The composed config as checked objects; InputError for a key that no cell reads."""
     _refuse_unknown(composed, Config)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    config = OmegaConf.to_object(OmegaConf.merge(_schema(), composed))
     assert isinstance(config, Config)
     return config
 
 
-def one_grid(plans: list[CellPlan]) -> list[CellPlan]:
-    """The plans without doubles; where two differ in the horizon alone the longer one holds the shorter.
+@functools.cache
+def _schema() -> DictConfig:
+    """Config as OmegaConf types it; made once, because that takes as long as checking a config against it."""
+    schema: DictConfig = OmegaConf.structured(Config)
+    return schema
 
-    InputError if they do not agree on what belongs to the grid as a whole.
+
+def one_grid(plans: list[CellPlan]) -> list[CellPlan]:
+    """The plans without duplicates; of two that differ only in the horizon, the longer one.
+
+    InputError if they disagree on a key that belongs to the grid as a whole.
     """
     for key in ("out", "resume", "dry_run"):
         values = sorted({str(getattr(plan.config, key)) for plan in plans})
         if len(values) > 1:
-            raise InputError(f"{key}={','.join(values)} asks for several grids at once: give {key} one value.")
+            raise InputError(f"{key}={','.join(values)} means several grids at once: give {key} one value.")
     unique: dict[str, CellPlan] = {}
     for plan in plans:
         known = unique.setdefault(plan.cell_id, plan)
@@ -109,17 +116,14 @@ def one_grid(plans: list[CellPlan]) -> list[CellPlan]:
 
 
 def _titled(plans: list[CellPlan]) -> list[CellPlan]:
-    """Called by what tells the cells apart; a single one by all its overrides."""
+    """The plans with titles: the overrides that not all cells share, or all overrides of a single cell."""
     shared = set.intersection(*(set(plan.overrides) for plan in plans)) if len(plans) > 1 else set()
     titles = [" ".join(override for override in plan.overrides if override not in shared) for plan in plans]
     return [replace(plan, title=title or plan.title) for plan, title in zip(plans, titles, strict=True)]
 
 
 def is_done(plan: CellPlan, record: CellRecord | None, resume: str | None = None) -> bool:
-    """Whether the cell's record answers the request, so that it is not run (again).
-
-    `resume` is the plan's own unless given.
-    """
+    """Whether the record answers the request, so that the cell need not run. `resume` defaults to the plan's."""
     resume = resume or plan.config.resume
     if record is None or resume == "restart":
         return False
@@ -129,7 +133,7 @@ def is_done(plan: CellPlan, record: CellRecord | None, resume: str | None = None
 
 
 def _refuse_unknown(composed: dict[str, Any], schema: type, prefix: str = "") -> None:
-    # `+optim.betas=1` composes, since + adds keys, and would then be ignored without a word.
+    # `+optim.betas=1` composes, because + adds keys, and would then be ignored silently.
     kinds = get_type_hints(schema)
     for key, value in composed.items():
         if key not in kinds:

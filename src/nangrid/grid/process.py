@@ -1,7 +1,7 @@
-"""How does a cell get a process of its own, and how does it lose it?
+"""Starts and stops the processes in which cells run, one per cell.
 
-State leaks between the jobs of one process (default dtype, seeds, patched functions), and importing torch and
-transformers costs seconds: so cells are forked from a server which has imported everything and run nothing.
+State leaks between the cells of one process (default dtype, seeds, patched functions), and importing torch and
+transformers takes seconds. So cells are forked from a server that has imported everything and run nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from multiprocessing.process import BaseProcess
 
 from nangrid.cell.device import may_have_cuda
 from nangrid.cell.script.config import ScriptConfig
-from nangrid.grid import ending, worker
+from nangrid.grid import exit_reason, worker
+from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.plan import CellPlan
+from nangrid.grid.worker import Reply
 
 PRELOAD = (
     "nangrid.cell",
@@ -35,11 +37,11 @@ PRELOAD = (
     "pandas",
     worker.CELL_MODULE,
 )
-"""What the server imports before the first fork, where it is installed."""
-
+"""Modules that the server imports before the first fork, if they are installed."""
 
 GRACE_S = 5.0
-STARTS = 5
+"""Seconds between SIGTERM and SIGKILL."""
+START_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -50,65 +52,65 @@ class CellProcess:
     process: BaseProcess
     replies: Connection
     started: float = field(default_factory=time.monotonic)
-    oom_kills: int = field(default_factory=ending.oom_kills)
-    """Of the kernel, before the start."""
+    oom_kills: int = field(default_factory=lambda: exit_reason.oom_kills())
+    """The kernel's count of out-of-memory kills before the start."""
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
-    def reply(self) -> worker.Reply:
-        """What the process said before it ended; ("", "") if nothing."""
+    def reply(self) -> Reply:
+        """What the process replied before it ended; DONE if it died without a reply."""
         try:
-            answer: worker.Reply = self.replies.recv() if self.replies.poll() else ("", "")
+            reply: Reply = self.replies.recv() if self.replies.poll() else Reply()
         except EOFError:
-            return "", ""
-        return answer
+            return Reply()
+        return reply
 
     def is_alive(self) -> bool:
-        """Whether it still runs. One whose fork server died is dead to us, and so must not live on."""
+        """Whether it still runs. One whose fork server died can no longer be waited for, so it is killed."""
         alive = self.process.is_alive()
-        if not alive and self.process.exitcode == ending.SERVER_LOST and self.process.pid:
+        if not alive and self.process.exitcode == exit_reason.SERVER_LOST and self.process.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
         return alive
 
-    def ending(self) -> ending.ExitReason:
-        """What to think of a process that left neither a reply nor a record."""
-        return ending.of_process(self.process.exitcode, ending.oom_kills() - self.oom_kills)
+    def exit_reason(self) -> ExitReason:
+        """Why the process ended, for one that left neither a reply nor a record."""
+        return ExitReason.from_exit_code(self.process.exitcode, exit_reason.oom_kills() - self.oom_kills)
 
 
 def warm_up() -> None:
-    """Let the server import what cells need, in the background."""
+    """Start the server, which imports what cells need in the background."""
     os.environ.update(worker.ENVIRONMENT)
-    # A stopped cell leaves tqdm's semaphore behind: Python's resource tracker would warn of it at the end.
+    # A stopped cell leaves tqdm's semaphore behind, and Python's resource tracker would warn of it at the end.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-    made_by = context()
-    if isinstance(made_by, ForkServerContext):
-        made_by.set_forkserver_preload(list(PRELOAD))
+    start_method = context()
+    if isinstance(start_method, ForkServerContext):
+        start_method.set_forkserver_preload(list(PRELOAD))
         forkserver.ensure_running()
 
 
 def start(plan: CellPlan, grid_id: str) -> CellProcess:
     """Start the cell's process; ConnectionError if the fork server keeps dying."""
-    for _ in range(STARTS):
+    for _ in range(START_ATTEMPTS):
         warm_up()
-        made_by = context()
-        receiver, sender = made_by.Pipe(duplex=False)
+        start_method = context()
+        receiver, sender = start_method.Pipe(duplex=False)
         module = worker.SCRIPT_MODULE if isinstance(plan.config, ScriptConfig) else worker.CELL_MODULE
-        process = made_by.Process(target=worker.main, args=(plan, grid_id, module, sender), name=plan.cell_id)
+        process = start_method.Process(target=worker.main, args=(plan, grid_id, module, sender), name=plan.cell_id)
         try:
             process.start()
-        except (EOFError, ConnectionError):  # the server was killed meanwhile: another one is started
+        except (EOFError, ConnectionError):  # the server was killed in between; warm_up starts another one
             continue
         sender.close()
         return CellProcess(plan, process, receiver)
-    raise ConnectionError(f"the fork server died {STARTS} times while cell {plan.cell_id} was being started")
+    raise ConnectionError(f"the fork server died {START_ATTEMPTS} times while cell {plan.cell_id} was being started")
 
 
 def stop(cells: list[CellProcess]) -> None:
-    """End the processes: asked first, then killed."""
+    """End the processes: SIGTERM first, SIGKILL after GRACE_S seconds."""
     for cell in cells:
         cell.process.terminate()
     deadline = time.monotonic() + GRACE_S
@@ -121,7 +123,7 @@ def stop(cells: list[CellProcess]) -> None:
 
 @functools.cache
 def context() -> ForkServerContext | SpawnContext:
-    """What makes processes here."""
+    """The start method of this machine's cells."""
     # A forked child cannot use CUDA once the server has touched it, and importing bitsandbytes touches it.
     if may_have_cuda():
         return multiprocessing.get_context("spawn")

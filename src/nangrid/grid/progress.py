@@ -1,4 +1,4 @@
-"""How far is a cell that is running? `progress.json`, replaced by the cell's process after each step."""
+"""Writes and reads `progress.json`, which a running cell replaces after each step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running cell is."""
+    """How far a running cell is."""
 
     pid: int
     step: int | None
@@ -28,11 +28,11 @@ class Progress:
     phase: str
     """`setup` until the first step is finished, then `train`."""
     began: float
-    """When the cell began: seconds since the epoch."""
+    """Start of the cell, in seconds since the epoch."""
     updated: float
-    """Seconds since the epoch."""
+    """Last update, in seconds since the epoch."""
     peak_rss_bytes: int
-    """The most memory it has held so far."""
+    """Peak resident memory so far."""
 
     @property
     def steps_done(self) -> int:
@@ -41,7 +41,7 @@ class Progress:
 
 
 def report_steps(cell: Path, horizon: int) -> Callable[[int, float], None]:
-    """Say that the cell has begun, and return what is to be called with each finished step and its loss."""
+    """Report that the cell has begun; return the function to call with each finished step and its loss."""
     began = time.time()
 
     def on_step(step: int | None, loss: float | None) -> None:
@@ -54,7 +54,7 @@ def report_steps(cell: Path, horizon: int) -> Callable[[int, float], None]:
 
 
 def read_progress(cell: Path) -> Progress | None:
-    """The cell's last word; None if it has not said anything."""
+    """The cell's last report; None if there is none or it cannot be read."""
     try:
         progress: Progress = decode(Progress, json.loads((cell / PROGRESS).read_bytes()), "it")
     except (OSError, ValueError):
@@ -63,8 +63,8 @@ def read_progress(cell: Path) -> Progress | None:
 
 
 def _write(cell: Path, progress: Progress) -> None:
-    # Not records.atomic: what a power cut takes from here was of no use anyway, and an fsync a step costs.
+    # Not records.atomic: an fsync per step is slow, and after a power cut this file is useless anyway.
     temporary = cell / f".{PROGRESS}"
-    with contextlib.suppress(OSError):  # a full disk must not end a cell for the sake of this
+    with contextlib.suppress(OSError):  # a full disk must not end a cell because of a progress report
         temporary.write_text(json.dumps(encode(progress)))
         temporary.replace(cell / PROGRESS)

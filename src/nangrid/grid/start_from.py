@@ -1,4 +1,4 @@
-"""Whose run does a cell go on with, and what must stay as it was there?"""
+"""Finds the levels of the run that `start_from` resumes, and refuses changes that a resumed run cannot take."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from nangrid.records.errors import InputError
 from nangrid.records.start_from import Start, find_start
 
 _WHY = {
-    "seed": "its random states and the order of its data are the run's own",
-    "model": "what it trained so far belongs to that model",
-    "vocab": "its rows and its samples were made with that vocabulary",
-    "targets": "what it trained so far has that shape",
-    "data": "its place in the data is a place among those samples",
+    "seed": "its random states and data order come from that seed",
+    "model": "the weights trained so far belong to that model",
+    "vocab": "its embedding rows and samples were made with that vocabulary",
+    "targets": "the weights trained so far have that shape",
+    "data": "its position in the data is a position among those samples",
 }
 
 
 def levels_of(start: Start) -> dict[str, Any] | None:
-    """The scientific config of the cell whose run it is, key by key; None if it is no cell's."""
+    """The flattened scientific config of the cell that `start` belongs to; None if it belongs to no cell."""
     if start.cell is None:
         return None
     path = start.cell / REQUEST
@@ -34,13 +34,13 @@ def levels_of(start: Start) -> dict[str, Any] | None:
 
 
 def check_origin(config: Config) -> None:
-    """InputError if the config asks for what cannot change in the middle of a run."""
+    """Raise InputError if the config changes a level that cannot change in the middle of a run."""
     before = None if config.start_from is None else levels_of(find_start(config.start_from))
     if before is None:
         return
     for key, value in flattened(asdict(config)).items():
         group = key.split(".")[0]
-        # a file's path is not what it holds: that is compared batch by batch
+        # The file may have moved; its content is compared batch by batch when the run resumes.
         if value == before.get(key) or is_how_not_which(key) or key == "data.path":
             continue
         raise InputError(
@@ -50,16 +50,16 @@ def check_origin(config: Config) -> None:
 
 
 def inherited(overrides: Sequence[str]) -> dict[str, Any]:
-    """The levels of the cell that `start_from` names, but for what the overrides put in their stead."""
+    """Levels of the cell that `start_from` names, without those that the overrides replace; {} without such a cell."""
     path = next((o.partition("=")[2] for o in overrides if o.partition("=")[0].lstrip("+") == START_FROM), "null")
     before = None if path == "null" else levels_of(find_start(path.strip("'\"")))
     if before is None:
         return {}
     given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    return {key: value for key, value in before.items() if key not in given and not _fixed(key, before, given)}
+    return {key: value for key, value in before.items() if key not in given and not _set_by_group(key, before, given)}
 
 
-def _fixed(key: str, before: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """Whether a group's level is given and it, or the one before it, is what decides this field."""
+def _set_by_group(key: str, before: Mapping[str, Any], given: Mapping[str, str]) -> bool:
+    """Whether the group of this field is overridden, and its new level or its old one sets the field."""
     group, _, field = key.partition(".")
     return group in given and any(field in level_fields(group, name) for name in (before[group], given[group]))

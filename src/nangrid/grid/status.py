@@ -1,4 +1,4 @@
-"""How far is a grid? Read from its directory alone, and without writing into it."""
+"""Reads the progress of a grid from its directory alone, without writing into it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RUNNING, WAITING, UNFINISHED, DAMAGED = "running", "waiting", "unfinished", "dam
 
 @dataclass(frozen=True)
 class CellStatus:
-    """One cell as it is now."""
+    """The present state of one cell."""
 
     cell_id: str
     title: str
     state: str
-    """A record's status, or running, waiting (never begun), unfinished (begun, not running) or damaged."""
+    """The record's status, or running, waiting (never begun), unfinished (begun, not running) or damaged."""
     horizon: int
     progress: Progress | None
     record: CellRecord | None
@@ -34,7 +34,7 @@ class CellStatus:
 
     @property
     def model(self) -> str:
-        """The level asked for."""
+        """The requested model level; empty without a request."""
         return str(self.request.config["model"]["name"]) if self.request else ""
 
     @property
@@ -45,28 +45,28 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class GridStatus:
-    """The cells of a grid as they are now, ordered by cell_id."""
+    """The present state of a grid's cells, ordered by cell_id."""
 
     grid: GridDirectory
     cells: Sequence[CellStatus]
 
     @property
     def counts(self) -> Counter[str]:
-        """Cells by state."""
+        """Number of cells per state."""
         return Counter(cell.state for cell in self.cells)
 
     @property
     def running(self) -> list[CellStatus]:
-        """Those that a process works on."""
+        """Cells that some process is running."""
         return [cell for cell in self.cells if cell.state == RUNNING]
 
     @property
     def pending(self) -> list[CellStatus]:
-        """Those that somebody has yet to run."""
+        """Cells that are still to be run."""
         return [cell for cell in self.cells if cell.state in (WAITING, UNFINISHED, DAMAGED)]
 
     def seconds_left(self) -> float | None:
-        """Until all have reached their horizons, with as many side by side as run now; None if none runs."""
+        """Seconds until all cells reach their horizons, with as many in parallel as now; None if unknown."""
         if not self.running:
             return None
         records = [cell.record for cell in self.cells if cell.record]
@@ -79,15 +79,15 @@ class GridStatus:
 def _seconds_left(cell: CellStatus, expected: Pace | None) -> float | None:
     progress = cell.progress if cell.state == RUNNING else None
     if progress and progress.steps_done:
-        own = (progress.updated - progress.began) / progress.steps_done
-        return (cell.horizon - progress.steps_done) * (expected.step if expected else own)
+        step = expected.step if expected else (progress.updated - progress.began) / progress.steps_done
+        return (cell.horizon - progress.steps_done) * step
     if expected is None:
         return None
     return max(0.0, expected.cell_seconds(cell.horizon) - (time.time() - progress.began if progress else 0.0))
 
 
 def read_status(path: str | Path) -> GridStatus:
-    """InputError if the directory is not a grid's."""
+    """The status of the grid in directory `path`; InputError if there is none."""
     grid = GridDirectory.at(path)
     return GridStatus(grid, [_cell(directory) for directory in grid.cells()])
 

@@ -1,4 +1,4 @@
-"""What happens in the process of one cell? Lock, log, run; and at worst a record of what went wrong."""
+"""Runs one cell in its own process: locks its directory, redirects its output, trains, and records a crash."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
+from enum import StrEnum
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nangrid.grid.ending import LOG, TimeLimitError, failed_record, of_error
+from nangrid.grid.exit_reason import LOG, ExitReason, TimeLimitError, failed_record
 from nangrid.grid.lock import acquire, set_aside
 from nangrid.grid.plan import CellPlan, is_done
 from nangrid.grid.progress import report_steps
@@ -27,40 +29,53 @@ from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import read_verified
 
 CELL_MODULE = "nangrid.cell.run"
-"""Where the cell's process finds run_cell."""
+"""Module of run_cell for a cell that is composed from conf/."""
 SCRIPT_MODULE = "nangrid.cell.script.run"
-"""The same for a cell that a user's own script builds."""
+"""Module of run_cell for a cell that the user's own script builds."""
 
-HELD = "held"
-REFUSED = "refused"
-STOPPED = "stopped"
-
-ASKED = "it was asked to stop (SIGTERM)"
+TERMINATED = "it was stopped by SIGTERM"
 
 ENVIRONMENT = {
-    # Pools started by an import would not survive the fork; each cell asks for its own number of threads.
+    # Thread pools started by an import would not survive the fork; each cell sets its own number of threads.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Else MKL's float32 products differ between 1 and 2 threads where a matrix has few rows.
+    # Without it MKL's float32 products differ between 1 and 2 threads where a matrix has few rows.
     "MKL_CBWR": "AUTO,STRICT",
 }
-"""Of every cell's process."""
+"""Environment of every cell's process."""
 
 OOM_SCORE = "500"
 PR_SET_PDEATHSIG = 1
 
-Reply = tuple[str, str]
-"""(HELD, "") if another process runs the cell, (REFUSED, sentence) if it cannot be run as asked, (STOPPED, why)
-if it ended early and is unfinished. ("", "") otherwise: the record is the answer."""
+
+class ReplyKind(StrEnum):
+    """How a worker's attempt at its cell ended."""
+
+    DONE = "done"
+    """The record in the cell's directory is the answer; without one, the process's exit code is."""
+    HELD = "held"
+    """Another process runs the cell."""
+    REFUSED = "refused"
+    """The cell cannot be built as requested; the message says why."""
+    STOPPED = "stopped"
+    """The cell ended early and is unfinished; the message says why."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker tells the launcher before it exits."""
+
+    kind: ReplyKind = ReplyKind.DONE
+    message: str = ""
 
 
 def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
     """Run one cell for the launcher that forked this process, and die with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; what to stop is the launcher's call
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the launcher decides what to stop
     _die_with_parent()
     threading.Thread(target=_die_with_launcher, daemon=True).start()
-    with contextlib.suppress(OSError):  # where memory runs out the kernel should take a cell, not the launcher
+    with contextlib.suppress(OSError):  # when memory runs out, the kernel should kill a cell, not the launcher
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     reply.send(run(plan, grid_id, module))
 
@@ -71,33 +86,36 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
     try:
         lock = acquire(plan.directory())
         if lock is None:
-            return HELD, ""
+            return Reply(ReplyKind.HELD)
         if _is_finished(plan):
-            return "", ""
+            return Reply()
         set_aside(plan.directory())
         redirect_output(plan.directory() / LOG)
         return _run(plan, grid_id, module, stop)
     except _Stop:
-        return STOPPED, ASKED
+        return Reply(ReplyKind.STOPPED, TERMINATED)
     except OSError as error:
-        return _stopped_by(error)
+        reason = ExitReason.from_exception(error)
+        if reason.status is not None:
+            raise
+        return Reply(ReplyKind.STOPPED, reason.message)
 
 
 class _Stop(BaseException):
-    """SIGTERM, raised where the cell happens to be."""
+    """SIGTERM, raised wherever the cell is. Not an Exception, so that no library handles it by accident."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         signal.signal(signal.SIGTERM, self._raise)
 
     def _raise(self, *_: Any) -> None:
-        self.asked = True
+        self.requested = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise self
 
 
 def _is_finished(plan: CellPlan) -> bool:
-    # another launcher may have finished it since it was planned
+    # Another launcher may have finished it since it was planned.
     try:
         return is_done(plan, read_verified(plan.directory()))
     except RecordError:
@@ -118,30 +136,23 @@ def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop) -> Reply:
             on_step=on_step,
         )
     except InputError as error:
-        return REFUSED, str(error)
+        return Reply(ReplyKind.REFUSED, str(error))
     except BaseException as error:
-        # what is raised inside a kernel's callback may arrive as another exception
-        if stop.asked:
-            return STOPPED, ASKED
+        # A _Stop raised inside a C++ callback arrives here as that library's own exception.
+        if stop.requested:
+            return Reply(ReplyKind.STOPPED, TERMINATED)
         with contextlib.suppress(OSError):
             traceback.print_exc()
             sys.stderr.flush()
-        ending = of_error(error)
-        if ending.status is None:
-            return STOPPED, ending.message
-        write_record(cell, failed_record(plan, grid_id, ending, time.perf_counter() - began))
-    return "", ""
-
-
-def _stopped_by(error: OSError) -> Reply:
-    ending = of_error(error)
-    if ending.status is not None:
-        raise error
-    return STOPPED, ending.message
+        reason = ExitReason.from_exception(error)
+        if reason.status is None:
+            return Reply(ReplyKind.STOPPED, reason.message)
+        write_record(cell, failed_record(plan, grid_id, reason, time.perf_counter() - began))
+    return Reply()
 
 
 def redirect_output(log: Path) -> None:
-    """Send what this process says, native libraries and grandchildren included, to the cell's log."""
+    """Send this process's output, native libraries and grandchildren included, to the cell's log."""
     sys.stdout.flush()
     sys.stderr.flush()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -151,19 +162,23 @@ def redirect_output(log: Path) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have Linux kill this process when the fork server dies, even where it hangs and no thread of it can run."""
+    """Have Linux kill this process when the fork server dies, even if it hangs and none of its threads can run."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # the server lives as long as anybody holds this end of a pipe; the launcher alone should
-    server = vars(forkserver._forkserver)
-    if server.get("_forkserver_alive_fd") is not None:
-        os.close(server["_forkserver_alive_fd"])
-        server["_forkserver_alive_fd"] = None
+    # The server lives as long as any process holds the write end of its "alive" pipe. Forked cells inherit it, so a
+    # killed launcher would leave the server and the other cells running. multiprocessing has no public way to close
+    # it (python/cpython Lib/multiprocessing/forkserver.py, 3.4 to 3.14); without the attribute, _die_with_launcher,
+    # which polls, is what ends the cell.
+    server = getattr(forkserver, "_forkserver", None)
+    alive = getattr(server, "_forkserver_alive_fd", None)
+    if server is not None and alive is not None:
+        os.close(alive)
+        server._forkserver_alive_fd = None
 
 
 def _die_with_launcher() -> None:
-    # A forked child outlives a kill -9 of the launcher and of the fork server, and would train on unseen.
+    # A forked child survives a kill -9 of the launcher and of the fork server, and would train on unnoticed.
     launcher, parent = multiprocessing.parent_process(), os.getppid()
     assert launcher is not None
     while launcher.is_alive() and os.getppid() == parent:
@@ -172,15 +187,15 @@ def _die_with_launcher() -> None:
 
 
 TIME_LIMIT = signal.SIGUSR2
-"""What submitit has Slurm send some time before a job's limit."""
+"""Signal that submitit has Slurm send some time before a job's time limit."""
 
 
 def run_requested(cell: str, module: str) -> Reply:
-    """Run the cell that is asked for in the directory `cell`, unless another process does."""
+    """Run the cell that is requested in the directory `cell`, unless another process does."""
     os.environ.update(ENVIRONMENT)
     request = read_request(Path(cell))
     if request is None:
-        raise InputError(f"{cell} holds no request: launch its grid again.")
+        raise InputError(f"{cell} holds no request.json: launch its grid again.")
     signal.signal(TIME_LIMIT, _time_is_up)
     return run(request.plan(Path(cell)), request.grid_id, module)
 

@@ -1,0 +1,115 @@
+"""Classifies how a cell's process ended without a record: an error, a timeout, or unfinished.
+
+A crash, a timeout and exhausted memory are results, because the same cell would most likely end that way again. A
+process that was killed from outside, or that met a full disk, shows nothing about the cell, which stays unfinished.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from nangrid.grid.plan import CellPlan
+from nangrid.grid.progress import read_progress
+from nangrid.records.cell import CLOCKS, CellError, CellRecord, Seconds, Trains
+
+LOG = "log.txt"
+TAIL_LINES = 40
+
+OUT_OF_MEMORY = "OutOfMemory"
+OUT_OF_MEMORY_PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+EXTERNAL_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+SERVER_LOST = 255
+"""Exit code that multiprocessing reports for every child of a fork server that died."""
+
+
+class TimeLimitError(Exception):
+    """The batch system is about to end the cell's process, because its time limit is near."""
+
+
+@dataclass(frozen=True)
+class ExitReason:
+    """Why a cell has no record of its own; `status` is error or timeout, or None if the cell is unfinished."""
+
+    status: str | None
+    type: str
+    message: str
+
+    @classmethod
+    def from_exit_code(cls, exit_code: int | None, oom_kills: int) -> ExitReason:
+        """From the exit code of the cell's process (-n: signal n) and the kernel's OOM kills during its life."""
+        if exit_code == SERVER_LOST:
+            return cls.stopped("the fork server died, and the cell's process with it")
+        if exit_code is None or exit_code >= 0:
+            return cls("error", "ProcessDied", f"the process ended with exit code {exit_code} and left no record")
+        name = signal.Signals(-exit_code).name
+        # A SIGKILL has no sender's name on it: the kernel's counter is the only sign that memory was the reason.
+        if -exit_code == signal.SIGKILL and oom_kills:
+            return cls("error", OUT_OF_MEMORY, "the kernel's out-of-memory killer ended the process (SIGKILL)")
+        message = f"the cell's process was killed by {name}"
+        return cls.stopped(message) if -exit_code in EXTERNAL_SIGNALS else cls("error", "ProcessDied", message)
+
+    @classmethod
+    def from_exception(cls, error: BaseException) -> ExitReason:
+        """From what the cell raised."""
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
+            return cls.stopped(f"{error.filename or 'the disk'} cannot be written ({error.strerror})")
+        message = str(error)
+        if isinstance(error, TimeLimitError):
+            return cls("timeout", "TimeoutError", message)
+        # torch's CPU allocator and bitsandbytes raise a plain RuntimeError: only its text names the reason.
+        if isinstance(error, MemoryError) or any(phrase in message.lower() for phrase in OUT_OF_MEMORY_PHRASES):
+            return cls("error", OUT_OF_MEMORY, message or "Python could not allocate memory")
+        return cls("error", type(error).__name__, message)
+
+    @classmethod
+    def stopped(cls, message: str) -> ExitReason:
+        """Ended from outside: the cell is unfinished."""
+        return cls(None, "Stopped", message)
+
+
+def oom_kills() -> int:
+    """Processes that the kernel killed for lack of memory since boot; 0 where it does not report them."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def failed_record(plan: CellPlan, grid_id: str, reason: ExitReason, seconds: float) -> CellRecord:
+    """A record of status error or timeout: how far the cell got, and the last lines of its log."""
+    assert reason.status is not None
+    progress = read_progress(plan.directory())
+    return CellRecord(
+        cell_id=plan.cell_id,
+        grid_id=grid_id,
+        overrides=plan.overrides,
+        factors=plan.factors,
+        status=reason.status,
+        horizon=plan.config.horizon,
+        steps_done=progress.steps_done if progress else 0,
+        censored=False,
+        onset=None,
+        clocks=dict.fromkeys(CLOCKS),
+        trains=Trains(None, [], None, None, None),
+        ledger={},
+        environment={},
+        autopsy=None,
+        snapshot=None,
+        seconds=Seconds(setup=seconds, train=0.0, replay=0.0),
+        peak_rss_bytes=progress.peak_rss_bytes if progress else 0,
+        error=CellError(reason.type, reason.message, log_tail(plan.directory())),
+    )
+
+
+def log_tail(cell: Path) -> str:
+    """The last lines of the cell's log; empty if there is no log."""
+    try:
+        return "\n".join((cell / LOG).read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    except FileNotFoundError:
+        return ""
