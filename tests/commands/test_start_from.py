@@ -71,7 +71,7 @@ def test_causes_and_cures_from_a_few_of_its_steps(
     said = capsys.readouterr().out
     assert "all tried from step" in said
     # whether a lower rate alone helps, so close to the onset, differs between processors
-    assert "enough: dtype=silent_fp16" in said
+    assert "sufficient: dtype=silent_fp16" in said
     assert "cure: dtype=fp32" in said
     records, _ = GridDirectory.open(tmp_path).records()
     assert all(record.first_step > 0 and record.steps_done <= 16 for record in records)

@@ -63,7 +63,7 @@ def test_asking_everything_finds_the_same(space: tuple[int, list[Changes]]) -> N
 
 @settings(max_examples=150, deadline=None)
 @given(monotone(), st.data())
-def test_sets_without_an_answer_are_left_out_and_mislead_nobody(
+def test_sets_without_an_answer_are_skipped_and_mislead_nobody(
     space: tuple[int, list[Changes]], data: st.DataObject
 ) -> None:
     """Levels that do not go together, cells that crash: the rest is found as by asking everything."""
@@ -76,7 +76,7 @@ def test_sets_without_an_answer_are_left_out_and_mislead_nobody(
 
     few, all_of_them = search(n, ask), exhaust(n, ask)
     assert (set(few.causes), set(few.cures)) == (set(all_of_them.causes), set(all_of_them.cures))
-    assert set(few.left_out) <= mute == set(all_of_them.left_out)
+    assert set(few.skipped) <= mute == set(all_of_them.skipped)
 
 
 def test_a_larger_set_that_is_not_enough_is_noticed() -> None:

@@ -62,9 +62,9 @@ def test_a_late_failure_of_a_script_goes_on_from_its_own_snapshot(tmp_path: Path
     (tmp_path / "run").mkdir(exist_ok=True)
     done = script(tmp_path, "diagnose")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all tried from step" in done.stdout
-    assert "enough: lr=10.0 clip=0.0" in done.stdout
-    assert "cure: lr=0.1" in done.stdout or "cure: clip=1.0" in done.stdout
+    assert "resumed at step" in done.stdout
+    assert "sufficient: lr=10.0 clip=0.0" in done.stdout
+    assert "cure: lr=0.1" in done.stdout and "cure: clip=1.0" in done.stdout
     records, errors = GridDirectory.open(tmp_path / "out").records()
     assert errors == [] and all(record.first_step >= 10 for record in records)
 
@@ -138,7 +138,7 @@ def test_a_loop_of_ones_own_comes_to_a_verdict(tmp_path: Path) -> None:
     """The mean over the words of a text without a word is 0 / 0."""
     done = loop(tmp_path, "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "enough: eps=0.0 (3 of 3 seeds meet it" in done.stdout
+    assert "sufficient: eps=0.0 (3 of 3 seeds: " in done.stdout
     assert "cure: eps=1e-06 (3 of 3 seeds train to step 32" in done.stdout
     assert "origin: aten.div.Tensor (loop.py:14), forward invalid" in done.stdout
     assert not (tmp_path / "autopsy").exists(), "what a cell leaves is in its directory"
@@ -147,7 +147,7 @@ def test_a_loop_of_ones_own_comes_to_a_verdict(tmp_path: Path) -> None:
     assert {record.onset.step for record in records if record.onset} == {7}
     assert {record.ledger["autocast"] for record in records} == {"bfloat16"}
     evidence = gather(GridDirectory.open(tmp_path / "out1"), None)
-    assert evidence.verdict[0].startswith("diagnosis of") and "  enough: eps=0.0" in evidence.verdict[2]
+    assert evidence.verdict[0].startswith("diagnosis of") and "  sufficient: eps=0.0" in evidence.verdict[2]
     assert (evidence.base["eps"], evidence.base["lr"]) == ("1e-06", "0.001"), "the report compares with its reference"
     losses = {record.factors["seed"]: record.trains.loss_first for record in records if record.factors["lr"] == 1e-3}
     assert len(set(losses.values())) == len(losses) == 3, "repeats have seeds of their own, though the script sets one"

@@ -130,11 +130,11 @@ def _plan_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan the failing end point instead of searching."""
 
     def planned(problem: DiagnosisProblem, *_: object) -> DiagnosisProblem:
-        assert problem.plan(problem.levels(problem.everything), 4, 0).cell_id
+        assert problem.plan(problem.levels(problem.all_changes), 4, 0).cell_id
         return problem
 
     monkeypatch.setattr("nangrid.commands.diagnose.diagnose", planned)
-    monkeypatch.setattr("nangrid.commands.diagnose.tell", lambda *_: None)
+    monkeypatch.setattr("nangrid.commands.diagnose.print_summary", lambda *_: None)
 
 
 def test_every_make_target_exists() -> None:

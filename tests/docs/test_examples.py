@@ -53,7 +53,7 @@ def test_a_batch_of_one_that_is_standardised(model: Path, tmp_path: Path) -> Non
     failing = {"per_device_train_batch_size": 8, "dataloader_drop_last": False, "learning_rate": 3e-4}
     reference = {"per_device_train_batch_size": 6, "dataloader_drop_last": True, "learning_rate": 1e-4}
     said = drive(tmp_path, "classifier", f"failing={failing}, reference={reference}, horizon=6", model, rows)
-    assert "enough: per_device_train_batch_size=8 dataloader_drop_last=false" in said
+    assert "sufficient: per_device_train_batch_size=8 dataloader_drop_last=false" in said
     assert "cure: per_device_train_batch_size=6" in said and "cure: dataloader_drop_last=true" in said
     assert "origin: aten.std.correction (classifier.py:" in said
     assert "returned: unknown (forward invalid)" in said
@@ -74,7 +74,7 @@ def test_chats_cut_before_the_assistant_speaks(model: Path, tmp_path: Path) -> N
     sides += "reference={'max_length': 512, 'dtype': 'bfloat16', 'lr': 2e-5}, horizon=8"
     said = drive(tmp_path, "chat_sft", sides, model, rows)
     assert "empty-labels (forward invalid)" in said
-    assert "enough: max_length=40" in said and "cure: max_length=512" in said and "cure: lr" not in said
+    assert "sufficient: max_length=40" in said and "cure: max_length=512" in said and "cure: lr" not in said
 
 
 @pytest.mark.parametrize("example", ["chat_sft", "classifier"])

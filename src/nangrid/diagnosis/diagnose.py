@@ -1,174 +1,198 @@
-"""Which of the levels that tell a failing cell from a training one bring the event about, and which cure it?
+"""Finds which levels, of those in which a failing cell and a reference differ, cause the failure and which cure it.
 
-The search asks with one seed and short cells; what it found is confirmed with the other seeds to the full horizon.
-If they do not agree the outcome is stochastic: the search is made again, with all seeds in each answer.
+The search uses one seed and short cells. Its answers are then confirmed at the full horizon with every seed. If the
+seeds disagree, the failure is stochastic, and the search is repeated with all seeds in each answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nangrid.analysis.causes import ENOUGH_STEPS, Event, steps_before
 from nangrid.cell.config import Config
 from nangrid.diagnosis.dtype_fields import NarrowedCause, narrow_dtype
 from nangrid.diagnosis.minimal_sets import Changes, MinimalSets, NotMonotoneError
-from nangrid.diagnosis.oracle import CellOracle, CellResult, DiagnosisProblem
-from nangrid.diagnosis.seeded_search import Log, Rate, Search, typed
+from nangrid.diagnosis.oracle import CellOracle, CellResult, DiagnosisProblem, Log
+from nangrid.diagnosis.seeded_search import Answers, Rate, SeededSearch, levels_of_changes
 from nangrid.diagnosis.step_replay import survives
 from nangrid.grid.plan import CellPlan
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 
 SUGGESTED = 4.0
-"""How much likelier than another a change is taken to matter that the autopsy suggests to undo."""
+"""Weight of a change whose opposite the autopsy suggests; 1 is the weight of any other."""
 EXCLUDED = 0.25
-"""The same for what can only act through earlier updates, where the untrained weights fail on the batch too."""
+"""Weight of a change that can only act through earlier updates, if the untrained weights fail on the batch too."""
 SURVIVED, FAILED_TOO = 4.0, 0.5
-"""The same for a change without which the failing step survives its replay, or fails as well."""
+"""Factors on the weight of a change without which the replayed step survives, or fails as well."""
 LATE = 4
-"""The onset from which a replay (a cell's start and about 2 steps) costs less than a cell of ENOUGH_STEPS times it."""
+"""Onset from which a replay (start-up and about 2 steps) costs less than a cell of ENOUGH_STEPS times as many steps."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the search found, and every cell that it looked at."""
+    """Causes and cures of a failing cell's event, and what it took to find them."""
 
     failing: CellPlan
     reference: CellPlan
     event: Event
     onset: int
-    """The step of the run."""
+    """Step of the run at which the failing cell fails."""
     first_step: int
-    """From which all of it was tried: 0, or where another run is gone on with."""
+    """Step at which all cells began: 0, or where they resumed another run."""
     causes: MinimalSets
-    """Of the event."""
+    """Minimal causes of the event."""
     cures: MinimalSets
-    """Of not training, by whatever event: a change that only makes room for another event cures nothing."""
+    """Minimal cures of the failing cell. They stop any failure: swapping one event for another cures nothing."""
     cells: int
-    """Combinations looked at, whatever the seed."""
+    """Combinations that were run, whatever the seed."""
     runs: int
+    """Cells that were run."""
     horizon: int
-    """Steps to which cures were watched."""
+    """Steps for which the cures were run."""
     seeds: tuple[int, ...]
     autopsy: Autopsy | None
-    """Of the failing cell."""
+    """Autopsy of the failing cell."""
     stochastic: bool
-    """Whether seeds disagree, so that every answer is of all of them."""
+    """Whether seeds disagree, so that every answer is over all of them."""
     not_monotone: NotMonotoneError | None
-    met: dict[Changes, Rate] = field(default_factory=dict)
-    """How many seeds of a cause meet the event."""
-    trained: dict[Changes, Rate] = field(default_factory=dict)
-    """How many seeds train after a cure."""
-    narrowed: dict[Changes, NarrowedCause] = field(default_factory=dict)
-    """Per cause with a dtype in it, which of its fields are enough."""
+    """Two sets of changes, of which the smaller fails and the larger does not."""
+    failing_seeds: dict[Changes, Rate]
+    """Per cause, the seeds that fail with the event."""
+    training_seeds: dict[Changes, Rate]
+    """Per cure, the seeds that train."""
+    narrowed: dict[Changes, NarrowedCause]
+    """Per cause with a dtype in it, which of the dtype's fields are sufficient."""
 
 
-def diagnose(problem: DiagnosisProblem, horizon: int, say: Log) -> Diagnosis:
-    """All minimal causes and cures of the failing cell's event. InputError if the two end points are none.
+def diagnose(problem: DiagnosisProblem, horizon: int, log: Log) -> Diagnosis:
+    """All minimal causes and cures of the failing cell's event.
 
-    The search runs a cell for ENOUGH_STEPS times the steps to the failing onset: what is still finite there counts
-    as not failing. Confirmed is to the horizon, or as far where that is further.
+    The search runs each cell for ENOUGH_STEPS times the steps to the failing onset. One that is finite until then
+    counts as not failing. Its answers are confirmed up to `horizon`, or further if the search went further.
+    InputError if the failing cell trains, or the reference does not.
     """
-    failing, reference = _end_points(CellOracle(problem, horizon, say), problem)
-    event = _check(failing, reference, problem.sides, horizon)
-    first_step = failing.record.first_step
-    onset = first_step + steps_before(failing.record)
-    short = ENOUGH_STEPS * (onset - first_step + 1)
-    total = 2 ** len(problem.changes)
-    since = f" from step {first_step} on" if first_step else ""
-    say(f"{event} at step {onset}: {total} combinations lie between the two, each is asked for {short} steps{since}")
-    weights = rank(problem, failing, say)
-    quick = Search(problem, CellOracle(problem, short, say), problem.seeds[:1], event, weights, say)
-    whole = CellOracle(problem, max(short, horizon), say)
-    alone = Search(problem, whole, problem.seeds[:1], event, weights, say)
-    full = Search(problem, whole, problem.seeds, event, weights, say)
-    found = quick.run()
-    stochastic = False
-    if not alone.confirms(found):
-        say(f"after {short} steps more happens: asked again, to step {whole.horizon}")
-        found = alone.run()
-    if not full.confirms(found):
-        stochastic = True
-        say(f"seeds disagree: every answer is now of {len(problem.seeds)} seeds")
-        found = full.run()
-        full.confirms(found)
-    looked = {*quick.oracle.cells, *full.oracle.cells}
-    causes, cures, clash = found
-    inside = {cause: narrow_dtype(full, cause) for cause in causes.causes}
+    failing, reference = _end_points(CellOracle(problem, horizon, log), problem)
+    event = _check_end_points(failing, reference, problem.sides, horizon)
+    short = ENOUGH_STEPS * (steps_before(failing.record) + 1)
+    _announce(problem, failing, event, short, log)
+    weights = rank(problem, failing, log)
+
+    def searching(seeds: Sequence[int], oracle: CellOracle) -> SeededSearch:
+        return SeededSearch(problem, oracle, seeds, event, weights, log)
+
+    full_length = CellOracle(problem, max(short, horizon), log)
+    screening = searching(problem.seeds[:1], CellOracle(problem, short, log))
+    one_seed, all_seeds = searching(problem.seeds[:1], full_length), searching(problem.seeds, full_length)
+    answers = screening.run()
+    if not one_seed.confirms(answers):
+        log(f"more runs fail after {short} steps: repeating the search to step {full_length.horizon}")
+        answers = one_seed.run()
+    stochastic = not all_seeds.confirms(answers)
+    if stochastic:
+        log(f"seeds disagree: repeating the search with {len(problem.seeds)} seeds per combination")
+        answers = all_seeds.run()
+        all_seeds.confirms(answers)
+    return _conclude(failing, reference, event, answers, screening, all_seeds, stochastic)
+
+
+def _conclude(
+    failing: CellResult,
+    reference: CellResult,
+    event: Event,
+    answers: Answers,
+    screening: SeededSearch,
+    search: SeededSearch,
+    stochastic: bool,
+) -> Diagnosis:
+    problem, causes, cures = search.problem, answers.causes.causes, answers.cures.cures
+    narrowed = {cause: narrow_dtype(search, cause) for cause in causes}
+    keys = {*screening.oracle.results, *search.oracle.results}
     return Diagnosis(
-        failing.plan,
-        reference.plan,
-        event,
-        onset,
-        first_step,
-        causes,
-        cures,
-        cells=len({changes for changes, _ in looked}),
-        runs=len(looked),
-        horizon=full.watched(problem.everything - cure for cure in cures.cures),
+        failing=failing.plan,
+        reference=reference.plan,
+        event=event,
+        onset=failing.record.first_step + steps_before(failing.record),
+        first_step=failing.record.first_step,
+        causes=answers.causes,
+        cures=answers.cures,
+        cells=len({changes for changes, _ in keys}),
+        runs=len(keys),
+        horizon=search.steps_run(problem.all_changes - cure for cure in cures),
         seeds=problem.seeds,
         autopsy=failing.autopsy,
         stochastic=stochastic,
-        not_monotone=clash,
-        met={cause: full.rate(cause, full.meets) for cause in causes.causes},
-        trained={cure: full.rate(problem.everything - cure, full.trains) for cure in cures.cures},
-        narrowed={cause: narrowed for cause, narrowed in inside.items() if narrowed},
+        not_monotone=answers.clash,
+        failing_seeds={cause: search.rate(cause, search.has_event) for cause in causes},
+        training_seeds={cure: search.rate(problem.all_changes - cure, search.trains) for cure in cures},
+        narrowed={cause: fields for cause, fields in narrowed.items() if fields},
     )
 
 
-def rank(problem: DiagnosisProblem, failing: CellResult, say: Log) -> list[float]:
-    """How likely each change is to matter, from what the failing cell left behind.
+def _announce(problem: DiagnosisProblem, failing: CellResult, event: Event, steps: int, log: Log) -> None:
+    first_step, total = failing.record.first_step, 2 ** len(problem.changes)
+    resumed = f" from step {first_step} on" if first_step else ""
+    onset = first_step + steps_before(failing.record)
+    log(f"{event} at step {onset}: searching {total} combinations, {steps} steps each{resumed}")
 
-    Its autopsy costs nothing. Where the onset is late, and cells so that much longer, its failing step is also
-    replayed with each change undone.
+
+def rank(problem: DiagnosisProblem, failing: CellResult, log: Log) -> list[float]:
+    """Weight of each change: how likely it is to matter, judged by what the failing cell left behind.
+
+    Its autopsy costs nothing to read. If the onset is late, so that cells take long, its failing step is also replayed
+    with each change undone.
     """
-    weights = [_by_autopsy(problem, number, failing.autopsy) for number in range(len(problem.changes))]
-    _tell(problem, weights, SUGGESTED, "first suspect, by the autopsy", say)
-    _tell(problem, weights, EXCLUDED, "last suspect, for the untrained weights fail on this batch too", say)
-    known = isinstance(failing.plan.config, Config)
-    if not known or failing.record.onset is None or failing.record.steps_survived < LATE:
+    weights = [_weight_by_autopsy(problem, number, failing.autopsy) for number in range(len(problem.changes))]
+    _log_weights(problem, weights, SUGGESTED, "most likely (autopsy)", log)
+    _log_weights(problem, weights, EXCLUDED, "unlikely (the batch also fails on the untrained weights)", log)
+    composed = isinstance(failing.plan.config, Config)  # a step of a user's script cannot be rebuilt under other levels
+    if not composed or failing.record.onset is None or failing.record.steps_survived < LATE:
         return weights
-    say(f"replaying step {failing.record.onset.step} with one change undone at a time")
-    others = {}
-    for number in problem.everything:
-        with contextlib.suppress(InputError):  # levels that do not go together
-            levels = problem.levels(problem.everything - {number})
-            others[number] = problem.plan(levels, 1, problem.seeds[0]).cell_config
-    answers = survives(failing.plan, failing.record, list(others.values()))
-    for number, survived in zip(others, answers, strict=True):
+    log(f"replaying step {failing.record.onset.step} with one change undone at a time")
+    configs = {}
+    for number in problem.all_changes:
+        with contextlib.suppress(InputError):  # an invalid combination of levels
+            levels = problem.levels(problem.all_changes - {number})
+            configs[number] = problem.plan(levels, 1, problem.seeds[0]).cell_config
+    for number, survived in zip(configs, survives(failing.plan, failing.record, list(configs.values())), strict=True):
         if survived is not None:
-            say(f"  {typed(problem, frozenset({number}))} undone: the step {'survives' if survived else 'fails too'}")
+            change = levels_of_changes(problem, frozenset({number}))
+            log(f"  without {change} the step {'survives' if survived else 'fails too'}")
             weights[number] *= SURVIVED if survived else FAILED_TOO
     return weights
 
 
-def _by_autopsy(problem: DiagnosisProblem, number: int, autopsy: Autopsy | None) -> float:
-    failing, kept = problem.changes[number]
-    group = (failing or kept)[0].partition("=")[0].split(".")[0]
+def _weight_by_autopsy(problem: DiagnosisProblem, number: int, autopsy: Autopsy | None) -> float:
+    failing, reference = problem.changes[number]
+    group = _group((failing or reference)[0])
     if autopsy is None:
         return 1.0
-    if group in {s.override.partition("=")[0].split(".")[0] for s in autopsy.suggestions if s.override}:
+    if group in {_group(suggestion.override) for suggestion in autopsy.suggestions if suggestion.override}:
         return SUGGESTED
     too_late = autopsy.untrained is True and autopsy.phase in ("forward", "backward")
     return EXCLUDED if too_late and group == "optim" else 1.0
 
 
-def _tell(problem: DiagnosisProblem, weights: Sequence[float], weight: float, what: str, say: Log) -> None:
-    if named := [typed(problem, frozenset({i})) for i, own in enumerate(weights) if own == weight]:
-        say(f"{what}: {', '.join(named)}")
+def _group(override: str) -> str:
+    return override.partition("=")[0].split(".")[0]
+
+
+def _log_weights(problem: DiagnosisProblem, weights: Sequence[float], weight: float, what: str, log: Log) -> None:
+    if named := [levels_of_changes(problem, frozenset({i})) for i, value in enumerate(weights) if value == weight]:
+        log(f"{what}: {', '.join(named)}")
 
 
 def _end_points(oracle: CellOracle, problem: DiagnosisProblem) -> tuple[CellResult, CellResult]:
     seed = problem.seeds[0]
-    failing, reference = oracle.look([(problem.everything, seed), (frozenset(), seed)])
+    failing, reference = oracle.run([(problem.all_changes, seed), (frozenset(), seed)])
     if failing is None or reference is None:
-        raise InputError(f"{problem.sides[0 if failing is None else 1]} crashes: its cell's log says why.")
+        raise InputError(f"{problem.sides[0 if failing is None else 1]} crashes: see the log of its cell.")
     return failing, reference
 
 
-def _check(failing: CellResult, reference: CellResult, sides: tuple[str, str], horizon: int) -> Event:
+def _check_end_points(failing: CellResult, reference: CellResult, sides: tuple[str, str], horizon: int) -> Event:
     if failing.event is None:
         raise InputError(f"{sides[0]} does not fail in {horizon} steps: give a longer horizon=, or levels that fail.")
     if reference.event is not None:

@@ -1,4 +1,4 @@
-"""A level such as dtype=fp16 stands for four fields. Which of them is it?"""
+"""Narrows a dtype that is a cause down to the fields (storage, compute, adapter, autocast) that matter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nangrid.analysis.causes import ENOUGH_STEPS, steps_before
 from nangrid.cell.config import DtypeConfig, to_override
 from nangrid.diagnosis.minimal_sets import Changes, MinimalSets
 from nangrid.diagnosis.oracle import CellOracle, DiagnosisProblem, Overrides
-from nangrid.diagnosis.seeded_search import Search
+from nangrid.diagnosis.seeded_search import SeededSearch
 from nangrid.grid.plan import CellPlan
 from nangrid.records.errors import InputError
 
@@ -18,50 +18,55 @@ GROUP = "dtype"
 
 @dataclass(frozen=True)
 class NarrowedCause:
-    """The fields of the level that are enough, with the rest of the cause as it is."""
+    """Minimal sets of dtype fields that are sufficient, the rest of the cause being unchanged."""
 
     problem: DiagnosisProblem
-    found: MinimalSets
+    fields: MinimalSets
     cells: int
+    """Number of cells that the search used."""
 
 
-def narrow_dtype(full: Search, cause: Changes) -> NarrowedCause | None:
-    """Search among the fields in which the two dtypes differ, with a seed and a horizon in which the cause is enough.
+def narrow_dtype(full: SeededSearch, cause: Changes) -> NarrowedCause | None:
+    """Search the fields in which the failing and the reference dtype differ, with one seed that has the event.
 
-    None: no dtype is in the cause, it differs in one field only, or no seed meets the event.
+    None if the cause holds no dtype, the two dtypes differ in one field only, or no seed has the event.
     """
-    seed = next((seed for seed in full.seeds if full.meets(cause, seed)), None)
-    answer = None if seed is None else full.oracle.one(cause, seed)
-    if seed is None or answer is None:
+    seed = next((seed for seed in full.seeds if full.has_event(cause, seed)), None)
+    result = None if seed is None else full.oracle.result(cause, seed)
+    if seed is None or result is None:
         return None
-    horizon = min(full.oracle.horizon, ENOUGH_STEPS * (steps_before(answer.record) + 1))
-    inside = _of_fields(full.problem, cause, seed, horizon)
-    if inside is None or len(inside.changes) < 2:
+    horizon = min(full.oracle.horizon, ENOUGH_STEPS * (steps_before(result.record) + 1))
+    problem = _field_problem(full.problem, cause, seed, horizon)
+    if problem is None or len(problem.changes) < 2:
         return None
-    full.say(f"which of {', '.join(failing[0] for failing, _ in inside.changes)} is it?")
-    oracle = CellOracle(inside, horizon, full.say)
-    found, _ = Search(inside, oracle, [seed], full.event, [1.0] * len(inside.changes), full.say).causes()
-    return NarrowedCause(inside, found, len(oracle.cells))
+    full.log(f"narrowing down: {', '.join(failing[0] for failing, _ in problem.changes)}?")
+    oracle = CellOracle(problem, horizon, full.log)
+    weights = [1.0] * len(problem.changes)
+    minimal, _ = SeededSearch(problem, oracle, [seed], full.event, weights, full.log).causes()
+    return NarrowedCause(problem, minimal, len(oracle.results))
 
 
-def _of_fields(problem: DiagnosisProblem, cause: Changes, seed: int, horizon: int) -> DiagnosisProblem | None:
+def _field_problem(problem: DiagnosisProblem, cause: Changes, seed: int, horizon: int) -> DiagnosisProblem | None:
+    """The same problem with one change per dtype field; None if the cause holds no dtype that can be split."""
     number = next((i for i in cause if _names_group(problem.changes[i])), None)
     if number is None:
         return None
     rest = cause - {number}
     try:
-        with_it, without = (problem.plan(problem.levels(c), horizon, seed).cell_config.dtype for c in (cause, rest))
-    except InputError:  # a user's own script; or the rest of the cause does not go together with the reference's dtype
+        failing, reference = (
+            problem.plan(problem.levels(changes), horizon, seed).cell_config.dtype for changes in (cause, rest)
+        )
+    except InputError:  # a user's script, or a rest of the cause that is invalid with the reference's dtype
         return None
     names = [f.name for f in fields(DtypeConfig) if f.name != "name"]
-    differing = [name for name in names if getattr(with_it, name) != getattr(without, name)]
-    changes = tuple((_override(name, with_it), _override(name, without)) for name in differing)
+    differing = [name for name in names if getattr(failing, name) != getattr(reference, name)]
+    changes = tuple((_override(name, failing), _override(name, reference)) for name in differing)
 
     def plan(levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
-        """At either end it is the cell that the search has run, by its own name."""
+        # with all fields changed it is the cell of the cause itself, which has been run under its own name
         if list(levels) == [failing for failing, _ in changes]:
             return problem.plan(problem.levels(cause), horizon, seed)
-        changed = [chosen for chosen, (_, kept) in zip(levels, changes, strict=True) if chosen != kept]
+        changed = [level for level, (_, reference) in zip(levels, changes, strict=True) if level != reference]
         return problem.plan([*problem.levels(rest), *changed], horizon, seed)
 
     return replace(problem, changes=changes, plan=plan)

@@ -1,4 +1,4 @@
-"""Which minimal sets are enough where adding a change can prevent the event? All of them are asked."""
+"""Finds minimal causes and cures of an event that is not monotone, by asking about every set of changes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from nangrid.diagnosis.minimal_sets import Ask, Changes, MinimalSets
 
 
 def exhaust(n: int, ask: Ask) -> MinimalSets:
-    """The sets that are enough while none of their subsets is, and the least removals that prevent the event.
+    """Sufficient sets without a sufficient subset, and the smallest removals that prevent the event.
 
-    Sets without an answer are left out.
+    Sets without an answer are skipped.
     """
     everything = frozenset(range(n))
     sets = [frozenset(s) for s in chain.from_iterable(combinations(range(n), size) for size in range(1, n))]
     answers = {s: ask(s) for s in sets} | {frozenset[int](): False, everything: True}
-    causes = _minimal([s for s, enough in answers.items() if enough])
-    cures = _minimal([everything - s for s, enough in answers.items() if enough is False])
-    return MinimalSets(causes, cures, sets, [s for s, enough in answers.items() if enough is None])
+    causes = _minimal([s for s, sufficient in answers.items() if sufficient])
+    cures = _minimal([everything - s for s, sufficient in answers.items() if sufficient is False])
+    return MinimalSets(causes, cures, sets, [s for s, sufficient in answers.items() if sufficient is None])
 
 
 def _minimal(sets: list[Changes]) -> list[Changes]:

@@ -1,16 +1,16 @@
-"""What did the cell with these changes do? Runs the cells that a search asks for, and remembers.
+"""Trains the cells that a search asks about, and remembers their results.
 
-Every cell is a normal one, kept in the grid's directory: what has been run before, by whatever command, is not run
-again.
+They are ordinary cells, kept in the grid's directory. A cell that any command has run before is not run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nangrid.analysis.causes import WORSE, Event, event_of, late_loss
-from nangrid.diagnosis.minimal_sets import Changes
+from nangrid.diagnosis.minimal_sets import MOST_CHANGES, Changes
+from nangrid.grid.collect import GridOutcome
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
@@ -21,106 +21,126 @@ from nangrid.records.grid import GridDirectory
 from nangrid.records.history import read_table
 
 Overrides = tuple[str, ...]
-"""The levels of one factor, as they are typed."""
+"""Levels of one factor, as they are typed."""
+
+CellKey = tuple[Changes, int]
+"""Changes to the reference, and a seed."""
+
+Log = Callable[[str], None]
+"""Prints one line of progress."""
 
 
 @dataclass(frozen=True)
 class DiagnosisProblem:
-    """What is to be diagnosed: `changes` turn the reference into the failing cell."""
+    """A failing cell and a reference; `changes` turn the reference into the failing cell."""
 
     changes: tuple[tuple[Overrides, Overrides], ...]
     """Per factor that differs: the failing cell's levels and the reference's."""
     plan: Callable[[Sequence[Overrides], int, int], CellPlan]
-    """The cell with these levels, this horizon and this seed; InputError for levels that do not go together."""
+    """Plans a cell with these levels, horizon and seed; InputError for an invalid combination of levels."""
     executor: LocalExecutor
     seeds: tuple[int, ...] = (0,)
-    """The first is searched with, the others confirm."""
+    """The search uses the first seed; the others confirm its answers."""
     sides: tuple[str, str] = ("--failing", "--reference")
-    """What the two end points are called where they were given."""
+    """What the user calls the two end points."""
 
     def levels(self, changes: Changes) -> list[Overrides]:
-        """The failing cell's levels where there is a change, the reference's elsewhere."""
-        return [failing if i in changes else kept for i, (failing, kept) in enumerate(self.changes)]
+        """Levels per factor: the failing cell's where there is a change, the reference's elsewhere."""
+        return [failing if i in changes else reference for i, (failing, reference) in enumerate(self.changes)]
 
     @property
-    def everything(self) -> Changes:
-        """All changes: the failing cell."""
+    def all_changes(self) -> Changes:
+        """Every change, which gives the failing cell."""
         return frozenset(range(len(self.changes)))
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell that was run for the search."""
+    """What one cell of the search did."""
 
     plan: CellPlan
     record: CellRecord
     event: Event | None
     autopsy: Autopsy | None
     losses: Sequence[float]
-    """A step."""
+    """One per step."""
 
     def trains(self, reference: CellResult) -> bool:
-        """To a loss no worse than the reference's after as many steps of the same batches."""
+        """Whether it trains, to a loss no worse than the reference's after as many steps of the same batches."""
         steps = min(len(self.losses), len(reference.losses))
         return self.record.trained and late_loss(self.losses, steps) <= WORSE * late_loss(reference.losses, steps)
 
-
-def meets(answer: CellResult | None, event: Event) -> bool | None:
-    """Whether a cell met the event; None if it says nothing: it crashed, or another event came first."""
-    if answer is None or answer.event not in (None, event):
-        return None
-    return answer.event == event
+    def has(self, event: Event) -> bool | None:
+        """Whether it failed with `event`; None if another event came first, which says nothing about this one."""
+        return None if self.event not in (None, event) else self.event == event
 
 
 class CellOracle:
-    """Cells by their changes and seed, all run to one horizon."""
+    """Results of cells by their changes and seed, all with one horizon."""
 
-    def __init__(self, problem: DiagnosisProblem, horizon: int, say: Callable[[str], None]) -> None:
+    def __init__(self, problem: DiagnosisProblem, horizon: int, log: Log) -> None:
         self.problem = problem
         self.horizon = horizon
-        self.say = say
-        self.cells: dict[tuple[Changes, int], CellResult | None] = {}
+        self.log = log
+        self.results: dict[CellKey, CellResult | None] = {}
 
-    def look(self, wanted: Iterable[tuple[Changes, int]]) -> list[CellResult | None]:
-        """These cells, run side by side where the executor does. None: it cannot be built, or it crashed."""
-        wanted = list(wanted)
-        plans = {key: plan for key in dict.fromkeys(wanted) if key not in self.cells and (plan := self._plan(key))}
-        if plans:
+    def run(self, wanted: Iterable[CellKey]) -> list[CellResult | None]:
+        """Results of these cells, in order; those not known yet are trained first. None: it crashed or is invalid."""
+        keys = list(wanted)
+        if plans := self._missing_plans(keys):
             grid = GridDirectory.open(next(iter(plans.values())).config.out)
-            outcome = self.problem.executor.run(list(plans.values()), grid)
-            for key, plan in plans.items():
-                if plan.cell_id in outcome.stopped:
-                    raise CellsFailedError(
-                        f"{plan.title} is unfinished ({outcome.stopped[plan.cell_id]}): the same command goes on here."
-                    )
-                if plan.cell_id in outcome.refusals:
-                    self._cannot(key, outcome.refusals[plan.cell_id])
-                else:
-                    self.cells[key] = self._answered(plan, outcome.records[plan.cell_id])
-        return [self.cells[key] for key in wanted]
+            self._store(plans, self.problem.executor.run(list(plans.values()), grid))
+        return [self.results[key] for key in keys]
 
-    def one(self, changes: Changes, seed: int) -> CellResult | None:
-        """One cell."""
-        return self.look([(changes, seed)])[0]
+    def result(self, changes: Changes, seed: int) -> CellResult | None:
+        """Result of one cell."""
+        return self.run([(changes, seed)])[0]
 
-    def _plan(self, key: tuple[Changes, int]) -> CellPlan | None:
-        changes, seed = key
-        try:
-            return self.problem.plan(self.problem.levels(changes), self.horizon, seed)
-        except InputError as error:
-            self._cannot(key, str(error))
-            return None
+    def _missing_plans(self, keys: Iterable[CellKey]) -> dict[CellKey, CellPlan]:
+        plans = {}
+        for key in dict.fromkeys(keys):
+            if key not in self.results:
+                try:
+                    plans[key] = self.problem.plan(self.problem.levels(key[0]), self.horizon, key[1])
+                except InputError as error:
+                    self._skip(key, str(error))
+        return plans
 
-    def _answered(self, plan: CellPlan, record: CellRecord) -> CellResult | None:
+    def _store(self, plans: Mapping[CellKey, CellPlan], outcome: GridOutcome) -> None:
+        for key, plan in plans.items():
+            if plan.cell_id in outcome.stopped:
+                why = outcome.stopped[plan.cell_id]
+                raise CellsFailedError(f"{plan.title} is unfinished ({why}): run the same command again to resume.")
+            if plan.cell_id in outcome.refusals:
+                self._skip(key, outcome.refusals[plan.cell_id])
+            else:
+                self.results[key] = self._read(plan, outcome.records[plan.cell_id])
+
+    def _read(self, plan: CellPlan, record: CellRecord) -> CellResult | None:
         if record.error is not None:
-            self.say(f"  left out, it crashed: {plan.directory()}")
+            self.log(f"  skipped, crashed: {plan.directory()}")
             return None
         autopsy = read_autopsy((plan.directory() / record.autopsy).parent) if record.autopsy else None
         losses = read_table(plan.directory()).column("loss").to_pylist()
         return CellResult(plan, record, event_of(record, autopsy), autopsy, losses)
 
-    def _cannot(self, key: tuple[Changes, int], why: str) -> None:
-        if key[0] in (frozenset(), self.problem.everything):
+    def _skip(self, key: CellKey, why: str) -> None:
+        if key[0] in (frozenset(), self.problem.all_changes):
             raise InputError(why)
-        self.say(f"  left out, it cannot be built: {why}")
-        self.cells[key] = None
+        self.log(f"  skipped, invalid combination: {why}")
+        self.results[key] = None
+
+
+def check_number(changes: int) -> None:
+    """InputError if more keys differ between the two sides than can be searched."""
+    if changes > MOST_CHANGES:
+        raise InputError(
+            f"{changes} keys differ, but at most {MOST_CHANGES} can be searched: give some of them the same value on "
+            "both sides."
+        )
+
+
+def cell_title(levels: Sequence[Overrides], seed: int, first_seed: int) -> str:
+    """Name of a cell of the search: its levels, and its seed unless that is the first one."""
+    words = [override for overrides in levels for override in overrides]
+    return " ".join([*words, *([f"seed={seed}"] if seed != first_seed else [])])

@@ -1,19 +1,19 @@
-"""How does a run of a user's own script become a verdict? Its trainer is built from levels; the search is the same."""
+"""Diagnoses a user's own training script: plans its runs as cells, and searches them like any others."""
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nangrid.cell.config import to_override
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
-from nangrid.diagnosis.minimal_sets import MOST_CHANGES
-from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides
-from nangrid.diagnosis.summary import tell
+from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_number
+from nangrid.diagnosis.summary import print_summary
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import START_FROM
@@ -36,39 +36,73 @@ def diagnose_own(
     """See nangrid.diagnose."""
     if multiprocessing.parent_process() is not None:
         raise InputError(
-            'nangrid.diagnose is called while the script is imported: put it under if __name__ == "__main__":'
+            'nangrid.diagnose was called while the script was imported: put the call under if __name__ == "__main__":'
         )
     _check(failing, reference)
-    module, file = _where(make_trainer)
-    keys = [key for key in failing if failing[key] != reference[key]]
-    values = {to_override(key, side[key]): (key, side[key]) for key in keys for side in (failing, reference)}
-    start = None if start_from is None else find_start(start_from).file
-
-    def plan(levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
-        own = [override for overrides in levels for override in overrides]
-        config = ScriptConfig(
-            module=module,
-            function=make_trainer.__qualname__,
-            file=file,
-            levels={**failing, **dict(values[override] for override in own)},
-            repeat=seed,
-            horizon=horizon,
-            out=out,
-            threads=threads,
-            start_from=start,
-        )
-        title = " ".join([*own, *([f"seed={seed}"] if seed else [])])
-        return CellPlan(
-            config, [to_override(key, value) for key, value in config.levels.items()], config.cell_id(), title
-        )
-
+    planner = ScriptPlanner.of(make_trainer, failing, reference, out=out, threads=threads, start_from=start_from)
     executor = LocalExecutor(n_jobs)
     executor.check()
-    changes = tuple(((to_override(key, failing[key]),), (to_override(key, reference[key]),)) for key in keys)
-    problem = DiagnosisProblem(changes, plan, executor, tuple(range(1 if start else seeds)), ("failing", "reference"))
-    found = diagnose(problem, horizon, lambda line: print(line, flush=True))
-    tell(found, problem, "nangrid report")
-    return found
+    repeats = tuple(range(1 if start_from else seeds))
+    problem = DiagnosisProblem(planner.changes, planner.plan, executor, repeats, ("failing", "reference"))
+    diagnosis = diagnose(problem, horizon, lambda line: print(line, flush=True))
+    print_summary(diagnosis, problem, "nangrid report")
+    return diagnosis
+
+
+@dataclass(frozen=True)
+class ScriptPlanner:
+    """Plans the runs of a function that differ in some of its levels."""
+
+    function: str
+    module: str
+    file: str
+    failing: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    out: str
+    threads: int
+    start_from: str | None
+
+    @classmethod
+    def of(
+        cls,
+        make_trainer: Callable[..., Any],
+        failing: Mapping[str, Any],
+        reference: Mapping[str, Any],
+        *,
+        out: str,
+        threads: int,
+        start_from: str | None,
+    ) -> ScriptPlanner:
+        """InputError for a function that another process cannot find."""
+        module, file = _module_and_file(make_trainer)
+        start = None if start_from is None else find_start(start_from).file
+        return cls(make_trainer.__qualname__, module, file, failing, reference, out, threads, start)
+
+    @property
+    def changes(self) -> tuple[tuple[Overrides, Overrides], ...]:
+        """Per key that differs: the failing level and the reference's."""
+        keys = [key for key in self.failing if self.failing[key] != self.reference[key]]
+        return tuple(((to_override(key, self.failing[key]),), (to_override(key, self.reference[key]),)) for key in keys)
+
+    def plan(self, levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
+        """The run with these levels; `seed` is added to the seeds that the function sets."""
+        values = {
+            to_override(k, side[k]): (k, side[k]) for k in self.failing for side in (self.failing, self.reference)
+        }
+        chosen = dict(values[override] for overrides in levels for override in overrides)
+        config = ScriptConfig(
+            module=self.module,
+            function=self.function,
+            file=self.file,
+            levels={**self.failing, **chosen},
+            repeat=seed,
+            horizon=horizon,
+            out=self.out,
+            threads=self.threads,
+            start_from=self.start_from,
+        )
+        overrides = [to_override(key, value) for key, value in config.levels.items()]
+        return CellPlan(config, overrides, config.cell_id(), cell_title(levels, seed, 0))
 
 
 def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
@@ -78,8 +112,7 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     differing = [key for key in failing if failing[key] != reference[key]]
     if not differing:
         raise InputError("failing and reference are the same run: give at least one key two values.")
-    if len(differing) > MOST_CHANGES:
-        raise InputError(f"{len(differing)} keys differ, at most {MOST_CHANGES} can be searched: give some one value.")
+    check_number(len(differing))
     for key, value in [*failing.items(), *reference.items()]:
         if not isinstance(value, str | int | float | bool | None):
             kind = type(value).__name__
@@ -88,13 +121,12 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
             raise InputError(f"{key} cannot name a level here: give it another name, without a dot.")
 
 
-def _where(function: Callable[..., Any]) -> tuple[str, str]:
-    """Module and file of a function that another process can find by its name."""
+def _module_and_file(function: Callable[..., Any]) -> tuple[str, str]:
+    """Module and file under which another process finds the function; InputError if it cannot."""
     module = sys.modules.get(function.__module__)
     file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file() or getattr(module, function.__qualname__, None) is not function:
         raise InputError(
-            f"{function.__qualname__} cannot be found from another process: "
-            "define it at the top level of a .py file, under its own name."
+            f"{function.__qualname__} cannot be found from another process: define it at the top level of a .py file."
         )
     return function.__module__, file

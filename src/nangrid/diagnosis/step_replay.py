@@ -1,6 +1,6 @@
-"""Would the failing step have survived with one change undone? Asked of its snapshot, before any cell is run.
+"""Replays the failing step with one change undone, before any cell is run.
 
-An answer about one step ranks what to try and proves nothing: the cells decide.
+One step ranks what to try first and proves nothing; cells prove.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nangrid.records.errors import InputError
 def survives(failed: CellPlan, record: CellRecord, others: Sequence[Config]) -> list[bool | None]:
     """For each config whether the cell's failing step, replayed under it, stays finite.
 
-    None where the question makes no sense (the config asks for another step) or the replay crashes.
+    None if the config changes which step this is, or if the replay crashes.
     """
     if record.snapshot is None:
         return [None] * len(others)
@@ -30,9 +30,9 @@ def survives(failed: CellPlan, record: CellRecord, others: Sequence[Config]) -> 
 
 
 def _ask(failed: CellPlan, snapshot: str, config: Config) -> bool | None:
-    made_by = context()
-    receiver, sender = made_by.Pipe(duplex=False)
-    process = made_by.Process(target=_answer, args=(failed, snapshot, config, sender), daemon=True)
+    processes = context()
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=_answer, args=(failed, snapshot, config, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -44,14 +44,14 @@ def _ask(failed: CellPlan, snapshot: str, config: Config) -> bool | None:
 
 
 def _answer(failed: CellPlan, snapshot: str, config: Config, reply: Connection) -> None:
-    """In a process of its own, as any cell."""
+    """Replay in this process, which was started for it."""
     redirect_output(Path(os.devnull))
     from nangrid.cell.replay import replay_under
     from nangrid.watch.state.snapshot import Snapshot
 
     try:
-        told = replay_under(config, failed.cell_config, Snapshot.load((failed.directory() / snapshot).parent))
+        counterfactual = replay_under(config, failed.cell_config, Snapshot.load((failed.directory() / snapshot).parent))
     except InputError:
         reply.send(None)
         return
-    reply.send(told.replay.clock is None)
+    reply.send(counterfactual.replay.clock is None)

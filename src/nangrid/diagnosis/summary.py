@@ -1,4 +1,4 @@
-"""How is a diagnosis told in a few plain lines?"""
+"""Prints a finished diagnosis, and keeps it with its grid."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nangrid.records.explain import explain
 from nangrid.records.grid import GridDirectory
 
 
-def tell(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> None:
-    """Print and keep the event, what is enough for it, what cures it, with the cells that show it; and its origin.
+def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> None:
+    """Print and keep the event, its causes and cures with the cells that prove them, and its origin.
 
-    `report`: the command that makes the page of a grid's directory.
+    `report`: the command that writes the page of a grid's directory.
     """
     lines = list(_lines(diagnosis, problem))
     if diagnosis.autopsy is not None:
@@ -30,55 +30,52 @@ def tell(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> None:
 
 def _lines(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:
     total = 2 ** len(problem.changes)
-    counted = f"{diagnosis.cells} of {total} combinations, {diagnosis.runs} runs"
-    yield f"{diagnosis.event} at step {diagnosis.onset}, by {counted}:"
+    cost = f"{diagnosis.cells} of {total} combinations, {diagnosis.runs} runs"
+    yield f"{diagnosis.event} at step {diagnosis.onset} ({cost}):"
     if diagnosis.first_step:
-        yield f"  all tried from step {diagnosis.first_step} on; what a level does in the steps before was not asked"
+        yield f"  resumed at step {diagnosis.first_step}: earlier effects of the levels are not tested"
     if diagnosis.not_monotone:
-        yield f"  {_clash(diagnosis.not_monotone, problem)}: all {total} were run"
+        yield f"  {_clash(diagnosis.not_monotone, problem)}: all {total} combinations were run"
     if diagnosis.stochastic:
-        yield "  seeds disagree: a cause is what brings it about in any of them, a cure what trains in all"
+        yield "  seeds disagree: a cause fails with at least one seed, a cure trains with all"
     causes = diagnosis.causes.causes
     for cause in causes:
-        yield f"  enough: {_failing(problem, cause)} ({_rate(diagnosis.met[cause], 'meet it')})"
-        for smaller in (s for s in diagnosis.causes.left_out if s < cause):
-            yield f"    not decided: whether {_failing(problem, smaller)} alone would be enough"
+        yield f"  sufficient: {_failing(problem, cause)} ({_rate(diagnosis.failing_seeds[cause], '')})"
+        for smaller in (changes for changes in diagnosis.causes.skipped if changes < cause):
+            yield f"    undecided: whether {_failing(problem, smaller)} alone is sufficient"
         if narrowed := diagnosis.narrowed.get(cause):
             yield from _fields(narrowed)
     shared = frozenset.intersection(*causes)
     if len(causes) > 1 and shared:
         yield f"  necessary (in every cause): {_failing(problem, shared)}"
     for cure in diagnosis.cures.cures:
-        rate = _rate(diagnosis.trained[cure], f"train {_until(diagnosis)}")
-        yield f"  cure: {_reference(problem, cure)} ({rate})"
-
-
-def _until(diagnosis: Diagnosis) -> str:
-    return f"{'on ' if diagnosis.first_step else ''}to step {diagnosis.first_step + diagnosis.horizon}"
+        until = f" to step {diagnosis.first_step + diagnosis.horizon}"
+        yield f"  cure: {_reference(problem, cure)} ({_rate(diagnosis.training_seeds[cure], f' train{until}')})"
 
 
 def _fields(narrowed: NarrowedCause) -> Iterator[str]:
     total = 2 ** len(narrowed.problem.changes)
-    for fields in narrowed.found.causes:
-        yield f"    of its fields, enough: {_failing(narrowed.problem, fields)} (by {narrowed.cells} of {total} cells)"
+    for cause in narrowed.fields.causes:
+        yield f"    narrowed to: {_failing(narrowed.problem, cause)} ({narrowed.cells} of {total} combinations)"
 
 
-def _rate(rate: Rate, does: str) -> str:
+def _rate(rate: Rate, verb: str) -> str:
     ids = ", ".join(cell_id[:8] for cell_id in rate.cells)
-    return f"{rate.met} of {rate.seeds} seeds {does}, {ids}" if rate.seeds > 1 else f"{does}: {ids}"
+    seeds = f"{rate.count} of {rate.seeds} seeds" if rate.seeds > 1 else "one seed"
+    return f"{seeds}{verb if rate.seeds > 1 else verb.replace(' train', ' trains')}: {ids}"
 
 
 def _clash(clash: NotMonotoneError, problem: DiagnosisProblem) -> str:
-    return f"not monotone ({_failing(problem, clash.smaller)} meets it, {_failing(problem, clash.larger)} does not)"
+    return f"{_failing(problem, clash.smaller)} fails, but {_failing(problem, clash.larger)} does not"
 
 
 def _failing(problem: DiagnosisProblem, changes: Changes) -> str:
-    return " ".join(_typed(problem.changes[i][0], problem.changes[i][1]) for i in sorted(changes))
+    return " ".join(_side(problem.changes[i][0], problem.changes[i][1]) for i in sorted(changes))
 
 
 def _reference(problem: DiagnosisProblem, changes: Changes) -> str:
-    return " ".join(_typed(problem.changes[i][1], problem.changes[i][0]) for i in sorted(changes))
+    return " ".join(_side(problem.changes[i][1], problem.changes[i][0]) for i in sorted(changes))
 
 
-def _typed(levels: Overrides, other: Overrides) -> str:
+def _side(levels: Overrides, other: Overrides) -> str:
     return " ".join(levels) or f"the default of {other[0].partition('=')[0].lstrip('+~')}"
