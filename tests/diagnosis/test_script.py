@@ -1,4 +1,4 @@
-"""nangrid.diagnose on a function of the user's: what cannot be asked is said at once, and a late failure goes on."""
+"""nangrid.diagnose on a user's function: a Trainer that fails late, a plain loop, and input that is refused."""
 
 import subprocess
 import sys
@@ -13,7 +13,6 @@ from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 
 SCRIPT = """
-import sys
 import torch
 from transformers import Trainer, TrainingArguments
 import nangrid
@@ -39,38 +38,39 @@ def make_trainer(levels):
 
 FAILING, REFERENCE = {"lr": 10.0, "clip": 0.0}, {"lr": 0.1, "clip": 1.0}
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        trainer = make_trainer(FAILING)
-        watch_trainer(trainer, "autopsy", keep_every=10)
-        trainer.train()
-    elif sys.argv[1] == "diagnose":
-        nangrid.diagnose(make_trainer, failing=FAILING, reference=REFERENCE, start_from="autopsy", out="out")
-    else:
-        nangrid.diagnose(make_trainer, failing={"lr": "no trainer", "clip": 0.0}, reference=REFERENCE, out="out")
+    trainer = make_trainer(FAILING)
+    watch_trainer(trainer, "autopsy", keep_every=10)
+    trainer.train()
+    nangrid.diagnose(make_trainer, failing=FAILING, reference=REFERENCE, start_from="autopsy", out="out")
+    nangrid.diagnose(make_trainer, failing={"lr": "no trainer", "clip": 0.0}, reference=REFERENCE, out="refused")
 """
 
 
-def script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "mine.py").write_text(SCRIPT)
-    return subprocess.run([sys.executable, "mine.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One run of SCRIPT for all its tests: every interpreter and its fork server import torch anew."""
+    folder = tmp_path_factory.mktemp("script")
+    (folder / "mine.py").write_text(SCRIPT)
+    return folder, subprocess.run([sys.executable, "mine.py"], cwd=folder, capture_output=True, text=True)
 
 
-def test_a_late_failure_of_a_script_goes_on_from_its_own_snapshot(tmp_path: Path) -> None:
-    """Steepest descent that overshoots doubles its error each step until float32 ends."""
-    done = script(tmp_path, "run")
+def test_late_failure_of_a_script_resumes_from_its_snapshot(
+    script: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """Steepest descent that overshoots doubles its error each step until float32 overflows."""
+    folder, done = script
     assert "training went non-finite at step" in done.stderr
-    (tmp_path / "run").mkdir(exist_ok=True)
-    done = script(tmp_path, "diagnose")
-    assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed at step" in done.stdout
     assert "sufficient: lr=10.0 clip=0.0" in done.stdout
     assert "cure: lr=0.1" in done.stdout and "cure: clip=1.0" in done.stdout
-    records, errors = GridDirectory.open(tmp_path / "out").records()
+    records, errors = GridDirectory.open(folder / "out").records()
     assert errors == [] and all(record.first_step >= 10 for record in records)
 
 
-def test_what_is_no_trainer_is_said_in_one_sentence(tmp_path: Path) -> None:
-    done = script(tmp_path, "refused")
+def test_function_without_a_trainer_is_refused_in_one_sentence(
+    script: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, done = script
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert (
@@ -84,6 +84,7 @@ import sys
 import torch
 from torch import nn
 import nangrid
+from nangrid.records.errors import InputError
 
 class Pooled(nn.Module):
     def __init__(self, eps):
@@ -122,45 +123,50 @@ def train(levels):
             raise
 
 if __name__ == "__main__":
-    one, start = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
-    failing = {"eps": 0.0, "lr": 1e-2, "watches": one}
-    reference = {"eps": 1e-6, "lr": 1e-3, "watches": one}
-    nangrid.diagnose(train, failing=failing, reference=reference, start_from=start, out=f"out{one}")
+    for watches in map(int, sys.argv[1:]):
+        failing = {"eps": 0.0, "lr": 1e-2, "watches": watches}
+        reference = {"eps": 1e-6, "lr": 1e-3, "watches": watches}
+        try:
+            nangrid.diagnose(train, failing=failing, reference=reference, out=f"out{watches}")
+        except InputError as error:
+            print("refused:", error)
 """
 
 
-def loop(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "loop.py").write_text(LOOP)
-    return subprocess.run([sys.executable, "loop.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One run of LOOP with one, two and no Watch for all its tests."""
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "loop.py").write_text(LOOP)
+    command = [sys.executable, "loop.py", "1", "2", "0"]
+    return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def test_a_loop_of_ones_own_comes_to_a_verdict(tmp_path: Path) -> None:
+def test_plain_loop_is_diagnosed(loop: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """The mean over the words of a text without a word is 0 / 0."""
-    done = loop(tmp_path, "1")
+    folder, done = loop
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sufficient: eps=0.0 (3 of 3 seeds: " in done.stdout
     assert "cure: eps=1e-06 (3 of 3 seeds train to step 32" in done.stdout
-    assert "origin: aten.div.Tensor (loop.py:14), forward invalid" in done.stdout
-    assert not (tmp_path / "autopsy").exists(), "what a cell leaves is in its directory"
-    records, errors = GridDirectory.open(tmp_path / "out1").records()
+    assert "origin: aten.div.Tensor (loop.py:15), forward invalid" in done.stdout
+    assert not (folder / "autopsy").exists(), "what a cell leaves is in its directory"
+    records, errors = GridDirectory.open(folder / "out1").records()
     assert errors == []
     assert {record.onset.step for record in records if record.onset} == {7}
     assert {record.ledger["autocast"] for record in records} == {"bfloat16"}
-    evidence = gather(GridDirectory.open(tmp_path / "out1"), None)
+    evidence = gather(GridDirectory.open(folder / "out1"), None)
     assert evidence.verdict[0].startswith("diagnosis of") and "  sufficient: eps=0.0" in evidence.verdict[2]
     assert (evidence.base["eps"], evidence.base["lr"]) == ("1e-06", "0.001"), "the report compares with its reference"
     losses = {record.factors["seed"]: record.trains.loss_first for record in records if record.factors["lr"] == 1e-3}
-    assert len(set(losses.values())) == len(losses) == 3, "repeats have seeds of their own, though the script sets one"
+    assert len(set(losses.values())) == len(losses) == 3, "repeats have different seeds, though the script sets one"
 
 
-def test_a_loop_that_cannot_be_asked_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    for arguments, sentence in (
-        (("2",), "loop.py:train made two nangrid.Watch: let one take all steps of the run."),
-        (("0",), "loop.py:train took no step: give it data for at least one."),
-    ):
-        done = loop(tmp_path, *arguments)
-        assert done.returncode == 1
-        assert sentence in done.stderr.strip().splitlines()[-1]
+def test_loop_with_two_watches_or_none_is_refused_in_one_sentence(
+    loop: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, done = loop
+    assert "refused: loop.py:train made two nangrid.Watch: let one of them take all steps of the run." in done.stdout
+    assert "refused: loop.py:train took no step: give it data for at least one." in done.stdout
 
 
 def make_trainer(levels: dict[str, Any]) -> Any:
@@ -176,11 +182,13 @@ def make_trainer(levels: dict[str, Any]) -> Any:
         ({"seed": 1}, {"seed": 2}, "seed cannot name a level"),
     ],
 )
-def test_levels_that_are_none(failing: dict[str, Any], reference: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_invalid_levels_are_refused(
+    failing: dict[str, Any], reference: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=says):
         nangrid.diagnose(make_trainer, failing=failing, reference=reference, out=str(tmp_path))
 
 
-def test_a_function_that_no_other_process_can_find(tmp_path: Path) -> None:
+def test_function_that_no_other_process_can_find_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be found from another process"):
         nangrid.diagnose(lambda levels: None, failing={"lr": 1.0}, reference={"lr": 0.1}, out=str(tmp_path))
