@@ -1,4 +1,4 @@
-"""What does a cell of the real Gemma cost? Start-up, step ratios, memory, the watch's own calls.
+"""Measures what a cell of the real Gemma costs: start-up, step ratios, memory, the calls of the watch.
 
     python bench/cell_cost.py
 
@@ -49,7 +49,7 @@ def build(overrides: list[str], directory: str) -> Any:
 
 
 def step_times(overrides: list[str]) -> dict[str, Any]:
-    """Run a cell for STEPS steps in a process of its own kind: seconds a step, inside the watch, set-up."""
+    """CPU seconds of set-up, of a median step and of the watch in it, and peak memory, over STEPS steps of a cell."""
     from nangrid.integrations import watch_trainer
     from nangrid.watch import Clocks
     from nangrid.watch.inspector import Inspector
@@ -71,10 +71,10 @@ def step_times(overrides: list[str]) -> dict[str, Any]:
     Clocks.done = property(lambda clocks: False)  # type: ignore[assignment]  # fp16 fails at once: time it all the same
     with TemporaryDirectory() as directory:
         cell, setup = build([*overrides, f"horizon={STEPS}"], directory)
-        marks = [time.process_time()]
-        watch_trainer(cell.trainer, None, on_step=lambda reading: marks.append(time.process_time()))
+        times = [time.process_time()]
+        watch_trainer(cell.trainer, None, on_step=lambda reading: times.append(time.process_time()))
         cell.trainer.train()
-    steps = [b - a for a, b in pairwise(marks[1:])]
+    steps = [b - a for a, b in pairwise(times[1:])]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {"setup": setup, "step": statistics.median(steps), "watch": inside[0] / STEPS, "peak_gib": peak}
 
@@ -84,15 +84,15 @@ def in_process(overrides: list[str]) -> dict[str, Any]:
     script = (
         "import sys, time, json; sys.path.insert(0, 'bench'); import cell_cost; "
         "import nangrid.cell.run, nangrid.commands.compose; imports = time.process_time(); "
-        "found = cell_cost.step_times(sys.argv[1:]); print(json.dumps(found | {'imports': imports}))"
+        "measured = cell_cost.step_times(sys.argv[1:]); print(json.dumps(measured | {'imports': imports}))"
     )
     shown = subprocess.run([sys.executable, "-c", script, *overrides], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])
+    return measured
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print, and write the table."""
     import torch
     import transformers
 
@@ -108,12 +108,12 @@ def main() -> None:
     rows = [
         ("`python -m src.run --help`, CPU s", f"{help_s:.2f}", "1.0"),
         ("... imports torch", str(help_torch), "False"),
-        ("cell's own CPU s to step 0 (imports preloaded by the fork server)", f"{bf16['setup']:.1f}", "6"),
-        ("imports, CPU s, once a grid", f"{bf16['imports']:.1f}", ""),
+        ("CPU s of a cell to step 0 (imports preloaded by the fork server)", f"{bf16['setup']:.1f}", "6"),
+        ("imports, CPU s, once per grid", f"{bf16['imports']:.1f}", ""),
         ("fp32 step, CPU s, 1 thread", f"{step['fp32']:.2f}", ""),
         ("bf16 step / fp32 step", f"{step['bf16'] / step['fp32']:.2f}", ""),
         ("fp16 step / fp32 step", f"{step['fp16'] / step['fp32']:.2f}", "1.6"),
-        ("watch's own calls / bf16 step, %", f"{100 * bf16['watch'] / step['bf16']:.2f}", "1"),
+        ("calls of the watch / bf16 step, %", f"{100 * bf16['watch'] / step['bf16']:.2f}", "1"),
         ("peak memory of a cell, GiB", f"{peak:.2f}", "6"),
     ]
     lines = ["| what | measured | at most |", "| --- | --- | --- |", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]

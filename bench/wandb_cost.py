@@ -1,10 +1,10 @@
-"""What does W&B, offline, cost a cell: a step, and once to open and to finish?
+"""Measures what offline W&B costs a cell: per step, to open the run, and to finish it.
 
     python bench/wandb_cost.py
 
-Prints a table and writes it to bench/results/wandb_cost.md. Counted is the time inside run.log, which is what
-a step waits for, and the CPU time of the cell's process and of W&B's service beside it. Steps do nothing here,
-so their shares are of a step of the real Gemma 3 270M (bench/cell_cost.py).
+Prints a table and writes it to bench/results/wandb_cost.md. It counts the time inside run.log, which is
+what a step waits for, and the CPU time of the cell's process and of W&B's service. Steps do nothing here, so
+shares refer to a step of the real Gemma 3 270M (bench/cell_cost.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nangrid.records.cell import CLOCKS, CellRecord, Seconds, Trains
 from nangrid.tracking import Run, open_run
 
 REAL_STEP_S = 1.5
-"""A bf16 step on two threads; most cells' steps take longer, and so the shares are upper ones."""
+"""A bf16 step on two threads; most cells' steps take longer, so the shares are upper bounds."""
 
 STEPS = 200
 PACE_S = 0.1
@@ -61,7 +61,7 @@ def record() -> CellRecord:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of W&B's service."""
+    """CPU seconds of this process and of W&B's service."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
@@ -75,11 +75,11 @@ def open_cell(directory: Path) -> Run:
 
 
 def measure(directory: Path) -> dict[str, float]:
-    import wandb.sdk.launch  # noqa: F401  (imported once a grid, by the fork server)
+    import wandb.sdk.launch  # noqa: F401  (imported once per grid, by the fork server)
 
     began, cpu = time.perf_counter(), cpu_seconds()
     run = open_cell(directory)
-    on_watch_created = time.perf_counter() - began
+    opened = time.perf_counter() - began
     time.sleep(3)  # a cell takes as long to be built
     opening_cpu, cpu = cpu_seconds() - cpu, cpu_seconds()
     inside: list[float] = []
@@ -93,7 +93,7 @@ def measure(directory: Path) -> dict[str, float]:
     run.finish(record())
     finished = time.perf_counter() - before
     return {
-        "on_watch_created": on_watch_created,
+        "opened": opened,
         "opening_cpu": opening_cpu,
         "inside": median(inside),
         "worst": max(inside),
@@ -105,11 +105,11 @@ def measure(directory: Path) -> dict[str, float]:
 def table(cost: dict[str, float]) -> str:
     share = {key: 100 * cost[key] / REAL_STEP_S for key in ("inside", "step_cpu")}
     rows = [
-        f"| run.log, median, ms a step | {1e3 * cost['inside']:.3f} | {share['inside']:.4f} | 1 |",
+        f"| run.log, median, ms per step | {1e3 * cost['inside']:.3f} | {share['inside']:.4f} | 1 |",
         f"| run.log, slowest of {STEPS}, ms | {1e3 * cost['worst']:.3f} | | |",
-        f"| CPU of cell and W&B's service, ms a step | {1e3 * cost['step_cpu']:.2f} | {share['step_cpu']:.2f} | 1 |",
-        f"| open, s the cell waits | {cost['on_watch_created']:.3f} | | |",
-        f"| open, CPU s beside the building of the cell | {cost['opening_cpu']:.2f} | | |",
+        f"| CPU of cell and W&B's service, ms per step | {1e3 * cost['step_cpu']:.2f} | {share['step_cpu']:.2f} | 1 |",
+        f"| open, s the cell waits | {cost['opened']:.3f} | | |",
+        f"| open, CPU s while the cell is built | {cost['opening_cpu']:.2f} | | |",
         f"| finish, s, after the record is written | {cost['finished']:.2f} | | |",
     ]
     head = [f"| what | measured | % of a step of {REAL_STEP_S} s | at most |", "| --- | ---: | ---: | ---: |"]

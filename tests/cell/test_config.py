@@ -89,7 +89,7 @@ def command(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", LEVELS, ids=lambda path: str(path.relative_to(CONF_DIR)))
-def test_every_yaml_composes_by_the_command_that_heads_it(path: Path) -> None:
+def test_every_yaml_composes_with_the_command_in_its_header(path: Path) -> None:
     overrides = command(path)
     config = composed([override for override in overrides if override != "-m"])
     group = path.parent.name
@@ -101,7 +101,7 @@ def test_every_yaml_composes_by_the_command_that_heads_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONF_DIR.glob("hydra/*/*.yaml")), ids=lambda path: path.stem)
-def test_the_plugins_yamls_are_headed_by_a_grid(path: Path) -> None:
+def test_plugin_yamls_have_a_grid_command_in_their_header(path: Path) -> None:
     assert "-m" in command(path)
 
 

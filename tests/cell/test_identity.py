@@ -45,7 +45,7 @@ def test_the_order_of_keys_does_not_matter(science: dict[str, Any], shuffle: ran
 
 
 @given(sciences, st.text(), scalars)
-def test_any_other_value_is_another_cell(science: dict[str, Any], key: str, value: Any) -> None:
+def test_any_changed_value_changes_the_id(science: dict[str, Any], key: str, value: Any) -> None:
     other = science | {key: value}
     same = key in science and repr(science[key]) == repr(value)
     assert (hash_science(other) == hash_science(science)) == same
@@ -94,13 +94,13 @@ def test_no_other_key_changes_the_id(key: str) -> None:
     assert cell_id(with_other(key)) == cell_id(BASE)
 
 
-def test_all_keys_are_one_or_the_other() -> None:
+def test_every_key_is_scientific_or_not() -> None:
     keys = {f"{key}.{name}" for key, value in vars(BASE).items() if hasattr(value, "__dict__") for name in vars(value)}
     keys |= {key for key, value in vars(BASE).items() if not hasattr(value, "__dict__")}
     assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path", "data.template", "start_from"}
 
 
-def test_the_content_of_a_file_counts_and_its_path_does_not(tmp_path: Path) -> None:
+def test_id_depends_on_file_content_not_path(tmp_path: Path) -> None:
     first, same, other = (tmp_path / name for name in ("first.jsonl", "same.jsonl", "other.jsonl"))
     for path, text in ((first, "a"), (same, "a"), (other, "b")):
         path.write_text(f'{{"text": "{text}"}}\n')
@@ -108,7 +108,7 @@ def test_the_content_of_a_file_counts_and_its_path_does_not(tmp_path: Path) -> N
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_a_template_counts_by_its_content_and_only_where_there_is_a_chat(tmp_path: Path) -> None:
+def test_id_depends_on_template_content_only_with_chats(tmp_path: Path) -> None:
     chats, texts = tmp_path / "chats.jsonl", tmp_path / "texts.jsonl"
     chats.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     texts.write_text('{"text": "a"}\n')
@@ -121,7 +121,7 @@ def test_a_template_counts_by_its_content_and_only_where_there_is_a_chat(tmp_pat
         cell_id(composed("data=jsonl", f"data.path={texts}", f"data.template={templates[0]}"))
 
 
-def test_the_tokenizers_own_template_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_id_depends_on_the_tokenizers_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "locate_checkpoint", lambda model: Checkpoint(str(tmp_path), "0" * 64))
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
@@ -132,12 +132,12 @@ def test_the_tokenizers_own_template_counts(tmp_path: Path, monkeypatch: pytest.
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_an_id_stays_what_it_was_when_keys_are_added(tmp_path: Path) -> None:
+def test_added_keys_keep_existing_ids(tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
     assert cell_id(composed("data=jsonl", f"data.path={tmp_path / 'texts.jsonl'}")) == "898857e113a4"
 
 
-def test_a_local_model_counts_by_its_weights_and_not_by_its_path(tmp_path: Path) -> None:
+def test_id_depends_on_model_weights_not_path(tmp_path: Path) -> None:
     for name, weights in (("first", b"1"), ("same", b"1"), ("other", b"2")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
@@ -146,13 +146,13 @@ def test_a_local_model_counts_by_its_weights_and_not_by_its_path(tmp_path: Path)
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_a_tokenizer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_id_depends_on_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     before = cell_id(BASE)
     monkeypatch.setattr(checkpoint, "locate_checkpoint", lambda model: Checkpoint("", "1" * 64))
     assert cell_id(BASE) != before
 
 
-def test_a_level_is_starred_when_a_field_that_it_fixes_is_overridden() -> None:
+def test_overridden_field_stars_its_level() -> None:
     assert starred(BASE) == frozenset()
     assert starred(composed("dtype.adapter=fp32", "optim.lr=1e-3")) == {"dtype"}, "optim=... fixes no lr"
     shown = cell_factors(composed("dtype.adapter=fp32"))
@@ -161,7 +161,7 @@ def test_a_level_is_starred_when_a_field_that_it_fixes_is_overridden() -> None:
     assert starred(composed("model.layers=4")) == {"model"}
 
 
-def test_a_star_is_for_readers_only() -> None:
+def test_star_does_not_change_the_id() -> None:
     config = composed("dtype.adapter=fp32")
     assert cell_factors(config) != factors(config)
     assert len(cell_id(config)) == 12 and cell_id(config) != cell_id(BASE)

@@ -32,7 +32,7 @@ class Grid:
         return read_history(self.directory.cell(record.cell_id)).drop(columns="seconds")
 
 
-def test_same_bits_in_any_order_alone_or_side_by_side(tmp_path: Path) -> None:
+def test_cells_are_bit_identical_in_any_order_and_in_parallel(tmp_path: Path) -> None:
     one = Grid(tmp_path / "one", "dtype=bf16,fp32", "init=mean", "seed=1", "horizon=3")
     two = Grid(tmp_path / "two", "dtype=fp32,bf16", "init=mean", "seed=1", "horizon=3", "hydra.launcher.n_jobs=2")
     for record in one.records:
@@ -66,7 +66,7 @@ def test_what_must_not_change_a_bit_changes_none(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(shorter.history(shorter.records[0]), on.head(2), check_exact=True)
 
 
-def test_documents_of_new_tokens_alone_fail_through_their_zero_rows_in_any_dtype(tmp_path: Path) -> None:
+def test_glossary_with_zero_rows_fails_in_any_dtype(tmp_path: Path) -> None:
     common = ["data=glossary", "data.bos=false", "dtype=bf16,fp32", "horizon=2", "hydra.launcher.n_jobs=2"]
     deep = Grid(tmp_path / "deep", *common, "init=zero,mean")
     for dtype in ("bf16", "fp32"):
@@ -83,7 +83,7 @@ def test_documents_of_new_tokens_alone_fail_through_their_zero_rows_in_any_dtype
         assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("backward", "overflow", "infinite-norm-freeze")
 
 
-def test_ledger_says_what_a_factor_really_changed(tmp_path: Path) -> None:
+def test_ledger_records_what_a_factor_changed(tmp_path: Path) -> None:
     grid = Grid(tmp_path, "upcast=none,trainable", "dtype=bf16,fp32", "vocab=none", "horizon=1")
     cast = grid.cell(dtype="bf16", upcast="trainable").ledger
     assert set(cast["adapter"].values()) == {"float32"}

@@ -1,4 +1,4 @@
-"""A run that is gone on with from its middle is the run, to the last bit; and under other levels no step is lost."""
+"""A run resumed in the middle is the same run to the last bit, and under other levels it loses no step."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def run(
 
 
 @pytest.mark.parametrize("start", [f"kept/{SAVED}", "kept/8", f"out/checkpoint-{SAVED}"])
-def test_it_is_the_same_run(run: tuple[Path, str, list[StepReading]], start: str, tmp_path: Path) -> None:
+def test_resumed_run_is_bit_identical(run: tuple[Path, str, list[StepReading]], start: str, tmp_path: Path) -> None:
     out, optim, readings = run
     again = train(make(tmp_path, optim=optim), tmp_path, str(out / start))
     assert again[0].step == int(start.split("/")[1].removeprefix("checkpoint-"))
@@ -78,7 +78,7 @@ def test_it_is_the_same_run(run: tuple[Path, str, list[StepReading]], start: str
 
 
 @pytest.mark.parametrize("start", [f"kept/{SAVED}", f"out/checkpoint-{SAVED}"])
-def test_it_is_the_same_run_in_bfloat16(start: str, tmp_path: Path) -> None:
+def test_resumed_bfloat16_run_is_bit_identical(start: str, tmp_path: Path) -> None:
     """PEFT loads adapters in float32, into parameters that no watch knows."""
     half: dict[str, Any] = {"dtype": torch.bfloat16, "optim": "adamw_torch"}
     readings = train(make(tmp_path, **half), tmp_path)
@@ -90,7 +90,7 @@ def test_it_is_the_same_run_in_bfloat16(start: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ADAMS)
-def test_one_adam_goes_on_with_the_moments_of_another(
+def test_one_adam_resumes_with_the_moments_of_another(
     run: tuple[Path, str, list[StepReading]], other: str, tmp_path: Path
 ) -> None:
     """Without them its first updates would be as large as the learning rate allows, whatever came before."""
@@ -102,7 +102,9 @@ def test_one_adam_goes_on_with_the_moments_of_another(
         assert again[-1].loss == pytest.approx(readings[-1].loss, rel=1e-3)
 
 
-def test_other_levels_count_from_there(run: tuple[Path, str, list[StepReading]], tmp_path: Path) -> None:
+def test_other_levels_take_effect_from_the_resumed_step(
+    run: tuple[Path, str, list[StepReading]], tmp_path: Path
+) -> None:
     out, optim, readings = run
     start = str(out / "kept" / str(SAVED))
     slower = train(make(tmp_path, optim=optim, learning_rate=1e-4), tmp_path, start)
@@ -122,7 +124,7 @@ def test_other_levels_count_from_there(run: tuple[Path, str, list[StepReading]],
         ({"data_seed": 5}, "the data at step 4 differs from the data of the run at that step"),
     ],
 )
-def test_what_cannot_change_is_refused_before_a_step(
+def test_changes_that_cannot_resume_are_rejected_before_a_step(
     run: tuple[Path, str, list[StepReading]], changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     out, optim, _ = run
@@ -137,7 +139,7 @@ def test_what_cannot_change_is_refused_before_a_step(
             train_from(make(tmp_path, **{"optim": optim, **changes}), find_start(str(out / f"out/checkpoint-{SAVED}")))
 
 
-def test_a_place_to_start_from_is_found_or_said_to_be_none(
+def test_find_start_takes_the_last_snapshot_or_names_the_problem(
     run: tuple[Path, str, list[StepReading]], tmp_path: Path
 ) -> None:
     out, _, _ = run
@@ -148,12 +150,17 @@ def test_a_place_to_start_from_is_found_or_said_to_be_none(
         find_start(str(tmp_path))
 
 
-def test_a_resumed_trainer_has_its_own_methods_and_callbacks_back(tmp_path: Path) -> None:
+def test_a_resumed_trainer_later_trains_with_its_real_methods(tmp_path: Path) -> None:
     first = make(tmp_path)
     train(first, tmp_path)
-    resumed = make(tmp_path)
+    resumed = make(tmp_path / "resumed")
     callbacks = list(resumed.callback_handler.callbacks)
     train_from(resumed, find_start(str(tmp_path / "kept" / str(SAVED))))
     assert resumed.callback_handler.callbacks == callbacks
     for method in ("_load_from_checkpoint", "_load_rng_state", "_load_optimizer_and_scheduler", "get_batch_samples"):
         assert getattr(resumed, method).__func__ is getattr(Trainer, method)
+
+    # with methods that load nothing, the checkpoint's weights, optimizer and random states would be ignored
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"out/checkpoint-{SAVED}"))
+    pairs = zip(resumed.model.parameters(), first.model.parameters(), strict=True)
+    assert all(torch.equal(again, before) for again, before in pairs if before.requires_grad)

@@ -79,7 +79,7 @@ def train(trainer: transformers.Trainer, out: Path, caplog: pytest.LogCaptureFix
     return watch.clocks
 
 
-def test_a_loss_of_ones_own_that_divides_by_no_token(
+def test_custom_loss_that_divides_by_zero_tokens(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = transformers.Gemma3ForCausalLM.from_pretrained(checkpoint)
@@ -97,7 +97,7 @@ def test_a_loss_of_ones_own_that_divides_by_no_token(
     assert autopsy.mechanism == "empty-labels" and autopsy.source.startswith("test_trainers.py:")
 
 
-def test_an_evaluation_without_a_label(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluation_without_labels(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = transformers.Gemma3ForCausalLM.from_pretrained(checkpoint)
     options = transformers.TrainingArguments(
         **arguments(tmp_path, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=1)
@@ -110,7 +110,7 @@ def test_an_evaluation_without_a_label(checkpoint: Path, tmp_path: Path, caplog:
     assert (autopsy.phase, autopsy.op, autopsy.mechanism) == ("forward", "aten.div.Tensor", "empty-labels")
 
 
-def test_a_healthy_run_is_left_alone(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_healthy_run_is_unchanged(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     losses = []
     for watched in (False, True):
         transformers.set_seed(0)
@@ -126,7 +126,7 @@ def test_a_healthy_run_is_left_alone(checkpoint: Path, tmp_path: Path, caplog: p
     assert not (tmp_path / "autopsy").exists()
 
 
-def test_trls_trainer_on_rows_of_zeros(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_trl_trainer_with_zero_rows(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """huggingface/peft#1715 in small: new tokens, their rows zero, LoRA by TRL's SFTTrainer."""
     peft, trl = pytest.importorskip("peft"), pytest.importorskip("trl")
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)

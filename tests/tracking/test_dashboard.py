@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parent / "golden" / "dashboard.json"
 COMMAND = [sys.executable, str(CONF_DIR.parent / "sweeps" / "dashboard.py"), "--entity", "me", "--project", "nangrid"]
 
 
-def test_the_dashboard_is_the_golden_one() -> None:
+def test_dashboard_matches_the_golden_file() -> None:
     """On a wanted change: python sweeps/dashboard.py --entity me --print, with the values of __id__ masked."""
     printed = subprocess.run([*COMMAND, "--print"], capture_output=True, text=True, check=True).stdout
     masked = re.sub(r'"__id__": "\w+"', '"__id__": "masked"', printed)

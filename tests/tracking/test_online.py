@@ -61,7 +61,7 @@ def test_an_online_run_arrives(
     assert files_with(tmp_path, key) == []
 
 
-def test_an_offline_run_that_is_synced_arrives_the_same(
+def test_synced_offline_run_arrives_unchanged(
     tmp_path: Path, make_record: MakeRecord, server: FakeServer, key: str
 ) -> None:
     failing_cell(tmp_path, make_record, "offline")

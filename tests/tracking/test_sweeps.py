@@ -75,12 +75,12 @@ def agent_command(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_passes_wandbs_own_validation(path: Path) -> None:
+def test_sweep_passes_wandb_validation(path: Path) -> None:
     jsonschema.Draft7Validator(json.loads(SCHEMA.read_text())).validate(load(path))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_is_headed_by_its_two_commands(path: Path) -> None:
+def test_sweep_header_has_its_two_commands(path: Path) -> None:
     assert path.read_text().splitlines()[:2] == [
         f"# wandb sweep sweeps/{path.name}",
         "# wandb agent ENTITY/nangrid/SWEEP_ID",
@@ -114,7 +114,7 @@ def test_the_grid_varies_the_five_factors_and_the_others_lr_eps_and_rank() -> No
     }
 
 
-def test_an_agent_runs_a_real_cell_into_the_run_that_it_was_given(
+def test_agent_runs_a_real_cell_in_its_run(
     tmp_path: Path, server: FakeServer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")

@@ -20,7 +20,9 @@ from nangrid.tracking.wandb_run import NoRun, WandbRun, run_id
 MakeRecord = Callable[..., CellRecord]
 
 
-def test_an_offline_run_reads_back(tmp_path: Path, make_record: MakeRecord, capfd: pytest.CaptureFixture[str]) -> None:
+def test_offline_run_can_be_read_back(
+    tmp_path: Path, make_record: MakeRecord, capfd: pytest.CaptureFixture[str]
+) -> None:
     record = make_record({"gradient": 0, "loss": 1}, ledger={"residual_stream": "fp16", "warnings": []})
     run = start(tmp_path)
     run.log(0, {"step": 0, "loss": 3.96, "grad_norm": math.inf, "eval_loss": None, "nonfinite_gradient": 7})
@@ -50,13 +52,13 @@ def test_an_offline_run_reads_back(tmp_path: Path, make_record: MakeRecord, capf
     assert captured == ("", "")
 
 
-def test_a_censored_cell_has_its_steps_as_a_finite_onset(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_censored_cell_has_a_finite_onset_step(tmp_path: Path, make_record: MakeRecord) -> None:
     start(tmp_path).finish(make_record())
     shown = merged(inspect(tmp_path), "summary", lambda summary: summary["update"])
     assert (shown["onset_step"], shown["censored"], shown["onset_clock"]) == (16, 1, "none")
 
 
-def test_the_bits_that_are_left_before_a_format_ends(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_headroom_is_logged_in_bits_per_format(tmp_path: Path, make_record: MakeRecord) -> None:
     looks = [{"kind": "activation", "absmax": size} for size in (16.0, 131008.0)]
     looks += [{"kind": "gradient", "absmax": size} for size in (0.0, math.inf)]
     run = start(tmp_path)
@@ -74,7 +76,7 @@ def test_a_crash_ends_the_run_with_exit_code_1(tmp_path: Path) -> None:
     assert inspect(tmp_path)[-1]["exit"]["exit_code"] == 1
 
 
-def test_a_cell_that_is_killed_leaves_what_it_logged(tmp_path: Path) -> None:
+def test_killed_cell_keeps_its_logged_steps(tmp_path: Path) -> None:
     started = "from pathlib import Path; import sys, time; sys.path.append(sys.argv[2]); from runs import start; "
     logged = "run = start(Path(sys.argv[1])); run.log(0, {'loss': 4.0}); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", started + logged, str(tmp_path), str(Path(__file__).parent)])
@@ -88,7 +90,7 @@ def test_a_cell_that_is_killed_leaves_what_it_logged(tmp_path: Path) -> None:
     assert [entry["history"]["step"]["num"] for entry in inspect(tmp_path) if entry["type"] == "history"] == [0]
 
 
-def test_a_run_changes_no_random_number(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_logging_changes_no_random_state(tmp_path: Path, make_record: MakeRecord) -> None:
     random.seed(1)
     np.random.seed(1)
     before = random.getstate(), repr(np.random.get_state())
@@ -105,7 +107,7 @@ def test_no_file_holds_the_key(tmp_path: Path, make_record: MakeRecord, key: str
     assert files_with(tmp_path, key) == []
 
 
-def test_the_onset_is_told_once_with_the_cells_levels(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_onset_alert_is_sent_once_with_the_levels(tmp_path: Path, make_record: MakeRecord) -> None:
     run = start(tmp_path)
     run.log(0, {"loss": 1.0, "nonfinite_loss": 0})
     run.log(1, {"loss": 1.0, "nonfinite_optimizer_state": 3, "nonfinite_parameter": 2})
@@ -130,9 +132,7 @@ def test_online_without_a_key_goes_offline_and_says_so_once(
     assert any(entry["type"] == "history" for entry in inspect(tmp_path))
 
 
-def test_a_failure_in_the_middle_warns_once_and_goes_on(
-    make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failure_mid_run_warns_once_and_continues(make_record: MakeRecord, capsys: pytest.CaptureFixture[str]) -> None:
     class Dead:
         def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
             raise ConnectionResetError("service\n is gone")

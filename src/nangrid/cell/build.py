@@ -49,13 +49,13 @@ def build_cell(config: Config, directory: Path) -> Cell:
     ledger.arithmetic = read_arithmetic(device(), vars(half_products) if device() == "cpu" else None)
     ledger.arithmetic["attention"] = base.config._attn_implementation
     ledger.changed = {"init": rows, "upcast": upcast}
-    ledger.warnings = [*differences(config, ledger), *renamed(base, targets)]
+    ledger.warnings = [*unmet_requests(config, ledger), *renamed(base, targets)]
     observe_residual(model, ledger)
     return Cell(model, data, make_trainer(model, data, config, directory), ledger)
 
 
-def differences(config: Config, ledger: Ledger) -> list[str]:
-    """One line for each request that had no effect, or another one."""
+def unmet_requests(config: Config, ledger: Ledger) -> list[str]:
+    """One line per request that had no effect, or not the requested one."""
     requested = config.dtype
     lines = []
     if not ledger.changed["init"]:

@@ -16,7 +16,7 @@ _PACKAGES = ("nangrid", "torch", "transformers", "peft", "bitsandbytes", "accele
 
 
 def read_environment(device: str, data_sha256: str) -> dict[str, Any]:
-    """Everything that decides whether two cells may be compared to the bit."""
+    """Everything that decides whether two cells may be compared bit for bit."""
     return {
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},

@@ -6,21 +6,42 @@ import math
 import resource
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nangrid.cell.environment import read_environment
 from nangrid.integrations import TrainerWatch
 from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import Seconds, Trains
 from nangrid.records.headroom import write_headroom
 from nangrid.watch import Clocks, Headroom, Ledger, StepReading, Watch
+from nangrid.watch.ledger import read_optimizer
 from nangrid.watch.state.snapshot import FACTS
 
 
-def outcome(
-    watch: TrainerWatch | Watch, began: float, horizon: int, ledger: Ledger, environment: dict[str, Any]
-) -> dict[str, Any]:
-    """The fields of a cell's record that its run decides; `began`: time.perf_counter() at the start of its process."""
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended, whether a Trainer or a script's loop took its steps."""
+
+    watch: TrainerWatch | Watch
+    ledger: Ledger
+    headroom: Headroom
+
+
+def finish(run: FinishedRun, directory: Path, began: float, horizon: int, data_sha256: str) -> dict[str, Any]:
+    """Write the headroom samples and return the fields of the cell's record that its run decides.
+
+    `began`: time.perf_counter() before the cell was built.
+    """
+    watch, ledger = run.watch, run.ledger
+    _write_headroom(directory, run.headroom, watch.background.texts)
+    read_optimizer(watch.inspector.step.optimizer, ledger)
+    environment = read_environment(ledger.arithmetic["device"], data_sha256)
+    return _record_fields(watch, ledger, began, horizon) | {"environment": environment}
+
+
+def _record_fields(watch: TrainerWatch | Watch, ledger: Ledger, began: float, horizon: int) -> dict[str, Any]:
     inspector = watch.inspector
     clocks = inspector.clocks
     onset = clocks.onset
@@ -38,7 +59,6 @@ def outcome(
         "clocks": clocks.first,
         "trains": _trains(clocks),
         "ledger": ledger.as_dict(),
-        "environment": environment,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "autopsy": None if folder is None else f"{folder}{AUTOPSY}",
         "snapshot": None if folder is None else f"{folder}{FACTS}",
@@ -54,7 +74,7 @@ def history_row(reading: StepReading, new_tokens: int) -> dict[str, Any]:
     return {**row, **counts, "new_tokens": new_tokens}
 
 
-def keep_headroom(directory: Path, headroom: Headroom, texts: Mapping[int, str]) -> None:
+def _write_headroom(directory: Path, headroom: Headroom, texts: Mapping[int, str]) -> None:
     """Write the headroom samples, if there are any."""
     if headroom.extremes:
         tokens = {extreme.token: texts.get(extreme.token, "") for extreme in headroom.extremes if extreme.token >= 0}

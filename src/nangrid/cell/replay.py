@@ -35,7 +35,7 @@ class Counterfactual:
 
     replay: Replay
     autopsy: Autopsy | None
-    """Only if the step failed again."""
+    """None if the step no longer fails."""
 
 
 def replay_cell(config: Config, snapshot: Snapshot) -> Autopsy:
@@ -109,7 +109,7 @@ class _Ask(TrainerCallback):
 
 
 def at_train_begin(config: Config, ask: Callable[[Cell, TrainerStep], Answer]) -> Answer:
-    """Build the cell, let its trainer make the optimizer, and return what `ask` says then, instead of training."""
+    """Build the cell, let its trainer make the optimizer, and return the answer of `ask` instead of training."""
     answers: list[Answer] = []
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,17 +9,14 @@ from typing import Any
 
 from nangrid.cell.build import background, build_cell, check_cell
 from nangrid.cell.config import Config
-from nangrid.cell.environment import read_environment
 from nangrid.cell.identity import cell_factors
-from nangrid.cell.model.base import device
-from nangrid.cell.outcome import history_row, keep_headroom, outcome
-from nangrid.integrations import HeadroomCallback, train_from, unwrapped, watch_trainer
+from nangrid.cell.outcome import FinishedRun, finish, history_row
+from nangrid.integrations import HeadroomCallback, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.history import write_history
 from nangrid.records.start_from import find_start
 from nangrid.tracking import Run, open_run
 from nangrid.watch import Headroom, StepReading
-from nangrid.watch.ledger import read_optimizer
 
 
 def run_cell(
@@ -34,8 +31,8 @@ def run_cell(
     """Train one cell to its horizon or to the loss clock after its onset.
 
     Writes `history.parquet` and then, last and atomically, `result.json` into `directory`. `on_step` gets the
-    number of each finished step, counted from the cell's first, and its loss. A non-finite run is a result;
-    whatever crashes is raised.
+    number of each finished step, counted from the cell's first, and its loss. A non-finite run is a result; a
+    crash is raised.
     """
     factors = cell_factors(config)
     names: dict[str, Any] = {"cell_id": cell_id, "grid_id": grid_id}
@@ -75,7 +72,5 @@ def _train(
         cell.trainer.train()
     else:
         train_from(cell.trainer, find_start(config.start_from))
-    keep_headroom(directory, headroom.headroom, cell.data.texts)
-    read_optimizer(unwrapped(cell.trainer.optimizer), cell.ledger)
-    environment = read_environment(device(), cell.data.sha256)
-    return outcome(watch, began, config.horizon, cell.ledger, environment), rows
+    finished = FinishedRun(watch, cell.ledger, headroom.headroom)
+    return finish(finished, directory, began, config.horizon, cell.data.sha256), rows

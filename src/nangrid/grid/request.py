@@ -68,4 +68,8 @@ def read_request(cell: Path) -> Request | None:
 
 
 def _from_schema_1(request: dict[str, Any]) -> dict[str, Any]:
-    return request | {"kind": SCRIPT if request["config"].keys() == _SCRIPT_KEYS_OF_SCHEMA_1 else CELL}
+    config = request["config"]
+    if config.keys() != _SCRIPT_KEYS_OF_SCHEMA_1:
+        return request | {"kind": CELL}
+    fields = {key: value for key, value in config.items() if key not in ("resume", "dry_run")}
+    return request | {"kind": SCRIPT, "config": fields}

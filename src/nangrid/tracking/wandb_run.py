@@ -1,4 +1,4 @@
-"""Logs each cell as one W&B run, which W&B and its server can neither stop nor slow down."""
+"""Logs each cell as one W&B run, without letting W&B or its server stop or slow the cell."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _learned(data: CellData) -> list[int]:
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_a_chat_is_the_template_filled_in_with_one_bos_or_none(
+def test_chat_is_the_rendered_template_with_at_most_one_bos(
     bos: bool, chatty: Checkpoint, write: Callable[..., str]
 ) -> None:
     data = load_data(_config(write(*_chats(3)), bos=bos), chatty)
@@ -106,9 +106,7 @@ def test_a_chat_is_the_template_filled_in_with_one_bos_or_none(
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_packed_chats_follow_each_other_as_the_template_ends_them(
-    bos: bool, chatty: Checkpoint, write: Callable[..., str]
-) -> None:
+def test_packed_chats_end_as_the_template_ends_them(bos: bool, chatty: Checkpoint, write: Callable[..., str]) -> None:
     data = load_data(_config(write(*_chats(20)), bos=bos, packing=True, length=16), chatty)
     rows = [*data.train["input_ids"], *data.held_out["input_ids"]]
     assert {len(row) for row in rows} == {16}
@@ -120,7 +118,7 @@ def test_packed_chats_follow_each_other_as_the_template_ends_them(
 
 @pytest.mark.parametrize("template", [TEMPLATE, MARKED])
 @pytest.mark.parametrize("bos", [True, False])
-def test_completion_is_what_the_assistant_says_to_the_end_of_its_turn(
+def test_completion_labels_cover_the_assistant_turn_to_its_end(
     template: str, bos: bool, plain: Checkpoint, write: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.jinja").write_text(template)
@@ -140,17 +138,13 @@ def test_packing_keeps_the_masks(bos: bool, chatty: Checkpoint, write: Callable[
     assert (SAID * 30).startswith(said)
 
 
-def test_an_answer_that_is_cut_off_leaves_nothing_to_learn_and_no_error(
-    chatty: Checkpoint, write: Callable[..., str]
-) -> None:
+def test_truncated_answer_has_no_labels_and_no_error(chatty: Checkpoint, write: Callable[..., str]) -> None:
     data = load_data(_config(write(*_chats(3)), labels="completion", length=4), chatty)
     assert {len(row) for row in data.train["input_ids"]} == {4}
     assert _learned(data) == []
 
 
-def test_a_token_that_joins_both_sides_of_an_edge_is_learned(
-    plain: Checkpoint, write: Callable[..., str], tmp_path: Path
-) -> None:
+def test_token_across_a_turn_border_is_a_label(plain: Checkpoint, write: Callable[..., str], tmp_path: Path) -> None:
     template = _file(tmp_path / "spaced.jinja", TEMPLATE.replace(":\n", ": "))
     data = load_data(_config(write(*_chats(3)), labels="completion", template=template), plain)
     assert data.texts[_learned(data)[0]] == " A", "the space is the template's"
@@ -161,20 +155,22 @@ def _file(path: Path, template: str) -> str:
     return str(path)
 
 
-def test_texts_and_chats_in_one_file_each_end_in_their_own_way(chatty: Checkpoint, write: Callable[..., str]) -> None:
+def test_texts_end_with_eos_and_chats_with_the_template(chatty: Checkpoint, write: Callable[..., str]) -> None:
     records = [{"text": "a statement"}, {"messages": CHAT}, {"prompt": "Q:", "completion": " A."}] * 20
     data = load_data(_config(write(*records), packing=True, bos=False, length=16), chatty)
     joined = _read(chatty, [token for row in data.train["input_ids"] for token in row])
     assert (f"a statement<eos>{RENDERED}Q: A.<eos>" * 20).startswith(joined)
 
 
-def test_a_text_with_messages_beside_it_is_a_text(plain: Checkpoint, write: Callable[..., str]) -> None:
+def test_record_with_text_and_messages_is_a_text(plain: Checkpoint, write: Callable[..., str]) -> None:
     data = load_data(_config(write(*[{"text": "a statement", "messages": CHAT}] * 3)), plain)
     assert _read(plain, data.train[0]["input_ids"]) == "<bos>a statement"
 
 
 @pytest.mark.parametrize("vocab", ["spm", "add_tokens"])
-def test_new_tokens_are_learned_on_what_is_said(vocab: str, chatty: Checkpoint, write: Callable[..., str]) -> None:
+def test_new_tokens_are_learned_from_message_contents(
+    vocab: str, chatty: Checkpoint, write: Callable[..., str]
+) -> None:
     chat = [{"role": "user", "content": "zyxomorphic"}, {"role": "assistant", "content": "a zyxomorphic class"}]
     config = _config(write(*[{"messages": chat}] * 20), VocabConfig(name=vocab, size=1), packing=True, length=16)
     data = load_data(config, chatty)
@@ -182,7 +178,7 @@ def test_new_tokens_are_learned_on_what_is_said(vocab: str, chatty: Checkpoint, 
     assert data.new_token_count > 0
 
 
-def test_the_template_counts_by_its_content(
+def test_template_content_changes_the_hash(
     plain: Checkpoint, chatty: Checkpoint, write: Callable[..., str], tmp_path: Path
 ) -> None:
     path = write(*_chats(3))
@@ -195,19 +191,19 @@ def test_the_template_counts_by_its_content(
     assert template_sha256(_config(path).data, chatty) != first
 
 
-def test_texts_have_no_template_to_count(chatty: Checkpoint, write: Callable[..., str]) -> None:
+def test_texts_have_no_template_hash(chatty: Checkpoint, write: Callable[..., str]) -> None:
     path = write({"text": 'say "messages"'}, {"text": "messages"}, {"prompt": "messages", "completion": "a"})
     assert template_sha256(_config(path).data, chatty) is None
 
 
-def test_a_changed_template_is_not_met_by_cached_samples(chatty: Checkpoint, write: Callable[..., str]) -> None:
+def test_changed_template_misses_the_cache(chatty: Checkpoint, write: Callable[..., str]) -> None:
     config = _config(write(*_chats(3)))
     before = load_data(config, chatty).train[0]["input_ids"]
     _file(Path(chatty.path) / "chat_template.jinja", TEMPLATE.replace("role }}:", "role }}>"))
     assert load_data(config, chatty).train[0]["input_ids"] != before
 
 
-def test_the_default_of_several_templates_is_taken(chatty: Checkpoint, write: Callable[..., str]) -> None:
+def test_default_of_several_templates_is_used(chatty: Checkpoint, write: Callable[..., str]) -> None:
     (Path(chatty.path) / "chat_template.jinja").unlink()
     settings = Path(chatty.path) / "tokenizer_config.json"
     several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
@@ -216,15 +212,13 @@ def test_the_default_of_several_templates_is_taken(chatty: Checkpoint, write: Ca
     assert _read(chatty, data.train[0]["input_ids"]) == RENDERED
 
 
-def test_a_template_that_writes_the_date_writes_the_same_one_every_day(
-    plain: Checkpoint, write: Callable[..., str], tmp_path: Path
-) -> None:
+def test_date_in_a_template_is_fixed(plain: Checkpoint, write: Callable[..., str], tmp_path: Path) -> None:
     template = _file(tmp_path / "dated.jinja", "\n{{ strftime_now('%d %B %Y') }}\n{{ messages[0].content }}")
     data = load_data(_config(write(*_chats(3)), template=template, bos=False), plain)
     assert _read(plain, data.train[0]["input_ids"]) == "\n26 Jul 2024\nWhat is a loop?"
 
 
-def test_chats_of_a_dataset_folder(chatty: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chats_from_a_dataset_folder(chatty: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     (tmp_path / "corpus").mkdir()
     # the key of the one message is None in the others
@@ -269,7 +263,7 @@ def test_a_broken_chat_is_named(record: object, message: str, chatty: Checkpoint
         ("{% for %}", {}, r"strict is not a valid Jinja template \(line 1: .*\): name another with data.template="),
     ],
 )
-def test_a_template_that_does_not_fit_is_refused(
+def test_unsuitable_template_is_rejected(
     template: str, data: dict[str, Any], message: str, plain: Checkpoint, write: Callable[..., str], tmp_path: Path
 ) -> None:
     path = write({"messages": CHAT}, {"messages": [{"role": "system", "content": "Be brief."}]})
@@ -278,12 +272,12 @@ def test_a_template_that_does_not_fit_is_refused(
         load_data(config, plain)
 
 
-def test_no_template_anywhere(plain: Checkpoint, write: Callable[..., str]) -> None:
+def test_chats_without_any_template_are_rejected(plain: Checkpoint, write: Callable[..., str]) -> None:
     with pytest.raises(InputError, match=r"has no chat template: name one with data.template="):
         template_sha256(_config(write(*_chats(3))).data, plain)
 
 
-def test_a_template_that_is_not_there_or_not_needed(plain: Checkpoint, write: Callable[..., str]) -> None:
+def test_missing_or_unneeded_template_is_rejected(plain: Checkpoint, write: Callable[..., str]) -> None:
     with pytest.raises(InputError, match=r"data.template=/no.jinja cannot be read \(No such file"):
         template_sha256(_config(write(*_chats(3)), template="/no.jinja").data, plain)
     with pytest.raises(InputError, match=r"is for chats, but .* has none: leave it out"):

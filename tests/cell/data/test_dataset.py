@@ -54,7 +54,7 @@ def test_packed_samples_start_with_bos_and_are_full(pydoc: CellData) -> None:
     assert pydoc.bos_id == BOS
 
 
-def test_packed_samples_hold_the_documents_one_after_another(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_packed_samples_concatenate_the_documents(tiny: Checkpoint, tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", [{"text": "a statement"}, {"text": "an expression"}] * 50)
     data = load_data(_config(name="jsonl", path=path, length=8, held_out=1), tiny)
     rows = [*data.train["input_ids"], *data.held_out["input_ids"]]
@@ -66,13 +66,13 @@ def test_packed_samples_hold_the_documents_one_after_another(tiny: Checkpoint, t
     assert len(expected) - len(joined) <= 8
 
 
-def test_without_bos_there_is_none(tiny: Checkpoint) -> None:
+def test_bos_false_adds_no_bos(tiny: Checkpoint) -> None:
     data = load_data(_config(name="pydoc", bos=False), tiny)
     assert not any(BOS in sample for sample in data.train["input_ids"])
     assert {len(sample) for sample in data.train["input_ids"]} == {64}
 
 
-def test_new_tokens_are_counted_where_they_are_trained(pydoc: CellData) -> None:
+def test_new_tokens_are_counted_in_the_training_split(pydoc: CellData) -> None:
     flat = [token for sample in pydoc.train["input_ids"] for token in sample]
     new = {token.id: token.text for token in pydoc.new_tokens}
     assert len(new) == 64
@@ -82,7 +82,7 @@ def test_new_tokens_are_counted_where_they_are_trained(pydoc: CellData) -> None:
     assert all(pydoc.texts[token] == new[token] for token in set(flat) & new.keys())
 
 
-def test_the_glossary_is_made_of_new_tokens_only(tiny: Checkpoint) -> None:
+def test_glossary_has_only_new_tokens(tiny: Checkpoint) -> None:
     data = load_data(_config(size=16, name="glossary", bos=False), tiny)
     assert len(data.train) == 128
     assert {len(sample) for sample in data.train["input_ids"]} == {64}
@@ -140,7 +140,7 @@ def test_completion_labels_mask_the_prompt(packing: bool, tiny: Checkpoint, tmp_
     assert text
 
 
-def test_the_hash_is_of_the_content_not_of_the_path(tmp_path: Path) -> None:
+def test_hash_depends_on_content_not_path(tmp_path: Path) -> None:
     paths = [_jsonl(tmp_path / name, [{"text": text}]) for name, text in (("a", "x"), ("b", "x"), ("c", "y"))]
     same, equal, other = (data_sha256(DataConfig(name="jsonl", path=path)) for path in paths)
     assert same == equal != other
@@ -175,7 +175,7 @@ def test_a_broken_line_is_named(line: str, message: str, tiny: Checkpoint, tmp_p
         ([{"text": "a"}], {"labels": "completion"}, "type data.labels=all"),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused(
+def test_untrainable_data_is_rejected(
     records: list[dict[str, str]], data: dict[str, Any], message: str, tiny: Checkpoint, tmp_path: Path
 ) -> None:
     path = _jsonl(tmp_path / "a.jsonl", records)
@@ -188,14 +188,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         data_sha256(DataConfig(name="jsonl", path=str(tmp_path / "no.jsonl")))
 
 
-def test_a_bigger_batch_than_the_cached_data_has_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_batch_larger_than_the_cached_data_is_rejected(tiny: Checkpoint, tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "a.jsonl", [{"text": "a"}] * 12)
     load_data(_config(name="jsonl", path=path, packing=False), tiny)
     with pytest.raises(InputError, match="plus one step of 8 need 16"):
         load_data(_config(name="jsonl", path=path, packing=False, batch=2, accumulation=4), tiny)
 
 
-def test_a_folder_of_files_is_a_hub_dataset_too(
+def test_local_folder_is_accepted_as_a_hub_dataset(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
@@ -206,14 +206,14 @@ def test_a_folder_of_files_is_a_hub_dataset_too(
     assert len(data.train) == 4
 
 
-def test_a_dataset_out_of_reach_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_dataset_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"data.path=nobody/nothing .* give a local folder"):
         data_sha256(DataConfig(name="hub", path="nobody/nothing"))
 
 
-def test_a_tokenizer_without_bos_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_tokenizer_without_bos_is_rejected(tiny: Checkpoint, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.path)
     tokenizer.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())

@@ -74,9 +74,7 @@ def test_a_new_id_expands_to_exactly_the_old_encoding(extended: Extended, text: 
 
 @settings(max_examples=100, deadline=None)
 @given(documents=st.lists(st.text("aab ▁.\n", max_size=40), min_size=1, max_size=4), size=st.integers(1, 5))
-def test_every_piece_is_produced_whatever_the_documents(
-    sentencepiece: Tokenizer, documents: list[str], size: int
-) -> None:
+def test_every_new_piece_occurs_in_the_encoding(sentencepiece: Tokenizer, documents: list[str], size: int) -> None:
     try:
         tokenizer, new_tokens = extend(sentencepiece, VocabConfig(name="spm", size=size), documents)
     except InputError as error:
@@ -127,7 +125,7 @@ def test_words_are_added_where_the_base_splits_them(sentencepiece: Tokenizer) ->
 
 
 @pytest.mark.parametrize("name", ["spm", "add_tokens"])
-def test_asking_for_more_than_the_data_yields_says_how_many_there_are(name: str, sentencepiece: Tokenizer) -> None:
+def test_too_large_a_size_says_how_many_tokens_there_are(name: str, sentencepiece: Tokenizer) -> None:
     documents = ["metaclass coroutine metaclass"]
     with pytest.raises(InputError, match=r"Type vocab\.size=") as error:
         extend(sentencepiece, VocabConfig(name=name, size=1000), documents)
@@ -135,7 +133,7 @@ def test_asking_for_more_than_the_data_yields_says_how_many_there_are(name: str,
     assert len(extend(sentencepiece, VocabConfig(name=name, size=size), documents)[1]) == size
 
 
-def test_documents_without_a_new_token_are_named(sentencepiece: Tokenizer) -> None:
+def test_documents_without_any_new_token_are_rejected(sentencepiece: Tokenizer) -> None:
     with pytest.raises(InputError, match="Type vocab=none"):
         extend(sentencepiece, VocabConfig(name="spm", size=1), ["1 2 3"])
 
@@ -146,12 +144,12 @@ def test_spm_needs_a_bpe_tokenizer() -> None:
         extend(wordpiece, VocabConfig(name="spm", size=1), ["a"])
 
 
-def test_no_new_vocabulary_leaves_the_tokenizer_alone(sentencepiece: Tokenizer) -> None:
+def test_vocab_none_leaves_the_tokenizer_unchanged(sentencepiece: Tokenizer) -> None:
     tokenizer, new_tokens = extend(sentencepiece, VocabConfig(name="none", size=0), TEXTS)
     assert json.loads(tokenizer.to_str()) == json.loads(sentencepiece.to_str())
     assert new_tokens == ()
 
 
-def test_a_size_far_beyond_what_the_documents_can_yield_is_refused_at_once(sentencepiece: Tokenizer) -> None:
+def test_size_far_beyond_the_documents_fails_quickly(sentencepiece: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"vocab.size=100000 is too large: the documents yield at most \d+"):
         extend(sentencepiece, VocabConfig(name="spm", size=100_000), pydoc_texts())

@@ -195,7 +195,7 @@ def test_every_family_trains(family: str, overrides: tuple[str, ...], train: Tra
         ("gpt2", ("targets.modules=[mlp.c_proj,lm_head]",), {"c_proj", "lm_head"}, []),
     ],
 )
-def test_the_targets_are_found_under_the_models_own_names(
+def test_targets_are_translated_to_each_architecture(
     family: str, overrides: tuple[str, ...], adapted: set[str], told: list[str], build: Build
 ) -> None:
     cell = build(family, *overrides)
@@ -203,7 +203,7 @@ def test_the_targets_are_found_under_the_models_own_names(
     assert cell.ledger.warnings == [f"targets: {line}" for line in told]
 
 
-def test_a_transposed_layer_is_quantised_and_adapted_too(build: Build) -> None:
+def test_transposed_layers_are_quantised_and_adapted(build: Build) -> None:
     layers = {name: type(module).__name__ for name, module in build("gpt2").model.named_modules()}
     assert layers["base_model.model.transformer.h.0.attn.c_attn.base_layer"] == "Linear4bit"
     assert layers["base_model.model.lm_head.base_layer"] == "Linear"
@@ -257,18 +257,18 @@ def test_an_encoder_does_not_see_the_token_it_predicts(build: Build) -> None:
         ("bert", ("vocab=add_tokens", "data.bos=true"), "type data.bos=false"),
     ],
 )
-def test_what_a_family_cannot_do_is_said_before_training(
+def test_unsupported_requests_fail_before_training(
     family: str, overrides: tuple[str, ...], message: str, build: Build
 ) -> None:
     with pytest.raises(InputError, match=message):
         build(family, *overrides)
 
 
-def test_more_positions_than_were_trained_are_no_error_where_they_are_computed(build: Build) -> None:
+def test_computed_positions_may_exceed_the_trained_length(build: Build) -> None:
     assert build("llama", "data.length=2100", "vocab=none", "vocab.size=0").data.train[0]["input_ids"][2099] > 0
 
 
-def test_a_checkpoint_without_weights_is_refused(build: Build, checkpoints: Callable[[str], Path]) -> None:
+def test_checkpoint_without_weights_is_rejected(build: Build, checkpoints: Callable[[str], Path]) -> None:
     hollow = shutil.copytree(checkpoints("llama"), checkpoints("llama").parent / "hollow")
     (hollow / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no file named model.safetensors.*model.id="):

@@ -83,7 +83,7 @@ def test_fp16_overflows_from_65520_on() -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_infinities_and_nans_of_the_operands_come_through(dtype: torch.dtype) -> None:
+def test_nonfinite_operands_propagate(dtype: torch.dtype) -> None:
     a = torch.tensor([[1.0, INF, 2.0], [0.0, 1.0, 0.0], [-INF, 1.0, INF], [NAN, 0.0, 0.0], [3.0, 2.0, 1.0]])
     b = torch.tensor([[1.0, 0.0, INF], [1.0, 0.0, 1.0], [2.0, -INF, -1.0]])
     _assert_same(a.to(dtype) @ b.to(dtype), (a.double() @ b.double()).to(dtype))
@@ -91,7 +91,7 @@ def test_infinities_and_nans_of_the_operands_come_through(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("beta", "alpha"), [(1, 1), (0.5, 2.0), (0, 3.0), (-1, 0)])
-def test_addmm_and_baddbmm_weigh_both_terms(dtype: torch.dtype, beta: float, alpha: float) -> None:
+def test_addmm_and_baddbmm_apply_alpha_and_beta(dtype: torch.dtype, beta: float, alpha: float) -> None:
     bias = torch.arange(5.0).to(dtype)
     a = torch.arange(-6.0, 6.0).view(3, 4).to(dtype)
     b = torch.arange(20.0).view(4, 5).to(dtype)
@@ -100,7 +100,7 @@ def test_addmm_and_baddbmm_weigh_both_terms(dtype: torch.dtype, beta: float, alp
     _assert_same(torch.baddbmm(bias, a[None], b[None], beta=beta, alpha=alpha)[0], wanted)
 
 
-def test_a_bias_is_added_before_the_rounding() -> None:
+def test_bias_is_added_before_rounding() -> None:
     """2048 + (1 + 2^-12) is nearest to 2050 in fp16; rounding the product first would give 2048."""
     a, b = torch.tensor([[1.0, 2.0**-6]]).half(), torch.tensor([[1.0], [2.0**-6]]).half()
     bias = torch.tensor([2048.0]).half()
@@ -116,7 +116,7 @@ def test_beta_zero_ignores_a_nonfinite_self(dtype: torch.dtype) -> None:
     _assert_same(torch.baddbmm(bad[None], a[None], a[None], beta=0)[0], a)
 
 
-def test_mixed_dtypes_and_wrong_shapes_are_refused_as_before() -> None:
+def test_mixed_dtypes_and_wrong_shapes_still_raise() -> None:
     half = torch.ones(3, 3).half()
     with pytest.raises(RuntimeError, match="same dtype"):
         half @ half.float()
@@ -137,7 +137,7 @@ def _spelled_out(a: Tensor, b: Tensor) -> Tensor:
     return a @ b if ARITHMETIC.fp16 == "native" else (a.float() @ b.float()).half()
 
 
-def test_backward_of_a_linear_layer_is_made_of_the_same_products() -> None:
+def test_linear_backward_uses_the_same_products() -> None:
     x, weight = (operand.requires_grad_() for operand in _operands())
     out = linear(x, weight)
     grad = torch.randn_like(out)
@@ -148,7 +148,7 @@ def test_backward_of_a_linear_layer_is_made_of_the_same_products() -> None:
         _assert_same(of_weight, _spelled_out(grad.mT, x))
 
 
-def test_another_thread_makes_the_same_products() -> None:
+def test_other_threads_use_the_same_products() -> None:
     x, weight = _operands()
     made: list[Tensor] = []
     thread = threading.Thread(target=lambda: made.append(x @ weight.mT))
@@ -181,12 +181,12 @@ def _custom_linear(x: Tensor, weight: Tensor) -> Tensor:
     return linear(x, weight)
 
 
-def test_custom_ops_are_reached() -> None:
+def test_custom_ops_use_the_products() -> None:
     x, weight = _operands()
     _assert_same(_custom_linear(x, weight), _spelled_out(x, weight.mT))
 
 
-def test_bitsandbytes_layers_are_reached() -> None:
+def test_bitsandbytes_layers_use_the_products() -> None:
     layer = bitsandbytes.nn.Linear4bit(256, 512, bias=False, compute_dtype=torch.float16, quant_type="nf4")
     layer = layer.to("cpu")
     weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).half()
@@ -199,7 +199,7 @@ def test_bitsandbytes_layers_are_reached() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_recomputation_makes_the_same_products(reentrant: bool) -> None:
+def test_recomputation_uses_the_same_products(reentrant: bool) -> None:
     gradients = []
     for recompute in (False, True):
         x, weight = (operand.requires_grad_() for operand in _operands())
@@ -298,6 +298,6 @@ for was, dtype in zip(before, dtypes):
 """
 
 
-def test_other_dtypes_keep_their_bits_and_nothing_is_printed() -> None:
+def test_other_dtypes_are_bit_identical_and_nothing_is_printed() -> None:
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -30,7 +30,7 @@ def tiny(cache: Path) -> Checkpoint:
     return locate_checkpoint(TINY)
 
 
-def test_the_tiny_model_loads_as_any_checkpoint_does(tiny: Checkpoint) -> None:
+def test_tiny_model_loads_like_any_checkpoint(tiny: Checkpoint) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny.path)
     tokenizer = AutoTokenizer.from_pretrained(tiny.path)
     assert model.config.num_hidden_layers == 2
@@ -40,7 +40,7 @@ def test_the_tiny_model_loads_as_any_checkpoint_does(tiny: Checkpoint) -> None:
     assert torch.isfinite(model(**tokenizer("a statement", return_tensors="pt")).logits).all()
 
 
-def test_the_tiny_tokenizer_reads_bytes_and_puts_bos_first(tiny: Checkpoint) -> None:
+def test_tiny_tokenizer_falls_back_to_bytes_and_prepends_bos(tiny: Checkpoint) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.path)
     text = "  def f():\n\treturn '东京 \U0001f600'  "
     ids = tokenizer(text).input_ids
@@ -48,9 +48,7 @@ def test_the_tiny_tokenizer_reads_bytes_and_puts_bos_first(tiny: Checkpoint) -> 
     assert tokenizer.decode(ids[1:]) == text
 
 
-def test_the_tiny_model_is_the_same_wherever_it_is_made(
-    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiny_model_is_reproducible(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANGRID_CACHE", str(tmp_path))
     state = torch.random.get_rng_state()
     other = locate_checkpoint(TINY)
@@ -71,7 +69,7 @@ def test_a_cached_checkpoint_is_found_without_torch(tiny: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("damage", ["changed", "shorter", "missing", "no manifest"])
-def test_a_damaged_entry_is_set_aside_and_made_again(
+def test_damaged_entry_is_set_aside_and_rebuilt(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NANGRID_CACHE", str(tmp_path))
@@ -88,7 +86,7 @@ def test_a_damaged_entry_is_set_aside_and_made_again(
     assert "is damaged: renamed to" in capsys.readouterr().err
 
 
-def test_an_entry_is_made_once_for_what_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_is_built_once_per_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANGRID_CACHE", str(tmp_path))
     made: list[Path] = []
     folders = [entry("words", {"recipe": recipe}, made.append) for recipe in (1, 1, 2)]
@@ -96,7 +94,7 @@ def test_an_entry_is_made_once_for_what_it_is_made_from(tmp_path: Path, monkeypa
     assert len(made) == 2
 
 
-def test_a_kill_while_an_entry_is_made_leaves_nothing_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_during_a_build_leaves_no_trusted_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os; from nangrid.cell.cache import entry;"
         "entry('words', {}, lambda made: ((made / 'words.txt').write_text('sp'), os.kill(os.getpid(), 9)))"
@@ -116,18 +114,18 @@ def test_a_failed_build_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NANGRID_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="NANGRID_CACHE=/path/to/cache"):
         entry("words", {}, lambda made: None)
 
 
-def test_a_local_folder_is_taken_as_it_is(tiny: Checkpoint) -> None:
+def test_local_folder_is_used_directly(tiny: Checkpoint) -> None:
     assert locate_checkpoint(ModelConfig(name="hub", source="hub", id=tiny.path)) == tiny
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_folder_without_config_is_rejected(tmp_path: Path) -> None:
     model = ModelConfig(name="hub", source="hub", id=str(tmp_path))
     with pytest.raises(InputError, match=r"no config\.json"):
         locate_checkpoint(model)
@@ -137,7 +135,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_id", ["google/gemma-2b", "/no/such/folder"])
-def test_a_model_out_of_reach_says_what_to_type(model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_model_says_what_to_type(model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=f"model.id={model_id} .* model.id=/path/to/model"):
         locate_checkpoint(ModelConfig(name="hub", source="hub", id=model_id))

@@ -52,7 +52,7 @@ def test_tied_model_grows_by_the_new_rows_and_still_runs(gemma: PreTrainedModel,
     assert gemma(input_ids=ids, labels=ids).logits.shape[-1] == OLD + NEW
 
 
-def test_zero_and_mean_and_normal_are_what_they_say(gemma: PreTrainedModel) -> None:
+def test_zero_mean_and_normal_rows_have_their_statistics(gemma: PreTrainedModel) -> None:
     weight = gemma.get_input_embeddings().weight.detach().clone()
     add_rows(gemma, OLD, NEW, InitConfig("zero"))
     assert gemma.get_input_embeddings().weight[OLD:].abs().max() == 0
@@ -64,21 +64,21 @@ def test_zero_and_mean_and_normal_are_what_they_say(gemma: PreTrainedModel) -> N
     assert len(rows.unique(dim=0)) == NEW
 
 
-def test_mean_resizing_is_near_the_mean_but_not_on_it(gemma: PreTrainedModel) -> None:
+def test_mvn_rows_are_near_the_mean_but_not_equal_to_it(gemma: PreTrainedModel) -> None:
     mean = gemma.get_input_embeddings().weight.detach().mean(0)
     add_rows(gemma, OLD, NEW, InitConfig("mvn"))
     rows = gemma.get_input_embeddings().weight[OLD:]
     torch.testing.assert_close(rows, mean.expand_as(rows), atol=1e-3, rtol=0)
 
 
-def test_untied_head_gets_rows_of_its_own(llama: PreTrainedModel) -> None:
+def test_untied_head_gets_separate_rows(llama: PreTrainedModel) -> None:
     assert add_rows(llama, OLD, NEW, InitConfig("mean")) == 2
     head = llama.get_output_embeddings().weight
     torch.testing.assert_close(head[OLD], head[:OLD].mean(0))
     assert head is not llama.get_input_embeddings().weight
 
 
-def test_padded_embedding_has_its_spare_rows_overwritten(llama: PreTrainedModel) -> None:
+def test_spare_rows_of_a_padded_embedding_are_overwritten(llama: PreTrainedModel) -> None:
     add_rows(llama, OLD - 8, NEW, InitConfig("zero"))
     weight = llama.get_input_embeddings().weight
     assert weight.shape[0] == OLD
@@ -111,7 +111,7 @@ def test_untied_and_padded_at_every_level(llama: PreTrainedModel, level: str, fi
 
 
 @pytest.mark.parametrize(("level", "expected"), [("zero", 0.0), ("mean", (OLD - 1) / 2), ("mvn", 0.0)])
-def test_the_bias_of_a_head_starts_as_asked(bert: PreTrainedModel, level: str, expected: float) -> None:
+def test_head_bias_follows_init(bert: PreTrainedModel, level: str, expected: float) -> None:
     assert add_rows(bert, OLD, NEW, InitConfig(level)) == 2
     bias = bert.get_output_embeddings().bias
     assert torch.equal(bias[:OLD], torch.arange(float(OLD)))
@@ -123,7 +123,7 @@ def test_the_bias_of_a_head_starts_as_asked(bert: PreTrainedModel, level: str, e
 
 
 @pytest.mark.parametrize("level", ["zero", "mean", "normal", "mvn"])
-def test_ids_that_never_had_a_row_get_one_too(llama: PreTrainedModel, level: str) -> None:
+def test_base_ids_without_rows_get_rows(llama: PreTrainedModel, level: str) -> None:
     add_rows(llama, OLD + 3, NEW, InitConfig(level))
     for weight in (llama.get_input_embeddings().weight, llama.get_output_embeddings().weight):
         assert weight.shape[0] == OLD + 3 + NEW

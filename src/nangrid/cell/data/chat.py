@@ -1,4 +1,4 @@
-"""Encodes chats through a template, and marks the tokens that the assistant says."""
+"""Encodes chats through a template, and masks the assistant's tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Template:
     name: str
 
     def render(self, messages: tuple[dict[str, Any], ...], **settings: Any) -> tuple[str, list[Span]]:
-        """The rendered text, and the spans between `{% generation %}` marks if the template has any."""
+        """The rendered text, and the spans between `{% generation %}` tags if the template has any."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         marked = MARKED.search(self.source) is not None
@@ -147,7 +147,7 @@ class ChatEncoder:
     def encode_with_assistant_mask(
         self, chat: Chat, tokenizer: Tokenizer
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Ids of the chat, without a leading bos, and the mask of those that the assistant says."""
+        """Ids of the chat, without a leading bos, and the mask of the assistant's tokens."""
         text, marked = self._whole(chat)
         spans = marked or [
             self._turn(chat, number, text)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CellData", "Collate", "data_sha256", "load_data"]
 
 RECIPE = 1
-"""To be raised whenever the same source gives other samples."""
+"""Increase this whenever the same source gives other samples."""
 IGNORED = -100
 """Label that transformers' losses ignore."""
 GLOSSARY_SAMPLES = 2 * 64

@@ -27,25 +27,25 @@ class Document:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What was written, in order."""
+        """Prompt, if any, and text."""
         return (self.text,) if self.prompt is None else (self.prompt, self.text)
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages, each with a role and a content, and where they stand."""
+    """Messages, each with a role and a content, and their place in the source."""
 
     messages: tuple[dict[str, Any], ...]
     where: str
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What was said, in order, without what a template puts around it."""
+        """Contents of the messages, in order, without what a template adds."""
         return tuple(message["content"] for message in self.messages)
 
 
 def load_documents(data: DataConfig) -> list[Document | Chat]:
-    """The documents of a source, in order; for the glossary pydoc's, on which its vocabulary is learned."""
+    """The documents of a source, in order; the glossary has pydoc's, from which it learns its vocabulary."""
     if data.name == "jsonl":
         documents = [_document(record, where) for record, where in _jsonl(str(data.path))]
     elif data.name == "hub":
@@ -65,7 +65,7 @@ def load_documents(data: DataConfig) -> list[Document | Chat]:
 
 
 def has_chats(data: DataConfig) -> bool:
-    """Whether a chat template is needed. What is no record is left for `load_documents` to refuse."""
+    """Whether a chat template is needed. Malformed records are refused by `load_documents`."""
     if data.name == "jsonl":
         return _has_chats(str(data.path), data_sha256(data))
     return data.name == "hub" and _kind(dict.fromkeys(_hub(str(data.path), data.split).column_names)) == "messages"
@@ -104,12 +104,12 @@ def _jsonl(path: str) -> Iterator[tuple[object, str]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where} is not JSON ({error}): write one record a line, {KEYS}.") from error
+            raise InputError(f"{where} is not JSON ({error}): write one record per line, {KEYS}.") from error
         yield record, where
 
 
 def _kind(record: object) -> str | None:
-    """The key that says what a record is: a text with other keys beside it is a text."""
+    """The key that says what a record is: a record with a text and other keys is a text."""
     if not isinstance(record, Mapping):
         return None
     if "text" in record:
@@ -136,8 +136,8 @@ def _document(record: object, where: str) -> Document | Chat:
 def _messages(record: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...]:
     messages = record["messages"]
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else f"a {type(messages).__name__}"
-        raise InputError(f"{where}: messages is {found}, not a list of messages: write [{MESSAGE}, ...].")
+        given = "an empty list" if messages == [] else f"a {type(messages).__name__}"
+        raise InputError(f"{where}: messages is {given}, not a list of messages: write [{MESSAGE}, ...].")
     if record.get("tools"):
         raise InputError(f"{where} has tools, which no template is given here: leave them out.")
     return tuple(_message(message, f"{where}, message {number}") for number, message in enumerate(messages, start=1))

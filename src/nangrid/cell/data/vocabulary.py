@@ -2,7 +2,7 @@
 
 `spm` continues BPE training where the base tokenizer stopped: the most frequent pair of neighbouring tokens in the
 encoded documents becomes a piece, with a merge of the lowest priority. All base merges run before a new one, so an
-encoding changes only in that runs of old ids become a new one. `add_tokens` adds frequent words that the tokenizer
+encoding changes only where a run of old ids becomes a new one. `add_tokens` adds frequent words that the tokenizer
 splits.
 """
 
@@ -106,7 +106,7 @@ def most_pieces(ids: Ids, pieces: Pieces) -> int:
 
 
 def learn_merges(ids: Ids, pieces: Pieces, first_new: int, size: int) -> list[tuple[int, int]]:
-    """Up to `size` merges, the n-th making id `first_new + n`; each new id is in what `ids` become."""
+    """Up to `size` merges, the n-th making id `first_new + n`; each new id occurs in the merged `ids`."""
     merges: list[tuple[int, int]] = []
     while len(merges) < size:
         new = first_new + len(merges)
@@ -194,12 +194,12 @@ def _require_bpe(model: dict[str, Any]) -> None:
         raise InputError(f"vocab=spm needs a BPE tokenizer and this one is {kind}: type vocab=add_tokens.")
 
 
-def _require_enough(found: int, size: int) -> None:
-    if found == 0:
+def _require_enough(available: int, size: int) -> None:
+    if available == 0:
         raise InputError(f"vocab.size={size} is too large: the documents yield no new token. Type vocab=none.")
-    if found < size:
+    if available < size:
         raise InputError(
-            f"vocab.size={size} is too large: the documents yield {found} new tokens. Type vocab.size={found}."
+            f"vocab.size={size} is too large: the documents yield {available} new tokens. Type vocab.size={available}."
         )
 
 

@@ -46,7 +46,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
     """InputError if samples are longer than the model's learned positions."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and re.search(r"wpe$|pos[^.]*$", name):
-            # OPT and RoBERTa count positions from an offset of their own
+            # OPT and RoBERTa start counting positions at an offset
             skipped = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
             limit = module.num_embeddings - skipped
             if length > limit:

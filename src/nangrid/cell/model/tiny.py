@@ -15,7 +15,7 @@ from nangrid.cell.pydoc import pydoc_sha256, pydoc_texts
 
 PIECES = 1024
 RECIPE = 1
-"""To be raised whenever the tiny checkpoint changes."""
+"""Increase this whenever the tiny checkpoint changes."""
 
 
 def tiny_gemma(layers: int) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nangrid.cell.identity import hash_science
 from nangrid.records.start_from import find_start
@@ -29,8 +29,9 @@ class ScriptConfig:
     out: str
     threads: int = 1
     start_from: str | None = None
-    resume: str = "unfinished"
-    dry_run: bool = False
+    # what the grid asks of a Config; a diagnosis of a script always resumes, and is no dry run
+    resume: ClassVar[str] = "unfinished"
+    dry_run: ClassVar[bool] = False
 
     @property
     def script(self) -> str:

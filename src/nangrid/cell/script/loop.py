@@ -37,7 +37,7 @@ class ScriptLoop(WatchObserver):
         """Read the ledger and run the preflight before the first step."""
         script = self.config.script
         if self.watch is not None:
-            raise InputError(f"{script} made two nangrid.Watch: let one of them take all steps of the run.")
+            raise InputError(f"{script} made two nangrid.Watch: let one take all steps of the run.")
         if self.config.start_from is not None:
             raise InputError(
                 f"start_from needs a Trainer, because the position of a plain loop in its data is unknown: leave "

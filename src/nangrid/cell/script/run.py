@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, set_seed
 
-from nangrid.cell.environment import read_environment
-from nangrid.cell.outcome import history_row, keep_headroom, outcome
+from nangrid.cell.outcome import FinishedRun, finish, history_row
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.cell.script.loop import HorizonReachedError, ScriptLoop, read_ledger
 from nangrid.integrations import HeadroomCallback, TrainerWatch, train_from, watch_trainer
@@ -33,8 +31,7 @@ from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import InputError
 from nangrid.records.history import write_history
 from nangrid.records.start_from import find_start
-from nangrid.watch import Headroom, Ledger, NonFiniteError, StepReading, Watch, preflight
-from nangrid.watch.ledger import read_optimizer
+from nangrid.watch import Headroom, Ledger, NonFiniteError, StepReading, preflight
 from nangrid.watch.preflight import settings_of
 from nangrid.watch.watch import observing_watches
 
@@ -71,10 +68,7 @@ def run_cell(
     readings = run.watch.inspector.clocks.readings
     if not readings:
         raise InputError(f"{config.script} took no step: give it data for at least one.")
-    keep_headroom(directory, run.headroom, run.watch.background.texts)
-    read_optimizer(run.watch.inspector.step.optimizer, run.ledger)
-    environment = read_environment(run.ledger.arithmetic["device"], "")
-    outcome_fields = outcome(run.watch, began, config.horizon, run.ledger, environment)
+    outcome_fields = finish(run, directory, began, config.horizon, data_sha256="")
     names: dict[str, Any] = {"cell_id": cell_id, "grid_id": grid_id, "overrides": overrides}
     record = CellRecord(**names, factors=config.factors(), **outcome_fields)
     write_history(directory, [history_row(reading, 0) for reading in readings])
@@ -82,24 +76,15 @@ def run_cell(
     return record
 
 
-@dataclass(frozen=True)
-class _FinishedRun:
-    """A run that has ended, whether a Trainer or the script's own loop took its steps."""
-
-    watch: TrainerWatch | Watch
-    ledger: Ledger
-    headroom: Headroom
-
-
-def _run(config: ScriptConfig, directory: Path, report: Callable[[StepReading], None]) -> _FinishedRun:
+def _run(config: ScriptConfig, directory: Path, report: Callable[[StepReading], None]) -> FinishedRun:
     loop = ScriptLoop(config, directory, report)
     result = _call(config, loop)
     if isinstance(result, Trainer):
         _configure(result, config, directory)
         ledger, headroom = _read_trainer(result), Headroom(result.model)
-        return _FinishedRun(_train(result, config, directory, headroom, report), ledger, headroom)
+        return FinishedRun(_train(result, config, directory, headroom, report), ledger, headroom)
     if loop.watch is not None:
-        return _FinishedRun(loop.watch, loop.ledger, loop.headroom)
+        return FinishedRun(loop.watch, loop.ledger, loop.headroom)
     raise InputError(
         f"{config.script} returned a {type(result).__name__} and made no nangrid.Watch: "
         "let it return an untrained transformers.Trainer, or train in a loop with a Watch."
@@ -114,6 +99,7 @@ def _call(config: ScriptConfig, loop: ScriptLoop) -> Any:
     torch.use_deterministic_algorithms(True, warn_only=True)
     set_seed(SEED + config.repeat)
     function = _function(config)
+    # a Watch made inside the function looks its observer up in nangrid.watch.watch, since none can be passed to it
     with observing_watches(loop), _shifted_seeds(config.repeat), suppress(NonFiniteError, HorizonReachedError):
         return function(dict(config.levels))
 
@@ -188,10 +174,10 @@ def _function(config: ScriptConfig) -> Callable[[dict[str, Any]], Any]:
 def _read_trainer(trainer: Trainer) -> Ledger:
     """The ledger, preflight findings included."""
     model, arguments = trainer.model, trainer.args
-    autocast = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    settings = settings_of(arguments)
     samples = _samples(trainer.train_dataset)
-    findings = preflight(model, samples, settings_of(arguments), trial=False) if samples else []
-    return read_ledger(model, autocast, arguments.device.type, findings)
+    findings = preflight(model, samples, settings, trial=False) if samples else []
+    return read_ledger(model, settings.autocast, arguments.device.type, findings)
 
 
 def _samples(dataset: Any) -> list[Mapping[str, Any]]:
