@@ -24,11 +24,11 @@ class Grid:
         assert errors == []
 
     def cell(self, **levels: object) -> CellRecord:
-        (found,) = (r for r in self.records if all(r.factors[k] == v for k, v in levels.items()))
-        return found
+        (match,) = (r for r in self.records if all(r.factors[k] == v for k, v in levels.items()))
+        return match
 
     def history(self, record: CellRecord) -> pd.DataFrame:
-        """The numbers of a cell; how long the steps took is not among them."""
+        """History of a cell without its timings."""
         return read_history(self.directory.cell(record.cell_id)).drop(columns="seconds")
 
 
@@ -46,7 +46,7 @@ def test_what_must_not_change_a_bit_changes_none(tmp_path: Path) -> None:
     evaluated = Grid(tmp_path / "evaluated", *common, "data.eval_every=1")
     shorter = Grid(tmp_path / "shorter", *common, "horizon=2")
     blind = Grid(tmp_path / "blind", *common, "headroom=0")
-    looking = Grid(tmp_path / "looking", *common, "headroom=1")
+    sampling = Grid(tmp_path / "sampling", *common, "headroom=1")
     on = levels.history(levels.cell(checkpointing="on"))
     assert on["loss"].nunique() == 4
     for level in ("off", "reentrant"):
@@ -54,10 +54,10 @@ def test_what_must_not_change_a_bit_changes_none(tmp_path: Path) -> None:
         assert other.trains.without_gradient == []
         pd.testing.assert_frame_equal(levels.history(other), on, check_exact=True)
 
-    for other_grid in (blind, looking):
+    for other_grid in (blind, sampling):
         pd.testing.assert_frame_equal(other_grid.history(other_grid.records[0]), on, check_exact=True)
-    seen = read_headroom(looking.directory.cell(looking.records[0].cell_id))
-    assert seen is not None and set(seen["step"]) == {0, 1, 2, 3}
+    samples = read_headroom(sampling.directory.cell(sampling.records[0].cell_id))
+    assert samples is not None and set(samples["step"]) == {0, 1, 2, 3}
     assert read_headroom(blind.directory.cell(blind.records[0].cell_id)) is None
 
     with_eval = evaluated.history(evaluated.records[0])
@@ -130,9 +130,9 @@ def test_real_gemma_in_half_precision_overflows_in_the_first_forward_pass(tmp_pa
 
 def test_failing_cell_leaves_an_autopsy_that_checkpointing_does_not_change(tmp_path: Path) -> None:
     grid = Grid(tmp_path, "data=glossary", "data.bos=false", "checkpointing=on,off,reentrant", "horizon=2")
-    found = grid.directory.autopsies(grid.records)
-    assert len(found) == 3
-    assert all(autopsy.reproduced and autopsy.untrained for autopsy in found.values())
-    assert {a.mechanism for a in found.values()} == {"zero-row-norm-gradient"}
-    assert len({(a.phase, a.kind, a.op, a.module, a.source, tuple(a.parameters)) for a in found.values()}) == 1
-    assert all(token.is_new for autopsy in found.values() for token in autopsy.tokens)
+    autopsies = grid.directory.autopsies(grid.records)
+    assert len(autopsies) == 3
+    assert all(autopsy.reproduced and autopsy.untrained for autopsy in autopsies.values())
+    assert {a.mechanism for a in autopsies.values()} == {"zero-row-norm-gradient"}
+    assert len({(a.phase, a.kind, a.op, a.module, a.source, tuple(a.parameters)) for a in autopsies.values()}) == 1
+    assert all(token.is_new for autopsy in autopsies.values() for token in autopsy.tokens)

@@ -1,4 +1,4 @@
-"""Scripts as users write them, on transformers' Trainer and TRL's, watched by one added line; nothing of the grid."""
+"""User scripts on the Trainer of transformers and TRL, watched by one added line and without the grid."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ def samples(rows: int, ignored: tuple[int, ...] = ()) -> Dataset:
 
 
 class MeanOverTokens(transformers.Trainer):
-    """A loss of one's own: the sum over the tokens by how many there are."""
+    """A custom loss: the sum over the tokens, divided by their number."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         labels = inputs.pop("labels")
@@ -67,9 +67,9 @@ class MeanOverTokens(transformers.Trainer):
 
 
 def autopsy_in(folder: Path) -> Autopsy:
-    found = read_autopsy(folder)
-    assert found is not None and found.reproduced
-    return found
+    autopsy = read_autopsy(folder)
+    assert autopsy is not None and autopsy.reproduced
+    return autopsy
 
 
 def train(trainer: transformers.Trainer, out: Path, caplog: pytest.LogCaptureFixture) -> Clocks:

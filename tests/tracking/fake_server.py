@@ -1,4 +1,4 @@
-"""The one fake of the tracking tests: a W&B server on loopback, in a thread, that keeps what it is sent."""
+"""A fake W&B server on loopback, in a thread, that keeps what it is sent; the only fake of the tracking tests."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ class FakeServer:
         self.views: list[dict[str, Any]] = []
         self.sweep: dict[str, Any] = {}
         self.queue: list[dict[str, Any]] = []
-        """What agents will be told to do, one command a heartbeat."""
+        """Commands for agents, one per heartbeat."""
         self.paths: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -78,7 +78,7 @@ class FakeServer:
         if "createAgent" in query:
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in query:
-            # an agent that is told to exit kills its runs: so only once none is left
+            # an agent that gets an exit command kills its runs, so send it only once none is left
             busy = json.loads(variables["runState"])
             commands = [self.queue.pop(0)] if self.queue and not busy else []
             return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
@@ -128,8 +128,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 return
             data: dict[str, Any] = {}
             if fake.status == 200 and self.path == "/graphql":
-                asked = json.loads(body)
-                data = {"data": fake.graphql(asked["query"], asked.get("variables") or {})}
+                request = json.loads(body)
+                data = {"data": fake.graphql(request["query"], request.get("variables") or {})}
             elif fake.status == 200 and self.path.endswith("/file_stream"):
                 fake.file_stream(self.path.split("/")[-2], json.loads(body))
             content = json.dumps(data).encode()

@@ -1,4 +1,4 @@
-"""A cell's run as the tracking tests open it, and W&B's own readers of what it left."""
+"""Opens runs as a cell does, and reads what they left with the readers of W&B."""
 
 import json
 import subprocess

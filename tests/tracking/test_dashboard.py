@@ -1,4 +1,4 @@
-"""The workspace as code: what would be saved is what was reviewed."""
+"""The dashboard that would be saved equals the reviewed one."""
 
 import json
 import re
@@ -15,7 +15,7 @@ COMMAND = [sys.executable, str(CONF_DIR.parent / "sweeps" / "dashboard.py"), "--
 
 
 def test_dashboard_matches_the_golden_file() -> None:
-    """On a wanted change: python sweeps/dashboard.py --entity me --print, with the values of __id__ masked."""
+    """To accept a change: python sweeps/dashboard.py --entity me --print, with the values of __id__ masked."""
     printed = subprocess.run([*COMMAND, "--print"], capture_output=True, text=True, check=True).stdout
     masked = re.sub(r'"__id__": "\w+"', '"__id__": "masked"', printed)
     assert json.loads(masked) == json.loads(GOLDEN.read_text())

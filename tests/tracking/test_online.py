@@ -1,4 +1,4 @@
-"""What a server gets to see of a cell, and what a bad server can do to one."""
+"""What a server receives from a cell, and what a failing server does to one."""
 
 import math
 import shlex

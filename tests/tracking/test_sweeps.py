@@ -1,4 +1,4 @@
-"""The sweep files pass W&B's own schema, and what `wandb agent` makes of them runs."""
+"""The sweep files pass the schema of W&B, and the commands that `wandb agent` makes of them run."""
 
 import json
 import os
@@ -98,8 +98,8 @@ def test_every_command_of_an_agent_composes(path: Path, agent_command: Any) -> N
             config = OmegaConf.to_object(compose("config", command[4:]))
             assert isinstance(config, Config)
             for key, value in cell.items():
-                asked = OmegaConf.select(OmegaConf.structured(config), key)
-                assert getattr(asked, "name", asked) == value if OmegaConf.is_config(asked) else asked == value
+                node = OmegaConf.select(OmegaConf.structured(config), key)
+                assert getattr(node, "name", node) == value if OmegaConf.is_config(node) else node == value
 
 
 def test_the_grid_varies_the_five_factors_and_the_others_lr_eps_and_rank() -> None:

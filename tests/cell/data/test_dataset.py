@@ -102,8 +102,8 @@ assert data_sha256(config.data) and 'datasets' not in sys.modules
 data = load_data(config, Checkpoint('/no/such/folder', {tiny.tokenizer_sha256!r}))
 print(data.new_token_count, data.sha256, 'torch' in sys.modules)
 """
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert seen.stdout.split() == [str(pydoc.new_token_count), pydoc.sha256, "False"]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [str(pydoc.new_token_count), pydoc.sha256, "False"]
 
 
 def test_unpacked_documents_are_cut_and_padded_in_the_batch(tiny: Checkpoint, tmp_path: Path) -> None:

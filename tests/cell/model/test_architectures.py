@@ -1,4 +1,4 @@
-"""Checkpoints of other families than Gemma train as well: their own names, tokenizers, heads and positions."""
+"""Checkpoints of other families than Gemma train too, with their names, tokenizers, heads and positions."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -164,7 +164,7 @@ def test_every_family_trains(family: str, overrides: tuple[str, ...], train: Tra
 
 
 @pytest.mark.parametrize(
-    ("family", "overrides", "adapted", "told"),
+    ("family", "overrides", "adapted", "warnings"),
     [
         ("qwen2", (), {"q_proj", "v_proj", "embed_tokens", "lm_head"}, []),
         (
@@ -196,11 +196,11 @@ def test_every_family_trains(family: str, overrides: tuple[str, ...], train: Tra
     ],
 )
 def test_targets_are_translated_to_each_architecture(
-    family: str, overrides: tuple[str, ...], adapted: set[str], told: list[str], build: Build
+    family: str, overrides: tuple[str, ...], adapted: set[str], warnings: list[str], build: Build
 ) -> None:
     cell = build(family, *overrides)
     assert cell.ledger.adapter.keys() == adapted
-    assert cell.ledger.warnings == [f"targets: {line}" for line in told]
+    assert cell.ledger.warnings == [f"targets: {line}" for line in warnings]
 
 
 def test_transposed_layers_are_quantised_and_adapted(build: Build) -> None:

@@ -1,4 +1,4 @@
-"""Are half products on a CPU what a GPU makes, wherever they are made, and is everything else untouched?"""
+"""Half products on a CPU equal those of a GPU on every path, and nothing else changes."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def test_a_cached_checkpoint_is_found_without_torch(tiny: Checkpoint) -> None:
         "from nangrid.cell.config import ModelConfig;"
         "print(f(ModelConfig(name='tiny', source='tiny', layers=2)).path, 'torch' in sys.modules)"
     )
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert seen.stdout.split() == [tiny.path, "False"]
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [tiny.path, "False"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "shorter", "missing", "no manifest"])

@@ -1,4 +1,4 @@
-"""Rows of new tokens start as asked, old rows stay, tied matrices stay tied, padded models keep size."""
+"""Rows of new tokens start at their level, old rows and tied matrices stay, padded models keep their size."""
 
 import pytest
 import torch
