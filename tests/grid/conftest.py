@@ -1,5 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,13 @@ from nangrid.cell.config import factors
 from nangrid.cell.identity import hash_science
 from nangrid.grid import plan, process, worker
 from nangrid.grid.plan import CellPlan
+
+
+@pytest.fixture(autouse=True, scope="package")
+def no_bare_fork_server_is_left() -> Iterator[None]:
+    """Stop the server that has imported nothing: later tests would import torch anew for each of their cells."""
+    yield
+    vars(forkserver)["_forkserver"]._stop()
 
 
 @pytest.fixture(autouse=True)
