@@ -17,6 +17,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from nangrid.records import defaults
+
 ROOT = Path(__file__).parents[1]
 STUDIES = ("default", "peft1715")
 COMMANDS = ("run", "diagnose", "replay", "report", "check", "status")
@@ -104,8 +106,14 @@ def _fields(config: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
         if not isinstance(node, ast.AnnAssign):
             continue
         text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        default = ast.unparse(node.value) if node.value else ""
-        yield ast.unparse(node.target), ast.unparse(node.annotation), "" if default == "MISSING" else default, str(text)
+        yield ast.unparse(node.target), ast.unparse(node.annotation), _default(node.value), str(text)
+
+
+def _default(value: ast.expr | None) -> str:
+    """The default as Python; empty for a field that its level fixes."""
+    if value is None or ast.unparse(value) == "MISSING":
+        return ""
+    return repr(getattr(defaults, value.id)) if isinstance(value, ast.Name) else ast.unparse(value)
 
 
 def _table(fields: list[tuple[str, str, str, str]]) -> str:
@@ -114,7 +122,7 @@ def _table(fields: list[tuple[str, str, str, str]]) -> str:
         f"| {html.escape(' '.join(text.split()))} |".replace(" | None`", "`, or null")
         for name, kind, default, text in fields
     ]
-    return "\n".join(["| key | type | default | |", "| --- | --- | --- | --- |", *rows])
+    return "\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
 GENERATED: dict[str, Callable[[], str]] = {"help": help_texts, "keys": top_level_keys, "groups": groups}
