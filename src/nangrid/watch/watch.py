@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from nangrid.records.autopsy import AUTOPSY, Autopsy
+from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch.autopsy.examine import Background
@@ -27,7 +27,10 @@ _NO_BATCH = object()
 
 
 class NonFiniteError(ArithmeticError):
-    """A step went non-finite. `autopsy` says where and how; the snapshot is in the watch's `out_dir`."""
+    """A step went non-finite. `autopsy` says where and how; the snapshot is in the watch's `out_dir`.
+
+    If nothing can be written there, the message says why, and `autopsy` is complete all the same.
+    """
 
     def __init__(self, autopsy: Autopsy | None, message: str) -> None:
         super().__init__(message)
@@ -173,8 +176,8 @@ class Watch:
     def _raise_on_onset(self) -> None:
         onset = self.inspector.clocks.onset
         if onset is not None:
-            autopsy, folder = self.inspector.autopsy, self.inspector.out_dir
-            detail = f"{explain(autopsy)}\n{folder}/{AUTOPSY}" if autopsy else self.inspector.unexplained
+            autopsy, place = self.inspector.autopsy, self.inspector.autopsy_place
+            detail = f"{explain(autopsy)}\n{place}" if autopsy else self.inspector.unexplained
             raise NonFiniteError(autopsy, f"{onset.clock} went non-finite at step {onset.step}\n{detail}")
 
 
