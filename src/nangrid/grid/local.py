@@ -14,7 +14,7 @@ from nangrid.grid.collect import Collector, GridOutcome
 from nangrid.grid.display import GridDisplay
 from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.plan import CellPlan
-from nangrid.grid.process import CellProcess, start, stop, warm_up
+from nangrid.grid.process import CellProcess, StartError, start, stop, warm_up
 from nangrid.grid.worker import Reply
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
@@ -84,7 +84,13 @@ class _Schedule:
         while self.waiting and len(self.running) < self.n_jobs:
             plan = self.waiting.popleft()
             self.collector.display.begin(plan)
-            self.running.append(start(plan, self.collector.grid.grid_id))
+            try:
+                self.running.append(start(plan, self.collector.grid.grid_id))
+            except StartError as error:
+                # The others would not start either, and each attempt takes seconds.
+                for unstarted in (plan, *self.waiting):
+                    self.collector.collect(unstarted, Reply(), ExitReason.stopped(str(error)), 0.0)
+                self.waiting.clear()
 
     def _wait_a_tick(self) -> None:
         if self.running:

@@ -95,10 +95,9 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
     except _Stop:
         return Reply(ReplyKind.STOPPED, TERMINATED)
     except OSError as error:
-        reason = ExitReason.from_exception(error)
-        if reason.status is not None:
-            raise
-        return Reply(ReplyKind.STOPPED, reason.message)
+        if outside := _outside(error, plan.directory()):
+            return Reply(ReplyKind.STOPPED, outside)
+        raise
 
 
 class _Stop(BaseException):
@@ -144,11 +143,19 @@ def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop) -> Reply:
         with contextlib.suppress(OSError):
             traceback.print_exc()
             sys.stderr.flush()
+        if outside := _outside(error, cell):
+            return Reply(ReplyKind.STOPPED, outside)
         reason = ExitReason.from_exception(error)
-        if reason.status is None:
-            return Reply(ReplyKind.STOPPED, reason.message)
         write_record(cell, failed_record(plan, grid_id, reason, time.perf_counter() - began))
     return Reply()
+
+
+def _outside(error: BaseException, cell: Path) -> str | None:
+    """What outside of the cell made it fail, such as a full disk; None if the error is the cell's own."""
+    if not cell.is_dir():
+        return f"{cell} was deleted"
+    reason = ExitReason.from_exception(error)
+    return reason.message if reason.status is None else None
 
 
 def redirect_output(log: Path) -> None:

@@ -75,6 +75,7 @@ class Inspector:
         self.replaying = False
         self.replay_seconds = 0.0
         self._losses: list[Tensor] = []
+        self._gradients_seen = False
         self._frozen_snapshot: Snapshot | None = None
 
     @property
@@ -110,9 +111,19 @@ class Inspector:
         """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean."""
         self.recorder.copy_new_trainables()
         self.clocks.gradients(ignore_nonfinite)
+        self._warn_without_gradient()
         if self._tripped_now("loss", "gradient"):
             bits = digest(gradients(self.step.trainables).values())
             self._examine({"loss": digest(self._losses), "gradients": bits})
+
+    def _warn_without_gradient(self) -> None:
+        """Warn at the first step if it reached no trainable: the run would train nothing, and look healthy."""
+        if not self._gradients_seen and len(self.clocks.without_gradient) == len(self.step.trainables):
+            logger.warning(
+                "no parameter has a gradient in the first step, so nothing is trained: call loss.backward() on a loss "
+                "that depends on the model, and not under torch.no_grad()."
+            )
+        self._gradients_seen = True
 
     def norm(self, norm: Tensor | float) -> None:
         """Record the gradient norm from before clipping."""

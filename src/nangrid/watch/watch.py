@@ -139,6 +139,7 @@ class Watch:
         except Exception as error:
             self.inspector.raised(error)
             raise
+        _check_loss(loss)
         self.inspector.loss(loss)
         if self._calls % self.accumulate == 0:
             self._finish()
@@ -188,6 +189,20 @@ def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) 
         raise InputError("ReduceLROnPlateau needs a metric: step it yourself after watch.step, without scheduler=.")
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise InputError("The model has lazy parameters: run it on one batch before creating the Watch.")
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    if not any(p.requires_grad for p in optimized):
+        raise InputError("The optimizer has no parameter that requires a gradient: nothing would be trained.")
+    if not {id(p) for p in model.parameters()}.intersection(map(id, optimized)):
+        raise InputError("The optimizer has no parameter of the model: pass the model that the optimizer trains.")
+    if any(p.is_meta for p in optimized):
+        raise InputError("The model's parameters are on the meta device: load its weights before creating the Watch.")
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise InputError(f"The closure returned a {type(loss).__name__}: let it return the loss, a tensor.")
+    if loss.numel() != 1:
+        raise InputError(f"The closure returned a loss of shape {list(loss.shape)}: let it return one number.")
 
 
 class _Loop:
