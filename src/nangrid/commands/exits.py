@@ -54,7 +54,7 @@ def _outcome(command: Callable[[], None]) -> tuple[int, str]:
         reason = ExitReason.from_exception(error)
         if reason.status is None:
             space = "Free some space, then run" if getattr(error, "errno", None) == errno.ENOSPC else "Run"
-            return 1, f"{reason.message}. {space} the same command again to resume."
+            return 1, f"{reason.message[:1].upper()}{reason.message[1:]}. {space} the same command again to resume."
         if reason.type == OUT_OF_MEMORY:
             return 1, f"Memory ran out ({reason.message}). Free some, then run the same command again to resume."
         raise

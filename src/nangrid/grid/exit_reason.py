@@ -83,7 +83,7 @@ class ExitReason:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit == resource.RLIM_INFINITY:
             return cls("error", OUT_OF_MEMORY, message)
-        return cls.stopped(f"its address space is limited to {limit / 2**30:.1f} GiB (ulimit -v): {message}")
+        return cls.stopped(f"the address space is limited to {limit / 2**30:.1f} GiB (ulimit -v): {message}")
 
     @classmethod
     def stopped(cls, message: str) -> ExitReason:

@@ -20,6 +20,8 @@ from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 
 TICK_S = 0.2
+UNGUARDED = 97
+"""Exit code of a cell's process in which the user's script started a search: it is imported there."""
 
 
 @dataclass(frozen=True)
@@ -109,4 +111,9 @@ class _Schedule:
                 self.collector.collect(cell.plan, Reply(), reason, cell.seconds)
             elif not cell.is_alive():
                 self.running.remove(cell)
+                if cell.process.exitcode == UNGUARDED:
+                    raise InputError(
+                        "nangrid.diagnose is called whenever the script is imported: put the call under "
+                        'if __name__ == "__main__":'
+                    )
                 self.collector.collect(cell.plan, cell.reply(), cell.exit_reason(), cell.seconds)

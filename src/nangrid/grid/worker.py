@@ -45,6 +45,8 @@ ENVIRONMENT = {
 }
 """Environment of every cell's process."""
 
+GRACE_S = 5.0
+"""Seconds that threads may take to end after their cell has ended."""
 OOM_SCORE = "500"
 PR_SET_PDEATHSIG = 1
 
@@ -78,6 +80,19 @@ def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
     with contextlib.suppress(OSError):  # when memory runs out, the kernel should kill a cell, not the launcher
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     reply.send(run(plan, grid_id, module))
+    _end_threads()
+
+
+def _end_threads() -> None:
+    """End this process although a thread of the user's script may never end; Python would wait for it."""
+    left = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    deadline = time.monotonic() + GRACE_S
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in left):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        os._exit(0)
 
 
 def run(plan: CellPlan, grid_id: str, module: str) -> Reply:

@@ -101,6 +101,7 @@ class Watch:
         keep_every: int = 0,
     ) -> None:
         _refuse(model, optimizer, scheduler)
+        _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
         self.scheduler = scheduler
         self.scaler = scaler
         self.accumulate = accumulate
@@ -196,6 +197,12 @@ def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) 
         raise InputError("The optimizer has no parameter of the model: pass the model that the optimizer trains.")
     if any(p.is_meta for p in optimized):
         raise InputError("The model's parameters are on the meta device: load its weights before creating the Watch.")
+
+
+def _refuse_numbers(**numbers: tuple[int, int]) -> None:
+    for name, (value, lowest) in numbers.items():
+        if not isinstance(value, int) or value < lowest:
+            raise InputError(f"{name}={value} is out of range: give a whole number of at least {lowest}.")
 
 
 def _check_loss(loss: Any) -> None:
