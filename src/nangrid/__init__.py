@@ -51,10 +51,11 @@ def diagnose(
     `make_trainer`: a function at the top level of a file, which builds a transformers.Trainer (not trained) from a
     dict of levels, or trains there and then in a loop of its own with a Watch, which puts its records into the cell's
     directory and ends the loop. `failing` and `reference` are two such dicts with the same keys. Each run is a cell in
-    a process of its own, kept in `out` and never run twice, unless the script or a module beside it that it imports has
-    changed; it is stopped after `horizon` steps, its schedule is the script's. Runs with the script's own seeds, then `seeds - 1` more with others. `start_from`: a snapshot of the
-    watch or a checkpoint of the Trainer, which all runs go on from. Prints the verdict, and returns it. Call it under
-    `if __name__ == "__main__":`. nangrid.records.errors.InputError for end points that are none.
+    a process of its own, kept in `out` and never run twice, unless the script or a module beside it that it imports
+    has changed. It is stopped after `horizon` steps; its schedule is the script's. Runs with the script's own seeds,
+    then `seeds - 1` more with others. `start_from`: a snapshot of the watch or a checkpoint of the Trainer, which all
+    runs go on from. Prints the verdict, and returns it. Call it under `if __name__ == "__main__":`.
+    nangrid.records.errors.InputError for end points that are none.
     """
     from nangrid.records.errors import requiring
 
