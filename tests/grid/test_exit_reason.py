@@ -31,6 +31,11 @@ def test_a_fault_of_the_machine_is_not_the_cells(number: int) -> None:
     assert ExitReason.from_exception(wrapped).status is None
 
 
+def test_a_full_temporary_directory_is_not_the_cells() -> None:
+    error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert ExitReason.from_exception(error).status is None
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "data.csv"), RuntimeError("shapes differ")])
 def test_a_mistake_in_the_code_is_the_cells(error: Exception) -> None:
     assert ExitReason.from_exception(error).status == "error"

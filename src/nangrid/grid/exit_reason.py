@@ -104,6 +104,8 @@ def _outside(error: BaseException) -> str | None:
     if number is None:  # Rust and C++ libraries keep the reason in the text alone
         known = (*FULL_ERRNOS, *ACCESS_ERRNOS, *DESCRIPTOR_ERRNOS)
         number = next((candidate for candidate in known if os.strerror(candidate) in str(error)), None)
+    if "No usable temporary directory" in str(error):  # in the words of the standard library
+        return "no temporary directory can be written (set TMPDIR to one)"
     if number in DESCRIPTOR_ERRNOS:
         return "too many files are open (see ulimit -n)"
     place = getattr(error, "filename", None) or "the disk"

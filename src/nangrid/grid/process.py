@@ -110,7 +110,7 @@ def start(plan: CellPlan, grid_id: str) -> CellProcess:
             continue
         sender.close()
         return CellProcess(plan, process, receiver)
-    raise StartError("no process of it can start, perhaps for lack of memory or CPU time (see ulimit -a)")
+    raise StartError("no process of it can start, perhaps for lack of memory, CPU time or open files (see ulimit -a)")
 
 
 def stop(cells: list[CellProcess]) -> None:
