@@ -1,5 +1,6 @@
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,12 +25,14 @@ from fake_cell import (
     starts_file,
 )
 
-from nangrid.grid import exit_reason
+from nangrid.grid import exit_reason, local
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.lock import acquire, is_held, release
 from nangrid.grid.plan import CellPlan
+from nangrid.grid.process import StartError
 from nangrid.records.cell import read_record
+from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 
 MakePlan = Callable[..., CellPlan]
@@ -102,6 +105,25 @@ def test_a_cell_past_its_timeout_is_stopped_and_recorded(make_plan: MakePlan) ->
     assert records[hanging.cell_id].status == "timeout"
     assert records[finite.cell_id].status == "finite"
     assert not is_held(hanging.directory())
+
+
+def test_cells_whose_processes_cannot_start_stay_unfinished(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise StartError("no process of it can start")
+
+    monkeypatch.setattr(local, "start", failing)
+    plans = [make_plan(FINITE), make_plan(NONFINITE)]
+    outcome = run(plans, n_jobs=1)
+    assert outcome.stopped == {plan.cell_id: "no process of it can start" for plan in plans}
+    assert not outcome.records and not any(is_held(plan.directory()) for plan in plans)
+
+
+def test_too_few_files_are_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (14, 14))
+    with pytest.raises(InputError, match=r"Only 14 files may be open \(ulimit -n\)"):
+        LocalExecutor().check()
 
 
 def test_a_cell_that_cannot_be_built_as_asked_is_named_and_leaves_no_record(make_plan: MakePlan) -> None:

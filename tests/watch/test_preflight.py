@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import nangrid
+from nangrid.records.errors import InputError
 from nangrid.watch import Finding, preflight
 from nangrid.watch.preflight import Settings
 
@@ -94,7 +95,7 @@ def test_eval_mode_is_preserved() -> None:
     assert not model.inner.training and model.norm.training and torch.equal(mean, model.norm.running_mean)
 
 
-def test_a_model_with_other_inputs_has_no_findings() -> None:
+def test_a_forward_pass_that_raises_is_a_finding() -> None:
     class Translator(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -103,7 +104,19 @@ def test_a_model_with_other_inputs_has_no_findings() -> None:
         def forward(self, **inputs: Any) -> Any:
             raise ValueError("You have to specify decoder_input_ids")
 
-    assert nangrid.check(Translator(), texts()) == []
+    (finding,) = nangrid.check(Translator(), texts())
+    assert (finding.check, finding.severity) == ("forward-pass", "warning")
+    assert "raised ValueError: You have to specify decoder_input_ids" in finding.evidence
+
+
+def test_a_model_without_trainables() -> None:
+    assert [finding.check for finding in nangrid.check(llama().requires_grad_(False), texts())] == ["no-trainables"]
+
+
+@pytest.mark.parametrize("sample", ["text", {"text": "not tokenised"}, {"input_ids": None}])
+def test_samples_that_are_not_tokenised(sample: Any) -> None:
+    with pytest.raises(InputError, match="has no input_ids"):
+        nangrid.check(llama(), [sample])
 
 
 def test_zero_rows_count_only_if_the_data_uses_them() -> None:

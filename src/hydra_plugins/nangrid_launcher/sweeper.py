@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.nangrid_launcher.launcher import GridLauncher
 from nangrid.records.errors import InputError
+
+MOST_CELLS = 100_000
+"""Cells of one grid: planning one takes a millisecond, running it seconds."""
 
 
 class GridSweeper(BasicSweeper):
@@ -42,9 +47,24 @@ class GridSweeper(BasicSweeper):
         cells: list[list[str]] = []
         for block in self.blocks:
             overrides = parser.parse_overrides([*self._parse_config(), *block.split(), *arguments])
+            _refuse_too_many(overrides)
             (product,) = self.split_arguments(overrides, max_batch_size=None)
             cells += product
         return self.launcher.launch(cells, initial_job_idx=0)
+
+
+def _refuse_too_many(overrides: Sequence[Override]) -> None:
+    """InputError before a product is written out that no machine could run."""
+    cells = math.prod(_number_of_levels(override) for override in overrides if override.is_sweep_override())
+    if cells > MOST_CELLS:
+        raise InputError(f"The sweep has {cells:,} cells, and a grid at most {MOST_CELLS:,}: give fewer levels.")
+
+
+def _number_of_levels(override: Override) -> int:
+    values = override.value()
+    if isinstance(values, RangeSweep):
+        return max(0, math.ceil((values.stop - values.start) / values.step))  # type: ignore[operator]
+    return len(values.list) if isinstance(values, ChoiceSweep) else 1
 
 
 def _on_a_cluster(launcher: Any, config: DictConfig) -> GridLauncher:

@@ -7,7 +7,6 @@ runs when a composed config is turned into objects, so an impossible request sto
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from nangrid.cell.bounds import check_bounds
+from nangrid.cell.model.modules import check_gemma, check_names
 from nangrid.records.defaults import HEADROOM_EVERY, HORIZON
 from nangrid.records.errors import InputError
 
@@ -40,11 +41,6 @@ def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{key}={value} is not a level: choose one of {', '.join(allowed)}.")
 
 
-def _at_least(key: str, value: float, lowest: float) -> None:
-    if not math.isfinite(value) or value < lowest:
-        raise InputError(f"{key}={value} is out of range: give a number of at least {lowest:g}.")
-
-
 @dataclass
 class ModelConfig:
     """Model to fine-tune."""
@@ -66,12 +62,9 @@ class ModelConfig:
         _one_of("model.attn", self.attn, ("sdpa", "eager"))
         if self.source == "hub" and not self.id:
             raise InputError("model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model.")
-        if self.layers is not None:
-            if self.source != "tiny":
-                raise InputError(
-                    f"model.layers={self.layers} works with model=tiny only: {self.name} has its own depth."
-                )
-            _at_least("model.layers", self.layers, 1)
+        if self.layers is not None and self.source != "tiny":
+            raise InputError(f"model.layers={self.layers} works with model=tiny only: {self.name} has its own depth.")
+        check_bounds(vars(self), "model")
 
 
 @dataclass
@@ -124,7 +117,7 @@ class VocabConfig:
         """Check the level and the number of tokens."""
         _one_of("vocab", self.name, ("spm", "add_tokens", "none"))
         if self.name != "none":
-            _at_least("vocab.size", self.size, 1)
+            check_bounds(vars(self), "vocab")
         elif self.size != 0:
             raise InputError(
                 f"vocab.size={self.size} works with vocab=spm or vocab=add_tokens: vocab=none adds no tokens."
@@ -143,7 +136,7 @@ class InitConfig:
     def __post_init__(self) -> None:
         """Check the level."""
         _one_of("init", self.name, ("zero", "mean", "normal", "mvn", "uninitialised"))
-        _at_least("init.std", self.std, 0)
+        check_bounds(vars(self), "init")
 
 
 @dataclass
@@ -163,12 +156,10 @@ class TargetsConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _at_least("targets.rank", self.rank, 1)
-        _at_least("targets.alpha", self.alpha, 1)
+        check_bounds(vars(self), "targets")
         if not 0 <= self.dropout < 1:
             raise InputError(f"targets.dropout={self.dropout} is out of range: give a number from 0 to below 1.")
-        if not self.modules:
-            raise InputError("targets.modules=[] leaves nothing to train: name at least one module.")
+        check_names(self.modules)
 
 
 @dataclass
@@ -203,8 +194,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Check the level and the ranges."""
         _one_of("optim", self.name, OPTIMIZERS)
-        for key in ("lr", "eps", "weight_decay", "clip", "warmup"):
-            _at_least(f"optim.{key}", getattr(self, key), 0)
+        check_bounds(vars(self), "optim")
 
 
 @dataclass
@@ -255,11 +245,7 @@ class DataConfig:
         _one_of("data", self.name, ("pydoc", "glossary", "jsonl", "hub"))
         _one_of("data.padding_side", self.padding_side, ("left", "right"))
         _one_of("data.labels", self.labels, ("all", "completion"))
-        _at_least("data.length", self.length, 2)
-        _at_least("data.held_out", self.held_out, 1)
-        for key in ("batch", "accumulation"):
-            _at_least(f"data.{key}", getattr(self, key), 1)
-        _at_least("data.eval_every", self.eval_every, 0)
+        check_bounds(vars(self), "data")
         if self.name in ("jsonl", "hub") and not self.path:
             raise InputError(f"data={self.name} needs data.path=... .")
         if self.template and self.name not in ("jsonl", "hub"):
@@ -323,12 +309,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the top-level keys, and combinations of groups."""
-        _at_least("horizon", self.horizon, 1)
-        _at_least("threads", self.threads, 1)
-        _at_least("headroom", self.headroom, 0)
-        _at_least("keep_every", self.keep_every, 0)
-        _at_least("seed", self.seed, 0)
+        check_bounds(vars(self))
+        if not self.out.strip():
+            raise InputError("out= is empty: give a directory, such as out=outputs/grid.")
         _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
+        if self.model.source != "hub":
+            check_gemma(self.targets.modules, self.model.name)
         if self.data.name == "glossary" and self.vocab.name == "none":
             raise InputError("data=glossary consists of new tokens, but vocab=none adds none: type vocab=spm.")
 

@@ -32,9 +32,11 @@ class FinishedRun:
 def finish(run: FinishedRun, directory: Path, began: float, horizon: int, data_sha256: str) -> dict[str, Any]:
     """Write the headroom samples and return the fields of the cell's record that its run decides.
 
-    `began`: time.perf_counter() before the cell was built.
+    `began`: time.perf_counter() before the cell was built. OSError if the records of a failing step are missing.
     """
     watch, ledger = run.watch, run.ledger
+    if (records := watch.inspector.records) is not None and records.error is not None:
+        raise records.error
     _write_headroom(directory, run.headroom, watch.background.texts)
     read_optimizer(watch.inspector.step.optimizer, ledger)
     environment = read_environment(ledger.arithmetic["device"], data_sha256)

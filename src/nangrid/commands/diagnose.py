@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nangrid.cell.config import to_override
+from nangrid.cell.config import SCIENTIFIC, to_override
 from nangrid.cell.identity import level_fields
 from nangrid.commands.compose import composed, key_of, with_run_levels
 from nangrid.commands.exits import exit_code
@@ -122,6 +122,9 @@ def _check_sides(sides: Sides, common: list[str]) -> None:
         raise InputError(f"{twice[0]} is given for all runs and for one side: give it to both sides, or to all runs.")
     if "seed" in sides.keys:
         raise InputError("--failing and --reference differ in the seed, but a seed is not a level: give both the same.")
+    for key in sides.keys:
+        if key.split(".")[0] not in SCIENTIFIC:
+            raise InputError(f"{key} is not a level, and all runs share it: give {key}=... before --failing.")
 
 
 def _number_of_seeds(seeds: int | None, resumed: bool) -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from collections.abc import Callable
 
 from nangrid.commands.refusal import refusal_message
-from nangrid.grid.exit_reason import ExitReason
+from nangrid.commands.streams import mute_output, open_closed_streams
+from nangrid.grid.exit_reason import OUT_OF_MEMORY, ExitReason
 from nangrid.grid.launch import CellsFailedError
 
 INTERRUPTED = 130
+_PATH_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+"""Faults of a path that the user gave."""
 
 
 def exit_code(command: Callable[[], None]) -> int:
@@ -17,21 +23,39 @@ def exit_code(command: Callable[[], None]) -> int:
 
     Bugs are raised, with their traceback.
     """
+    open_closed_streams()
+    code, message = _outcome(command)
+    with contextlib.suppress(OSError):
+        if message:
+            print(message, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # `| head` has read enough, or the file that output goes to is on a full disk
+        mute_output()
+        return code or 1
+    return code
+
+
+def _outcome(command: Callable[[], None]) -> tuple[int, str]:
     try:
         command()
     except CellsFailedError as failure:
-        print(failure, file=sys.stderr)
-        return 1
+        return 1, str(failure)
     except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED, "Interrupted. Run the same command again to resume."
+    except BrokenPipeError:
+        return 1, ""
     except Exception as error:
-        if isinstance(error, OSError) and (reason := ExitReason.from_exception(error)).status is None:
-            print(f"{reason.message}. Free some space, then run the same command again to resume.", file=sys.stderr)
-            return 1
-        sentence = refusal_message(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
-    return 0
+        if sentence := refusal_message(error):
+            return 2, sentence
+        if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:
+            name = str(error.filename)[:80]
+            return 2, f"{name} cannot be read or written ({os.strerror(error.errno)}): give another path."
+        reason = ExitReason.from_exception(error)
+        if reason.status is None:
+            space = "Free some space, then run" if getattr(error, "errno", None) == errno.ENOSPC else "Run"
+            return 1, f"{reason.message[:1].upper()}{reason.message[1:]}. {space} the same command again to resume."
+        if reason.type == OUT_OF_MEMORY:
+            return 1, f"Memory ran out ({reason.message}). Free some, then run the same command again to resume."
+        raise
+    return 0, ""

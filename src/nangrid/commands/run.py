@@ -20,6 +20,7 @@ from nangrid.cell.config import CONF_DIR, Config
 from nangrid.commands.compose import with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.help import usage
+from nangrid.commands.parser import as_typed
 from nangrid.grid.launch import launch
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import plain_config, task_overrides
@@ -45,6 +46,9 @@ def _compose_and_launch(arguments: list[str]) -> None:
     if options.help:
         print(usage())
         return
+    experiment = next((o for o in options.overrides if o.startswith("+experiment=")), None)
+    if experiment and not options.multirun and not options.cfg:
+        raise InputError(as_typed(f"{experiment} is a grid: add -m, as in python -m src.run -m {experiment}."))
     if options.overrides:
         first = arguments.index(options.overrides[0])
         arguments = [*arguments[:first], *with_run_levels(arguments[first:])]

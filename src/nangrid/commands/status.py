@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
 from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.cell import STATUS_TITLES
-from nangrid.records.errors import InputError
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
 
 EVERY_S = 1.0
@@ -38,17 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("grid", metavar="GRID_DIR", help="the grid's out=, such as outputs/default")
     parser.add_argument("--follow", action="store_true", help="keep the table up to date until no cell is running")
     options = parser.parse_args(arguments)
-    try:
-        if options.follow:
-            _follow(options.grid)
-        else:
-            Console().print(shown(read_status(options.grid)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        pass
-    return 0
+    return exit_code(lambda: _show(options.grid, options.follow))
+
+
+def _show(path: str, follow: bool) -> None:
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(path)
+    else:
+        Console().print(shown(read_status(path)))
 
 
 def _follow(path: str) -> None:

@@ -186,9 +186,11 @@ def _log_weights(problem: DiagnosisProblem, weights: Sequence[float], weight: fl
 
 def _end_points(oracle: CellOracle, problem: DiagnosisProblem) -> tuple[CellResult, CellResult]:
     seed = problem.seeds[0]
-    failing, reference = oracle.run([(problem.all_changes, seed), (frozenset(), seed)])
+    keys = [(problem.all_changes, seed), (frozenset[int](), seed)]
+    failing, reference = oracle.run(keys)
     if failing is None or reference is None:
-        raise InputError(f"{problem.sides[0 if failing is None else 1]} crashes: see the log of its cell.")
+        side = 0 if failing is None else 1
+        raise InputError(f"{problem.sides[side]} crashes with {oracle.crashes[keys[side]]}.")
     return failing, reference
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nangrid.analysis.causes import WORSE, Event, event_of, late_loss
 from nangrid.diagnosis.minimal_sets import MOST_CHANGES, Changes
 from nangrid.grid.collect import GridOutcome
+from nangrid.grid.exit_reason import LOG
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
@@ -83,6 +84,8 @@ class CellOracle:
         self.horizon = horizon
         self.log = log
         self.results: dict[CellKey, CellResult | None] = {}
+        self.crashes: dict[CellKey, str] = {}
+        """What the cells that crashed raised, and where their logs are."""
 
     def run(self, wanted: Iterable[CellKey]) -> list[CellResult | None]:
         """Results of these cells, in order; those not known yet are trained first. None: it crashed or is invalid."""
@@ -114,6 +117,7 @@ class CellOracle:
             if plan.cell_id in outcome.refusals:
                 self._skip(key, outcome.refusals[plan.cell_id])
             else:
+                self._note_crash(key, plan, outcome.records[plan.cell_id])
                 self.results[key] = self._read(plan, outcome.records[plan.cell_id])
 
     def _read(self, plan: CellPlan, record: CellRecord) -> CellResult | None:
@@ -123,6 +127,11 @@ class CellOracle:
         autopsy = read_autopsy((plan.directory() / record.autopsy).parent) if record.autopsy else None
         losses = read_table(plan.directory()).column("loss").to_pylist()
         return CellResult(plan, record, event_of(record, autopsy), autopsy, losses)
+
+    def _note_crash(self, key: CellKey, plan: CellPlan, record: CellRecord) -> None:
+        if record.error is not None:
+            last_line = next(iter(reversed(record.error.message.splitlines())), "no message")
+            self.crashes[key] = f"{record.error.type}: {last_line} (see {plan.directory() / LOG})"
 
     def _skip(self, key: CellKey, why: str) -> None:
         if key[0] in (frozenset(), self.problem.all_changes):

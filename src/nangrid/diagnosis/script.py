@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nangrid.cell.bounds import check_bounds
 from nangrid.cell.config import to_override
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
 from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_number
 from nangrid.diagnosis.summary import print_summary
-from nangrid.grid.local import LocalExecutor
+from nangrid.grid.local import UNGUARDED, LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import START_FROM
 from nangrid.records.errors import InputError
@@ -34,10 +36,11 @@ def diagnose_own(
     start_from: str | None,
 ) -> Diagnosis:
     """See nangrid.diagnose."""
-    if multiprocessing.parent_process() is not None:
-        raise InputError(
-            'nangrid.diagnose was called while the script was imported: put the call under if __name__ == "__main__":'
-        )
+    # While a new process imports the script, multiprocessing has no parent_process yet, only this mark
+    # (python/cpython Lib/multiprocessing/spawn.py, 3.4 to 3.14). Its launcher says what is wrong.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+    _check_numbers(horizon, seeds, threads, out)
     _check(failing, reference)
     planner = ScriptPlanner.of(make_trainer, failing, reference, out=out, threads=threads, start_from=start_from)
     executor = LocalExecutor(n_jobs)
@@ -97,7 +100,7 @@ class ScriptPlanner:
             levels={**self.failing, **chosen},
             repeat=seed,
             horizon=horizon,
-            out=self.out,
+            out=str(self.out),
             threads=self.threads,
             start_from=self.start_from,
         )
@@ -105,7 +108,18 @@ class ScriptPlanner:
         return CellPlan(config, overrides, config.cell_id(), cell_title(levels, seed, 0))
 
 
+def _check_numbers(horizon: int, seeds: int, threads: int, out: str) -> None:
+    for key, value in {"horizon": horizon, "seeds": seeds, "threads": threads}.items():
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{key}={value!r} is out of range: give a whole number of at least 1.")
+    check_bounds({"horizon": horizon, "threads": threads})
+    if not isinstance(out, str | Path) or not str(out).strip():
+        raise InputError(f"out={out!r} is no directory: give the name of one, such as out='outputs/diagnose'.")
+
+
 def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    if not isinstance(failing, Mapping) or not isinstance(reference, Mapping):
+        raise InputError("failing and reference are no dicts: give each as a dict of levels, such as {'lr': 1.0}.")
     if set(failing) != set(reference):
         one_sided = ", ".join(sorted(set(failing) ^ set(reference)))
         raise InputError(f"{one_sided} is given on one side only: give failing and reference the same keys.")
@@ -117,16 +131,22 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         if not isinstance(value, str | int | float | bool | None):
             kind = type(value).__name__
             raise InputError(f"{key}={value!r} is a {kind}: give a text, a number, True, False or None as a level.")
-        if key in ("seed", "script", START_FROM) or "." in key:
-            raise InputError(f"{key} cannot name a level here: give it another name, without a dot.")
+        if key in ("seed", "script", START_FROM) or not str(key).isidentifier():
+            raise InputError(f"{key} cannot name a level here: give it another name, of letters and digits.")
+    for key in differing:
+        if to_override(key, failing[key]) == to_override(key, reference[key]):
+            raise InputError(f"{key}={failing[key]} reads the same on both sides: give a number or a text, not both.")
 
 
 def _module_and_file(function: Callable[..., Any]) -> tuple[str, str]:
     """Module and file under which another process finds the function; InputError if it cannot."""
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        raise InputError(
+            f"make_trainer is a {type(function).__name__}: give a function at the top level of a .py file."
+        )
     module = sys.modules.get(function.__module__)
     file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file() or getattr(module, function.__qualname__, None) is not function:
-        raise InputError(
-            f"{function.__qualname__} cannot be found from another process: define it at the top level of a .py file."
-        )
+    if file is None or not Path(file).is_file() or getattr(module, name, None) is not function:
+        raise InputError(f"{name} cannot be found from another process: define it at the top level of a .py file.")
     return function.__module__, file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 
 from rich.console import Console
@@ -13,11 +14,20 @@ from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
 
 
+class _LenientConsole(Console):
+    """A console that goes silent when its output is closed: the grid goes on unseen."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, whose own method also exits."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class GridDisplay:
     """Shows the cells of one grid; bars only if standard output is a terminal."""
 
     def __init__(self, total: int, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or _LenientConsole()
         self._total = total
         self._finished = 0
         self._bars: dict[str, TaskID] = {}
@@ -41,7 +51,8 @@ class GridDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop drawing."""
-        self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
     def begin(self, plan: CellPlan) -> None:
         """Show a cell that has been started, here or by another launcher."""
@@ -67,7 +78,10 @@ class GridDisplay:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except OSError:  # a full disk behind `> FILE`; what cells need of it is theirs to report
+            self._console.quiet = True
 
 
 def describe(plan: CellPlan, record: CellRecord) -> str:

@@ -1,12 +1,15 @@
 """Classifies how a cell's process ended without a record: an error, a timeout, or unfinished.
 
 A crash, a timeout and exhausted memory are results, because the same cell would most likely end that way again. A
-process that was killed from outside, or that met a full disk, shows nothing about the cell, which stays unfinished.
+process that was killed from outside, or that met a full disk or a limit of the shell, shows nothing about the cell,
+which stays unfinished.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +22,18 @@ LOG = "log.txt"
 TAIL_LINES = 40
 
 OUT_OF_MEMORY = "OutOfMemory"
-OUT_OF_MEMORY_PHRASES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-EXTERNAL_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+OUT_OF_MEMORY_PHRASES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+)
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+ACCESS_ERRNOS = (errno.EACCES, errno.ENOTDIR, errno.ESTALE, errno.EIO)
+DESCRIPTOR_ERRNOS = (errno.EMFILE, errno.ENFILE)
+OWN_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
+"""What a process sends itself by a mistake in its code; every other signal comes from outside."""
 
 SERVER_LOST = 255
 """Exit code that multiprocessing reports for every child of a fork server that died."""
@@ -46,30 +58,62 @@ class ExitReason:
             return cls.stopped("the fork server died, and the cell's process with it")
         if exit_code is None or exit_code >= 0:
             return cls("error", "ProcessDied", f"the process ended with exit code {exit_code} and left no record")
-        name = signal.Signals(-exit_code).name
+        name = _signal_name(-exit_code)
         # A SIGKILL has no sender's name on it: the kernel's counter is the only sign that memory was the reason.
         if -exit_code == signal.SIGKILL and oom_kills:
             return cls("error", OUT_OF_MEMORY, "the kernel's out-of-memory killer ended the process (SIGKILL)")
         message = f"the cell's process was killed by {name}"
-        return cls.stopped(message) if -exit_code in EXTERNAL_SIGNALS else cls("error", "ProcessDied", message)
+        return cls("error", "ProcessDied", message) if -exit_code in OWN_SIGNALS else cls.stopped(message)
 
     @classmethod
     def from_exception(cls, error: BaseException) -> ExitReason:
         """From what the cell raised."""
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
-            return cls.stopped(f"{error.filename or 'the disk'} cannot be written ({error.strerror})")
         message = str(error)
         if isinstance(error, TimeLimitError):
             return cls("timeout", "TimeoutError", message)
+        if outside := _outside(error):
+            return cls.stopped(outside)
         # torch's CPU allocator and bitsandbytes raise a plain RuntimeError: only its text names the reason.
         if isinstance(error, MemoryError) or any(phrase in message.lower() for phrase in OUT_OF_MEMORY_PHRASES):
-            return cls("error", OUT_OF_MEMORY, message or "Python could not allocate memory")
+            return cls._out_of_memory(message or "Python could not allocate memory")
         return cls("error", type(error).__name__, message)
+
+    @classmethod
+    def _out_of_memory(cls, message: str) -> ExitReason:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return cls("error", OUT_OF_MEMORY, message)
+        return cls.stopped(f"the address space is limited to {limit / 2**30:.1f} GiB (ulimit -v): {message}")
 
     @classmethod
     def stopped(cls, message: str) -> ExitReason:
         """Ended from outside: the cell is unfinished."""
         return cls(None, "Stopped", message)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
+
+
+def _outside(error: BaseException) -> str | None:
+    """The fault of the machine that the error tells of; None if there is none."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:  # Rust and C++ libraries keep the reason in the text alone
+        known = (*FULL_ERRNOS, *ACCESS_ERRNOS, *DESCRIPTOR_ERRNOS)
+        number = next((candidate for candidate in known if os.strerror(candidate) in str(error)), None)
+    if "No usable temporary directory" in str(error):  # in the words of the standard library
+        return "no temporary directory can be written (set TMPDIR to one)"
+    if number in DESCRIPTOR_ERRNOS:
+        return "too many files are open (see ulimit -n)"
+    place = getattr(error, "filename", None) or "the disk"
+    if number in FULL_ERRNOS:
+        return f"{place} cannot be written ({os.strerror(number)})"
+    if number in ACCESS_ERRNOS:
+        return f"{place} cannot be read or written ({os.strerror(number)})"
+    return None if error.__cause__ is None else _outside(error.__cause__)
 
 
 def oom_kills() -> int:

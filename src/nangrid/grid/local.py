@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,12 +15,16 @@ from nangrid.grid.collect import Collector, GridOutcome
 from nangrid.grid.display import GridDisplay
 from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.plan import CellPlan
-from nangrid.grid.process import CellProcess, start, stop, warm_up
+from nangrid.grid.process import CellProcess, StartError, start, stop, warm_up
 from nangrid.grid.worker import Reply
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 
 TICK_S = 0.2
+LEAST_FILES = 20
+"""Files that launcher and cells have open; the fork server dies with a traceback when it lacks some."""
+UNGUARDED = 97
+"""Exit code of a cell's process in which the user's script started a search: it is imported there."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,12 @@ class LocalExecutor:
     timeout_s: Any = None
 
     def check(self) -> None:
-        """InputError for a number out of range."""
+        """InputError for a number out of range, or for a limit of the shell under which no cell can run."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files < LEAST_FILES:
+            raise InputError(
+                f"Only {files} files may be open (ulimit -n), but a cell needs {LEAST_FILES}: raise the limit."
+            )
         if not isinstance(self.n_jobs, int) or self.n_jobs < 1:
             raise InputError(f"hydra.launcher.n_jobs={self.n_jobs} is out of range: give a whole number of at least 1.")
         if self.timeout_s is None:
@@ -84,7 +94,13 @@ class _Schedule:
         while self.waiting and len(self.running) < self.n_jobs:
             plan = self.waiting.popleft()
             self.collector.display.begin(plan)
-            self.running.append(start(plan, self.collector.grid.grid_id))
+            try:
+                self.running.append(start(plan, self.collector.grid.grid_id))
+            except StartError as error:
+                # The others would not start either, and each attempt takes seconds.
+                for unstarted in (plan, *self.waiting):
+                    self.collector.collect(unstarted, Reply(), ExitReason.stopped(str(error)), 0.0)
+                self.waiting.clear()
 
     def _wait_a_tick(self) -> None:
         if self.running:
@@ -96,11 +112,20 @@ class _Schedule:
 
     def _collect_ended(self) -> None:
         for cell in list(self.running):
-            if self.timeout_s is not None and cell.seconds > self.timeout_s:
+            # First, because a launcher that was itself stopped for a while finds cells that ended long ago.
+            if not cell.is_alive():
+                self.running.remove(cell)
+                _refuse_unguarded(cell)
+                self.collector.collect(cell.plan, cell.reply(), cell.exit_reason(), cell.seconds)
+            elif self.timeout_s is not None and cell.seconds > self.timeout_s:
                 stop([cell])
                 reason = ExitReason("timeout", "TimeoutError", f"stopped after timeout_s={self.timeout_s:g}")
                 self.running.remove(cell)
                 self.collector.collect(cell.plan, Reply(), reason, cell.seconds)
-            elif not cell.is_alive():
-                self.running.remove(cell)
-                self.collector.collect(cell.plan, cell.reply(), cell.exit_reason(), cell.seconds)
+
+
+def _refuse_unguarded(cell: CellProcess) -> None:
+    if cell.process.exitcode == UNGUARDED:
+        raise InputError(
+            'nangrid.diagnose is called whenever the script is imported: put the call under if __name__ == "__main__":'
+        )

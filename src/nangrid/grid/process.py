@@ -81,6 +81,10 @@ class CellProcess:
         return ExitReason.from_exit_code(self.process.exitcode, exit_reason.oom_kills() - self.oom_kills)
 
 
+class StartError(Exception):
+    """A cell's process could not be started; the message says why."""
+
+
 def warm_up() -> None:
     """Start the server, which imports what cells need in the background."""
     os.environ.update(worker.ENVIRONMENT)
@@ -93,7 +97,7 @@ def warm_up() -> None:
 
 
 def start(plan: CellPlan, grid_id: str) -> CellProcess:
-    """Start the cell's process; ConnectionError if the fork server keeps dying."""
+    """Start the cell's process; StartError if the fork server keeps dying."""
     for _ in range(START_ATTEMPTS):
         warm_up()
         start_method = context()
@@ -106,7 +110,7 @@ def start(plan: CellPlan, grid_id: str) -> CellProcess:
             continue
         sender.close()
         return CellProcess(plan, process, receiver)
-    raise ConnectionError(f"the fork server died {START_ATTEMPTS} times while cell {plan.cell_id} was being started")
+    raise StartError("no process of it can start, perhaps for lack of memory, CPU time or open files (see ulimit -a)")
 
 
 def stop(cells: list[CellProcess]) -> None:

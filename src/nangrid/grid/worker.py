@@ -45,6 +45,8 @@ ENVIRONMENT = {
 }
 """Environment of every cell's process."""
 
+GRACE_S = 5.0
+"""Seconds that threads may take to end after their cell has ended."""
 OOM_SCORE = "500"
 PR_SET_PDEATHSIG = 1
 
@@ -78,6 +80,19 @@ def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
     with contextlib.suppress(OSError):  # when memory runs out, the kernel should kill a cell, not the launcher
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     reply.send(run(plan, grid_id, module))
+    _end_threads()
+
+
+def _end_threads() -> None:
+    """End this process although a thread of the user's script may never end; Python would wait for it."""
+    left = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    deadline = time.monotonic() + GRACE_S
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in left):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        os._exit(0)
 
 
 def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
@@ -95,10 +110,9 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
     except _Stop:
         return Reply(ReplyKind.STOPPED, TERMINATED)
     except OSError as error:
-        reason = ExitReason.from_exception(error)
-        if reason.status is not None:
-            raise
-        return Reply(ReplyKind.STOPPED, reason.message)
+        if outside := _outside(error, plan.directory()):
+            return Reply(ReplyKind.STOPPED, outside)
+        raise
 
 
 class _Stop(BaseException):
@@ -144,11 +158,19 @@ def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop) -> Reply:
         with contextlib.suppress(OSError):
             traceback.print_exc()
             sys.stderr.flush()
+        if outside := _outside(error, cell):
+            return Reply(ReplyKind.STOPPED, outside)
         reason = ExitReason.from_exception(error)
-        if reason.status is None:
-            return Reply(ReplyKind.STOPPED, reason.message)
         write_record(cell, failed_record(plan, grid_id, reason, time.perf_counter() - began))
     return Reply()
+
+
+def _outside(error: BaseException, cell: Path) -> str | None:
+    """What outside of the cell made it fail, such as a full disk; None if the error is the cell's own."""
+    if not cell.is_dir():
+        return f"{cell} was deleted"
+    reason = ExitReason.from_exception(error)
+    return reason.message if reason.status is None else None
 
 
 def redirect_output(log: Path) -> None:

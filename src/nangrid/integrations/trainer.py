@@ -157,7 +157,7 @@ class TrainerWatch(TrainerCallback):
             logger.error(self.inspector.unexplained)
         if autopsy is not None:
             logger.error("training went non-finite at step %d\n%s", autopsy.step, explain(autopsy))
-            logger.error("autopsy and snapshot: %s", self.out_dir)
+            logger.error("autopsy: %s", self.inspector.autopsy_place)
 
     def _deliver(self) -> None:
         """Pass the complete readings to `on_step`."""

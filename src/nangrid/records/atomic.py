@@ -11,6 +11,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace the file `path` in one step that survives a kill and a power cut."""
     temporary = _write_temporary(path, content)
     try:
+        if path.is_dir() and not path.is_symlink():
+            set_damaged_aside(path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

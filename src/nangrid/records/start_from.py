@@ -86,7 +86,8 @@ def files_sha256(paths: Iterable[Path]) -> str:
 
 def kept_in(out_dir: Path) -> list[Path]:
     """The folders of the snapshots that a watch kept of finite steps, the earliest first."""
-    return sorted((p for p in out_dir.glob(f"{KEPT}/*") if p.name.isdigit()), key=lambda p: int(p.name))
+    folders = (facts.parent for facts in out_dir.glob(f"{KEPT}/*/{_FILES[SNAPSHOT][0]}"))
+    return sorted((folder for folder in folders if folder.name.isdigit()), key=lambda folder: int(folder.name))
 
 
 def _step(path: Path, kind: str) -> int:

@@ -104,6 +104,7 @@ class DeferredInspector(Inspector):
         self._pending.recorder.copy_new_trainables()
         by_name = gradients(self.step.trainables)
         self.clocks.note_reached(by_name)
+        self._warn_without_gradient()
         self._pending.measures["gradient"] = extent(by_name.values())
         self._pending.ignore_nonfinite = ignore_nonfinite
 

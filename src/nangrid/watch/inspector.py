@@ -7,31 +7,29 @@ Every training loop calls the same methods: `begin`, then for each micro-batch `
 from __future__ import annotations
 
 import logging
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
+from nangrid.records.autopsy import Autopsy
 from nangrid.records.explain import explain
 from nangrid.records.mechanisms import UNKNOWN
-from nangrid.records.start_from import KEPT, kept_in
 from nangrid.watch.autopsy.examine import Background, examine
 from nangrid.watch.autopsy.replay import FROZEN, RAISED, Step, digest
 from nangrid.watch.clocks import Clocks, StepReading
 from nangrid.watch.growth import Growth
+from nangrid.watch.run_directory import RunDirectory
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import gradients
 
 logger = logging.getLogger(__name__)
-
-SNAPSHOTS_KEPT = 2
-"""Snapshots that stay on disk while all is finite."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class Inspector:
         self.step = step
         self.out_dir = out_dir
         """Directory of snapshot and autopsy; None: only clocks, and no replay."""
+        self.records = None if out_dir is None else RunDirectory(out_dir)
         self.background = background
         self.policy = policy = policy or SnapshotPolicy()
         self.clocks = Clocks(step.trainables)
@@ -76,7 +75,13 @@ class Inspector:
         self.replaying = False
         self.replay_seconds = 0.0
         self._losses: list[Tensor] = []
+        self._gradients_seen = False
         self._frozen_snapshot: Snapshot | None = None
+
+    @property
+    def autopsy_place(self) -> str:
+        """Where the autopsy of the onset was written, or why it could not be."""
+        return "" if self.records is None else self.records.autopsy_place
 
     def begin(self, step: int) -> None:
         """Begin a step, before any of it is computed."""
@@ -100,15 +105,25 @@ class Inspector:
             return
         self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
         if self.autopsy is not None:
-            error.add_note(f"a number was already non-finite:\n{explain(self.autopsy)}\n{self.out_dir}/{AUTOPSY}")
+            error.add_note(f"a number was already non-finite:\n{explain(self.autopsy)}\n{self.autopsy_place}")
 
     def gradients(self, ignore_nonfinite: bool = False) -> None:
         """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean."""
         self.recorder.copy_new_trainables()
         self.clocks.gradients(ignore_nonfinite)
+        self._warn_without_gradient()
         if self._tripped_now("loss", "gradient"):
             bits = digest(gradients(self.step.trainables).values())
             self._examine({"loss": digest(self._losses), "gradients": bits})
+
+    def _warn_without_gradient(self) -> None:
+        """Warn at the first step if it reached no trainable: the run would train nothing, and look healthy."""
+        if not self._gradients_seen and len(self.clocks.without_gradient) == len(self.step.trainables):
+            logger.warning(
+                "no parameter has a gradient in the first step, so nothing is trained: call loss.backward() on a loss "
+                "that depends on the model, and not under torch.no_grad()."
+            )
+        self._gradients_seen = True
 
     def norm(self, norm: Tensor | float) -> None:
         """Record the gradient norm from before clipping."""
@@ -152,13 +167,11 @@ class Inspector:
     def _keep(self, step: int, recorder: Recorder) -> None:
         """Save a snapshot of the current step if one is due and nothing has gone wrong yet."""
         every, clocks = self.policy.every, self.clocks
-        if self.out_dir is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
+        if self.records is None or not every or step % every or clocks.onset or clocks.frozen_from is not None:
             return
         losses = [reading.loss for reading in clocks.readings if reading.step < step]
         # Nothing failed, so there is neither a clock nor an outcome to compare with.
-        self._save(recorder.snapshot("", {}, losses), f"{KEPT}/{step}")
-        for old in kept_in(self.out_dir)[:-SNAPSHOTS_KEPT]:
-            shutil.rmtree(old)
+        self._save(recorder.snapshot("", {}, losses), self.records.keep)
 
     def _tripped_now(self, *clocks: str) -> bool:
         onset = self.clocks.onset
@@ -177,7 +190,8 @@ class Inspector:
         """Save a snapshot of the first frozen step; it is replayed when the run ends."""
         if self._frozen_snapshot is None:
             self._frozen_snapshot = self._snapshot(FROZEN, outcome).detached()
-            self._save(self._frozen_snapshot, "frozen")
+            if self.records is not None:
+                self._save(self._frozen_snapshot, partial(self.records.write, folder=FROZEN))
             logger.warning(
                 "step %d is frozen: its gradients are finite but their norm is inf, and clipping divides by it. The "
                 "model learns nothing from such steps.",
@@ -186,17 +200,15 @@ class Inspector:
 
     def _examine_frozen(self) -> None:
         if self._frozen_snapshot is not None and self.frozen is None:
-            self.frozen = self._autopsy_of(self._frozen_snapshot, "frozen")
+            self.frozen = self._autopsy_of(self._frozen_snapshot, FROZEN)
 
     def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
-        if self.out_dir is None:
+        if self.records is None:
             return None
         self.replaying, began = True, time.perf_counter()
         autopsy = None
         try:
             autopsy = examine(self.step, snapshot, self.background)
-        except OSError:  # a full disk is the caller's to report
-            raise
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"
@@ -205,20 +217,13 @@ class Inspector:
             self.replay_seconds += time.perf_counter() - began
         if snapshot.clock == RAISED and (autopsy is None or autopsy.phase == UNKNOWN):
             return None  # the exception has nothing to do with non-finite numbers
-        if autopsy is not None:
-            (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
-            write_autopsy(self.out_dir / folder, autopsy)
-        self._save(snapshot, folder)
+        self._save(snapshot, partial(self.records.write, autopsy=autopsy, folder=folder))
         return autopsy
 
-    def _save(self, snapshot: Snapshot, folder: str) -> None:
-        if self.out_dir is None:
-            return
+    def _save(self, snapshot: Snapshot, write: Callable[[Snapshot], None]) -> None:
         try:
-            snapshot.save(self.out_dir / folder)
-        except OSError:
-            raise
-        except Exception as error:
+            write(snapshot)
+        except Exception as error:  # a batch of the user's may hold anything
             self.unexplained = (
                 self.unexplained or f"the snapshot of step {snapshot.step} could not be saved: {_one_line(error)}"
             )

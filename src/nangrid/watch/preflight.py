@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nangrid.records.errors import InputError
 from nangrid.records.mechanisms import ADAM_EPS_UNDERFLOW, SILENT_FP16_STORAGE
 from nangrid.watch.state.module_state import preserving, preserving_gradients
 from nangrid.watch.state.tensors import (
@@ -41,6 +42,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 _IN_PARAMETER_DTYPE = ("adamw_torch", "adamw", "adam", "rmsprop", "adagrad")
 """Optimizers that add eps in the dtype of the parameter (torch's, not fused); those of bitsandbytes use float32."""
 _NAMED = 3
+FORWARD_PASS = "forward-pass"
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ def preflight(
         *_new_only(data, settings),
         *_dtypes(model, settings),
         *_eps(model, settings),
-        *(_without_gradient(model, data) if trial else ()),
         *_hiding(model, settings),
     ]
+    broken = any(finding.severity == "error" for finding in findings)  # why the forward pass raises, if it does
+    trial_findings = _without_gradient(model, data) if trial else ()
+    findings += [finding for finding in trial_findings if not (broken and finding.check == FORWARD_PASS)]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
 
@@ -133,11 +137,13 @@ class _Sample:
 
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> _Sample:
+        if not isinstance(sample, Mapping) or sample.get("input_ids") is None:
+            raise InputError("A sample of the dataset has no input_ids: give tokenised samples, each a dict.")
         ids, labels, mask = (
             None if sample.get(key) is None else torch.as_tensor(sample[key])
             for key in ("input_ids", "labels", "attention_mask")
         )
-        assert ids is not None, "a sample has input_ids"
+        assert ids is not None
         return cls(ids.flatten(), labels, mask.flatten() if mask is not None else None)
 
     @property
@@ -327,7 +333,17 @@ def _eps(model: nn.Module, settings: Settings) -> Iterator[Finding]:
 
 
 def _without_gradient(model: nn.Module, data: _Data) -> Iterator[Finding]:
-    names = _unreached(model, data)
+    if data.samples and not trainables(model):
+        yield Finding("no-trainables", "error", "no parameter of the model requires a gradient", "add an adapter")
+    try:
+        names = _unreached(model, data)
+    except Exception as error:  # the model's own code
+        message = next(iter(str(error).splitlines()), "")
+        evidence = f"the forward and backward pass on one sample raised {type(error).__name__}: {message}"
+        yield Finding(
+            "forward-pass", "warning", evidence, "give the samples every input that the model's forward takes"
+        )
+        return
     if names:
         shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
         total = len(trainables(model))
@@ -338,7 +354,7 @@ def _without_gradient(model: nn.Module, data: _Data) -> Iterator[Finding]:
 
 
 def _unreached(model: nn.Module, data: _Data) -> list[str]:
-    """Trainables without a gradient after a backward pass on the shortest sample with labels; [] if it cannot run."""
+    """Trainables without a gradient after a backward pass on the shortest labelled sample; [] without one or a loss."""
     usable = [s for s in data.samples if s.labels is not None and s.labels.dim() and not _all_masked(s.labels)]
     trained = trainables(model)
     if not usable or not trained:
@@ -348,14 +364,13 @@ def _unreached(model: nn.Module, data: _Data) -> list[str]:
     batch = {"input_ids": sample.ids[None].to(device), "labels": sample.labels[None].to(device)}  # type: ignore[index]
     # The model as a whole, because the running means of a batch norm move in a forward pass.
     with torch.random.fork_rng(), preserving(model), preserving_gradients(trained):
-        try:
-            loss = model.train()(**batch).loss
-            if not loss.requires_grad:
-                return list(trained)
-            loss.backward()
-            return [name for name, p in trained.items() if p.grad is None]
-        except Exception:
-            return []  # the model needs other inputs than ids and labels: its own training will show
+        loss = getattr(model.train()(**batch), "loss", None)
+        if loss is None:
+            return []
+        if not loss.requires_grad:
+            return list(trained)
+        loss.backward()
+        return [name for name, p in trained.items() if p.grad is None]
 
 
 def _hiding(model: nn.Module, settings: Settings) -> Iterator[Finding]:

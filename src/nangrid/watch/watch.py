@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from nangrid.records.autopsy import AUTOPSY, Autopsy
+from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch.autopsy.examine import Background
@@ -27,7 +27,10 @@ _NO_BATCH = object()
 
 
 class NonFiniteError(ArithmeticError):
-    """A step went non-finite. `autopsy` says where and how; the snapshot is in the watch's `out_dir`."""
+    """A step went non-finite. `autopsy` says where and how; the snapshot is in the watch's `out_dir`.
+
+    If nothing can be written there, the message says why, and `autopsy` is complete all the same.
+    """
 
     def __init__(self, autopsy: Autopsy | None, message: str) -> None:
         super().__init__(message)
@@ -98,6 +101,7 @@ class Watch:
         keep_every: int = 0,
     ) -> None:
         _refuse(model, optimizer, scheduler)
+        _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
         self.scheduler = scheduler
         self.scaler = scaler
         self.accumulate = accumulate
@@ -136,6 +140,7 @@ class Watch:
         except Exception as error:
             self.inspector.raised(error)
             raise
+        _check_loss(loss)
         self.inspector.loss(loss)
         if self._calls % self.accumulate == 0:
             self._finish()
@@ -173,8 +178,8 @@ class Watch:
     def _raise_on_onset(self) -> None:
         onset = self.inspector.clocks.onset
         if onset is not None:
-            autopsy, folder = self.inspector.autopsy, self.inspector.out_dir
-            detail = f"{explain(autopsy)}\n{folder}/{AUTOPSY}" if autopsy else self.inspector.unexplained
+            autopsy, place = self.inspector.autopsy, self.inspector.autopsy_place
+            detail = f"{explain(autopsy)}\n{place}" if autopsy else self.inspector.unexplained
             raise NonFiniteError(autopsy, f"{onset.clock} went non-finite at step {onset.step}\n{detail}")
 
 
@@ -185,6 +190,26 @@ def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) 
         raise InputError("ReduceLROnPlateau needs a metric: step it yourself after watch.step, without scheduler=.")
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise InputError("The model has lazy parameters: run it on one batch before creating the Watch.")
+    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    if not any(p.requires_grad for p in optimized):
+        raise InputError("The optimizer has no parameter that requires a gradient: nothing would be trained.")
+    if not {id(p) for p in model.parameters()}.intersection(map(id, optimized)):
+        raise InputError("The optimizer has no parameter of the model: pass the model that the optimizer trains.")
+    if any(p.is_meta for p in optimized):
+        raise InputError("The model's parameters are on the meta device: load its weights before creating the Watch.")
+
+
+def _refuse_numbers(**numbers: tuple[int, int]) -> None:
+    for name, (value, lowest) in numbers.items():
+        if not isinstance(value, int) or value < lowest:
+            raise InputError(f"{name}={value} is out of range: give a whole number of at least {lowest}.")
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise InputError(f"The closure returned a {type(loss).__name__}: let it return the loss, a tensor.")
+    if loss.numel() != 1:
+        raise InputError(f"The closure returned a loss of shape {list(loss.shape)}: let it return one number.")
 
 
 class _Loop:

@@ -315,3 +315,32 @@ def test_unsupported_optimizers_and_schedulers_are_rejected(tmp_path: Path) -> N
         lazy = nn.Sequential(nn.LazyLinear(4))
     with pytest.raises(InputError, match="lazy parameters"):
         Watch(lazy, sgd, tmp_path)
+
+
+def test_an_optimizer_that_cannot_train_the_model_is_rejected(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    other = torch.optim.SGD(nn.Linear(4, 1).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="no parameter of the model"):
+        Watch(model, other, tmp_path)
+    frozen = nn.Linear(4, 1).requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter that requires a gradient"):
+        Watch(frozen, torch.optim.SGD(frozen.parameters(), lr=0.1), tmp_path)
+    meta = nn.Linear(4, 1, device="meta")
+    with pytest.raises(InputError, match="meta device"):
+        Watch(meta, torch.optim.SGD(meta.parameters(), lr=0.1), tmp_path)
+
+
+@pytest.mark.parametrize(("loss", "said"), [(None, "a NoneType"), (1.5, "a float"), (torch.ones(2), r"shape \[2\]")])
+def test_a_closure_that_returns_no_loss_is_rejected(loss: Any, said: str, tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    watch = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path)
+    with pytest.raises(InputError, match=f"The closure returned .*{said}"):
+        watch.step(lambda: loss)
+
+
+def test_a_closure_without_backward_pass_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(4, 1)
+    watch = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path)
+    for _ in range(3):
+        watch.step(lambda: model(torch.ones(2, 4)).sum())
+    assert [message[:43] for message in caplog.messages] == ["no parameter has a gradient in the first st"]

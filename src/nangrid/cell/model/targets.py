@@ -12,12 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from nangrid.cell.model.modules import EMBEDDING, HEAD, LINEAR
 from nangrid.records.errors import InputError
 
-EMBEDDING, HEAD = "embed_tokens", "lm_head"
 ATTENTION = ("q_proj", "v_proj")
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Every linear layer of a decoder layer; naming all of them requests all linear layers of the model."""
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, Conv1D)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 from dataclasses import dataclass
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, ClassVar
 
 from nangrid.cell.identity import hash_science
-from nangrid.records.start_from import find_start
+from nangrid.records.start_from import files_sha256, find_start
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,22 @@ class ScriptConfig:
         return {"seed": self.repeat, **self.levels, "script": self.script, **resumed}
 
     def cell_id(self) -> str:
-        """Hash of the levels and of the file's content. What the file imports or reads does not count."""
-        content = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
-        return hash_science(self.factors() | {"script.sha256": content})
+        """Hash of the levels, of the file's content, and of the modules in its folder that it imports.
+
+        Installed packages and the files that the script reads do not count.
+        """
+        content = {"script.sha256": hashlib.sha256(Path(self.file).read_bytes()).hexdigest()}
+        if modules := _local_modules(self.file):
+            content["script.modules.sha256"] = files_sha256(modules)
+        return hash_science(self.factors() | content)
+
+
+@functools.cache
+def _local_modules(file: str) -> list[Path]:
+    """Files in the folder of the script, or below it, that it imports, at its top or later."""
+    folder = Path(file).resolve().parent
+    finder = ModuleFinder(path=[str(folder)])
+    with contextlib.suppress(Exception):  # code that cannot be parsed fails when it is run
+        finder.run_script(file)
+    paths = {vars(module).get("__file__") for name, module in finder.modules.items() if name != "__main__"}
+    return [Path(path) for path in paths if path]

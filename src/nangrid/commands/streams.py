@@ -1,0 +1,33 @@
+"""Makes the standard streams safe to write to: closed, full, or a terminal that knows only ASCII."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+_DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in place of closed standard streams, and write what a terminal cannot show as escapes.
+
+    Otherwise the next file that is opened takes the descriptor of a closed stream, and gets what is printed.
+    """
+    for name, descriptor in _DESCRIPTORS.items():
+        if getattr(sys, name) is None:
+            while (opened := os.open(os.devnull, os.O_RDWR)) < descriptor:
+                pass  # a lower one is closed, too
+            if opened > descriptor:
+                os.dup2(opened, descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def mute_output() -> None:
+    """Send the rest of standard output to /dev/null, because nobody can read it."""
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, sys.stdout.fileno())
+    os.close(silent)

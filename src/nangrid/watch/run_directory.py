@@ -1,0 +1,89 @@
+"""Writes the autopsy and the snapshots of one run; a failed write is told, and never ends the run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
+from nangrid.records.start_from import KEPT
+from nangrid.watch.autopsy.replay import FROZEN
+from nangrid.watch.state.snapshot import FACTS, TENSORS, Snapshot
+
+logger = logging.getLogger(__name__)
+
+EARLIER = "earlier"
+"""The folder to which the records of an earlier run in the same directory move."""
+SNAPSHOTS_KEPT = 2
+"""Snapshots that stay on disk while all is finite."""
+
+
+class RunDirectory:
+    """The directory of one run: the snapshots kept of finite steps, and the records of failing ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.error: OSError | None = None
+        """Why the autopsy or the snapshot of a failing step could not be written."""
+        self._kept: list[Path] = []
+        self._begun = False
+        self._warned = False
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Save the snapshot of a finite step and delete the oldest; warns once if that is not possible."""
+        folder = self.path / KEPT / str(snapshot.step)
+        try:
+            self._begin()
+            snapshot.save(folder)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._warn(snapshot.step, error)
+            return
+        self._kept.append(folder)
+        for old in self._kept[:-SNAPSHOTS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        del self._kept[:-SNAPSHOTS_KEPT]
+
+    def write(self, snapshot: Snapshot, autopsy: Autopsy | None = None, folder: str = ".") -> None:
+        """Write the records of a failing step; `error` says why if that is not possible."""
+        try:
+            self._begin()
+            if autopsy is not None:
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+                write_autopsy(self.path / folder, autopsy)
+            snapshot.save(self.path / folder)
+        except OSError as error:
+            self.error = error
+
+    @property
+    def autopsy_place(self) -> str:
+        """Where the autopsy of the onset is, in words."""
+        if self.error is None:
+            return f"{self.path}/{AUTOPSY}"
+        return f"{self.path} cannot be written ({self.error.strerror or self.error}): the autopsy is on no disk."
+
+    def _begin(self) -> None:
+        """Before the first write, move the records of an earlier run away, which would be taken for this run's."""
+        if self._begun:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        left = [path for name in (AUTOPSY, FACTS, TENSORS, KEPT, FROZEN) if (path := self.path / name).exists()]
+        if left:
+            numbers = [int(path.name) for path in self.path.glob(f"{EARLIER}/*") if path.name.isdigit()]
+            folder = self.path / EARLIER / str(max(numbers, default=-1) + 1)
+            folder.mkdir(parents=True)
+            for path in left:
+                path.rename(folder / path.name)
+            logger.warning("%s held the records of an earlier run: they are in %s now.", self.path, folder)
+        self._begun = True
+
+    def _warn(self, step: int, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the snapshot of step %d could not be written to %s (%s): training goes on without it.",
+                step,
+                self.path,
+                error.strerror or error,
+            )

@@ -1,0 +1,49 @@
+"""The commands with standard streams that are closed, full, or of a terminal that knows only ASCII."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRINTING = """
+from nangrid.commands.exits import exit_code
+def command():
+    print("Naïve grid: 1 cell, 100 µs")
+    {rest}
+raise SystemExit(exit_code(command))
+"""
+
+
+def shell(redirection: str, rest: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that prints a line and then does `rest`."""
+    line = f'"$0" -c "$1" {redirection}'
+    return subprocess.run(
+        ["bash", "-c", line, sys.executable, PRINTING.format(rest=rest)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&-"])
+def test_closed_streams_are_no_error(redirection: str, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    rest = f"file = open({str(written)!r}, 'w'); file.write('record'); file.close()"
+    done = shell(redirection, rest)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert written.read_text() == "record"
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", "| true; exit ${PIPESTATUS[0]}"])
+def test_output_that_nobody_can_read_ends_without_a_traceback(redirection: str) -> None:
+    done = shell(redirection, rest="import time; time.sleep(0.3); print('more')")
+    assert done.returncode == 1 and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+
+
+def test_an_ascii_terminal_gets_escapes() -> None:
+    done = shell("", PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "Na\\xefve grid: 1 cell, 100 \\xb5s\n"
