@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from nangrid.commands.refusal import refusal_message
 from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.launch import CellsFailedError
+from nangrid.records.safety.text import say
 
 INTERRUPTED = 130
 
@@ -20,18 +20,18 @@ def exit_code(command: Callable[[], None]) -> int:
     try:
         command()
     except CellsFailedError as failure:
-        print(failure, file=sys.stderr)
+        say(failure, error=True)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to resume.", file=sys.stderr)
+        say("Interrupted. Run the same command again to resume.", error=True)
         return INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and (reason := ExitReason.from_exception(error)).status is None:
-            print(f"{reason.message}. Free some space, then run the same command again to resume.", file=sys.stderr)
+            say(f"{reason.message}. Free some space, then run the same command again to resume.", error=True)
             return 1
         sentence = refusal_message(error)
         if sentence is None:
             raise
-        print(sentence, file=sys.stderr)
+        say(sentence, error=True)
         return 2
     return 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,8 @@ from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.cell import STATUS_TITLES
 from nangrid.records.errors import InputError
+from nangrid.records.safety.text import say
+from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
 
 EVERY_S = 1.0
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.follow:
             _follow(options.grid)
         else:
-            Console().print(shown(read_status(options.grid)))
+            CleanConsole().print(shown(read_status(options.grid)))
     except InputError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         return 2
     except KeyboardInterrupt:
         pass
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _follow(path: str) -> None:
     status = read_status(path)
     last_running = time.monotonic()
-    with Live(shown(status), auto_refresh=False) as live:
+    with Live(shown(status), console=CleanConsole(), auto_refresh=False) as live:
         while status.running or time.monotonic() - last_running < QUIET_S:
             time.sleep(EVERY_S)
             status = read_status(path)
@@ -63,8 +64,9 @@ def _follow(path: str) -> None:
 
 
 def shown(status: GridStatus) -> RenderableType:
-    """A table of the cells that are not done, and one line that counts all cells."""
-    return Group(_cells([cell for cell in status.cells if cell.state not in ("finite", "nonfinite")]), _count(status))
+    """A table of the cells that are not done, what cannot be read, and one line that counts all cells."""
+    cells = _cells([cell for cell in status.cells if cell.state not in ("finite", "nonfinite")])
+    return Group(cells, *(Text(f"skipped: {error}") for error in status.skipped), _count(status))
 
 
 def _cells(cells: Sequence[CellStatus]) -> RenderableType:

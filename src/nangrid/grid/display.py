@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
+from nangrid.reporting.console import CleanConsole
 
 
 class GridDisplay:
     """Shows the cells of one grid; bars only if standard output is a terminal."""
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, total: int, console: CleanConsole | None = None) -> None:
+        self._console = console or CleanConsole()
         self._total = total
         self._finished = 0
         self._bars: dict[str, TaskID] = {}
