@@ -83,7 +83,7 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
 def _find_snapshot(path: Path) -> tuple[Path, Path]:
     """The cell's directory, and that of the snapshot at `path`: of a cell, the one of its failing step."""
     cell = _complete(path)
-    if cell.is_dir() and (cell / REQUEST).is_file():
+    if cell.is_dir() and os.path.lexists(cell / REQUEST):
         return cell, snapshot_of(cell, _failed_record(cell)).parent
     try:
         start = find_start(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Start:
     def cell(self) -> Path | None:
         """The directory of the cell that saved this state; None if no cell did."""
         candidates = [self.folder, *self.folder.parents[:2]]
-        return next((path for path in candidates if (path / REQUEST).is_file()), None)
+        # anything of that name counts: a run must not silently start from the default levels
+        return next((path for path in candidates if os.path.lexists(path / REQUEST)), None)
 
 
 def find_start(path: str) -> Start:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nangrid.records.atomic import write_bytes
+from nangrid.records.safety.text import printable
 from nangrid.reporting.page import POLICY
 
 _KEPT = (
@@ -46,7 +47,7 @@ def execute(script: Path, destination: Path, parameters: dict[str, Any]) -> None
     exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
     html, _ = exporter.from_notebook_node(notebook)
     html = html.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{POLICY}">', 1)
-    write_bytes(destination / f"{script.stem}.html", html.encode())
+    write_bytes(destination / f"{script.stem}.html", printable(html).encode())
 
 
 def begin(script: Path, destination: Path, parameters: dict[str, Any]) -> subprocess.Popen[str]:
