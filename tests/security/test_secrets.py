@@ -85,3 +85,11 @@ def test_only_one_place_prints() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     allowed = ("src/nangrid/records/safety/text.py", "src/nangrid/reporting/console.py")
     assert [line for line in done.stdout.splitlines() if not line.startswith(allowed)] == []
+
+
+def test_nothing_in_the_code_evaluates_what_it_reads() -> None:
+    """SECURITY.md lists and justifies the places that come close."""
+    pattern = r"\b(eval|exec)\(|os\.(system|popen)\(|shell=True|yaml\.(load|unsafe_load)\(|pickle\.loads?\(|weights_only=False"
+    command = ["git", "grep", "-nP", rf"(?<![.\w])({pattern})|trust_remote_code=True", "--", "src"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "" and done.returncode == 1

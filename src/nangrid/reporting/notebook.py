@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nangrid.records.atomic import write_bytes
+from nangrid.records.safety.secret import secrets
 from nangrid.records.safety.text import printable
 from nangrid.reporting.page import POLICY
 
@@ -60,10 +61,15 @@ def begin(script: Path, destination: Path, parameters: dict[str, Any]) -> subpro
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "nangrid.reporting.notebook", *arguments],
         cwd="/",
-        env={key: value for key, value in os.environ.items() if key.startswith(_KEPT)} | {"PYTHONSAFEPATH": "1"},
+        env=_environment(),
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key.startswith(_KEPT) and key not in secrets()}
+    return kept | {"PYTHONSAFEPATH": "1"}
 
 
 def main(arguments: Sequence[str]) -> None:
