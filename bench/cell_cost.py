@@ -39,8 +39,8 @@ def help_seconds() -> tuple[float, bool]:
 def build(overrides: list[str], directory: str) -> Any:
     """A cell ready to train, its trainer prepared, and the CPU seconds that took."""
     from nangrid.cell.build import build_cell
+    from nangrid.cell.levels import as_config
     from nangrid.commands.compose import composed
-    from nangrid.grid.plan import as_config
 
     config = as_config(composed(overrides))
     began = time.process_time()

@@ -52,8 +52,9 @@ def basic_launcher(arguments: list[str]) -> None:
 
     from nangrid.cell.config import CONF_DIR, Config
     from nangrid.cell.identity import cell_id
+    from nangrid.cell.levels import as_config
     from nangrid.cell.run import run_cell
-    from nangrid.grid.plan import as_config, plain_config
+    from nangrid.grid.plan import plain_config
     from nangrid.watch import Clocks
 
     Clocks.done = property(lambda clocks: False)  # type: ignore[assignment]

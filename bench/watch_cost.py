@@ -32,9 +32,9 @@ VARIANTS = ("plain", "watch", "headroom", "set_detect_anomaly", "DebugUnderflowO
 
 def measure(model: str) -> dict[str, Any]:
     """Seconds per step of every variant, inside the watch and headroom, and of replays."""
+    from nangrid.cell.levels import as_config
     from nangrid.cell.replay import at_train_begin
     from nangrid.commands.compose import composed
-    from nangrid.grid.plan import as_config
 
     config = as_config(composed([f"model={model}", "dtype=bf16", "init=mean"]))
     return at_train_begin(config, lambda cell, step: Comparison(cell, config, step).run(ROUNDS[model]))

@@ -25,7 +25,8 @@ from nangrid.cell.config import (
     factors,
 )
 from nangrid.cell.identity import cell_factors, hash_science
-from nangrid.grid.plan import CellPlan, as_config
+from nangrid.cell.levels import as_config
+from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import CLOCKS, CellRecord, Onset, Seconds, Trains, write_record
 from nangrid.records.errors import InputError
 from nangrid.records.history import write_history

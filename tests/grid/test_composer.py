@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.nangrid_launcher.composer import GROUPS, JobComposer
 from nangrid.cell.config import CONF_DIR, Config
+from nangrid.cell.levels import as_config
 from nangrid.commands.help import levels
-from nangrid.grid.plan import as_config, plain_config, task_overrides
+from nangrid.grid.plan import plain_config, task_overrides
 
 FIELDS = [
     "optim.lr=1e-4",

@@ -34,16 +34,21 @@ json_values = st.recursive(
 )
 
 
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+levels = st.dictionaries(st.text(), scalars | st.lists(scalars, max_size=3), max_size=3)
+durations = st.floats(0, 10**9)
+
+
 @st.composite
 def records(draw: st.DrawFn) -> CellRecord:
     clocks = {clock: draw(steps) for clock in CLOCKS}
     onset = earliest_onset(clocks)
     status = draw(st.sampled_from(["error", "timeout", "nonfinite" if onset else "finite"]))
     return CellRecord(
-        cell_id=draw(st.text()),
+        cell_id=draw(st.from_regex(r"[a-z0-9_][a-z0-9_-]{0,20}", fullmatch=True)),
         grid_id=draw(st.text()),
         overrides=draw(st.lists(st.text(), max_size=3)),
-        factors=draw(st.dictionaries(st.text(), json_values, max_size=3)),
+        factors=draw(levels),
         status=status,
         horizon=draw(st.integers(1, 10**6)),
         steps_done=draw(st.integers(0, 10**6)),
@@ -55,7 +60,7 @@ def records(draw: st.DrawFn) -> CellRecord:
         environment={},
         autopsy=draw(st.none() | st.text()),
         snapshot=None,
-        seconds=Seconds(draw(floats), draw(floats), 0.0),
+        seconds=Seconds(draw(durations), draw(durations), 0.0),
         peak_rss_bytes=draw(st.integers(0)),
         error=draw(st.none() | st.builds(CellError, st.text(), st.text(), st.text())),
     )

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from nangrid.grid.plan import requested_plan
 from nangrid.grid.request import CELL, SCRIPT, read_request
 from nangrid.records import mechanisms
 from nangrid.records.autopsy import AUTOPSY, Autopsy, Suggestion, read_autopsy
 from nangrid.records.errors import RecordError
 from nangrid.records.grid import GridDirectory, read_verified
+from nangrid.records.safety.names import GROUPS
 
 ARCHIVE = Path(__file__).parents[2] / "docs" / "peft1715" / "records.tar.xz"
 
@@ -81,7 +83,13 @@ SCRIPT_CONFIG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("config", "kind"), [(SCRIPT_CONFIG, SCRIPT), ({"horizon": 16, "seed": 0}, CELL)])
+CELL_CONFIG = {
+    "seed": 0, "horizon": 16, "out": "outputs/grid",
+    **{group: {"name": "none"} for group in (*GROUPS, "tracker")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "kind"), [(SCRIPT_CONFIG, SCRIPT), (CELL_CONFIG, CELL)])
 def test_a_released_request_gets_its_kind_from_its_keys(config: dict[str, Any], kind: str, tmp_path: Path) -> None:
     cell = tmp_path / "0123456789ab"
     cell.mkdir()
@@ -90,7 +98,7 @@ def test_a_released_request_gets_its_kind_from_its_keys(config: dict[str, Any], 
     read = read_request(cell)
     live = {key: value for key, value in config.items() if key not in ("resume", "dry_run")}
     assert read is not None and (read.kind, read.schema, read.config) == (kind, 2, live)
-    assert kind == CELL or read.plan(cell).config.levels == config["levels"]
+    assert kind == CELL or requested_plan(read, cell).config.levels == config["levels"]
 
 
 def test_every_mechanism_has_a_title(grid: GridDirectory) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from nangrid.records.diagnosis import DiagnosisRecord, read_diagnoses
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import GridDirectory
 from nangrid.records.headroom import read_headroom
+from nangrid.records.safety.command import typed
+from nangrid.records.safety.names import is_override
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,12 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
 def rerun_command(record: CellRecord) -> str:
     """Command that reruns the cell from the root of a checkout, into a new grid; for a script, its name and levels."""
     if "script" in record.factors:
-        return f"{record.factors['script']} with {shlex.join(record.overrides)}"
+        return typed(f"{record.factors['script']} with", *record.overrides)
     overrides = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]
-    horizon = f"horizon={record.horizon}"
-    return shlex.join(["python", "-m", "src.run", *overrides, horizon, f"out=outputs/again-{record.cell_id[:8]}"])
+    if unfit := [override for override in overrides if not is_override(override)]:
+        return f"none, because the record has {unfit[0]!r:.60}, which sets no level"
+    out = f"outputs/again-{record.cell_id[:8]}"
+    return typed("python -m src.run", *overrides, f"horizon={record.horizon}", f"out={out}")
 
 
 def _in_order(records: Sequence[CellRecord]) -> list[CellRecord]:

@@ -13,6 +13,7 @@ from nangrid.records.atomic import write_bytes
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.grid import GridDirectory
+from nangrid.records.safety.text import printable
 
 OUTCOMES = {
     "status": "string",
@@ -73,7 +74,7 @@ def write_onsets(grid: GridDirectory, table: pd.DataFrame) -> None:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(grid.path / "onsets.parquet", buffer.getvalue())
-    write_bytes(grid.path / "onsets.csv", table.to_csv(index=False).encode())
+    write_bytes(grid.path / "onsets.csv", printable(table.to_csv(index=False)).encode())
 
 
 def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:

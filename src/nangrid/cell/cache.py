@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,10 +19,12 @@ from platformdirs import user_cache_dir
 
 from nangrid.records.atomic import set_damaged_aside, sync
 from nangrid.records.errors import InputError
+from nangrid.records.safety.files import parse_json, read_bounded
+from nangrid.records.safety.text import say
 
 MANIFEST = "manifest.json"
 SMALL = 64 * 2**20
-"""Files up to this many bytes are hashed on each use; larger ones (weights) are checked by size."""
+"""Files up to this many bytes are hashed on each use; larger ones (weights) once the kernel says that they changed."""
 
 
 def cache_dir() -> Path:
@@ -80,29 +81,39 @@ def _make(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _seal(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths
-    }
+    manifest = {str(path.relative_to(folder)): _listed(path) for path in paths}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in [*paths, folder / MANIFEST, *(path.parent for path in paths), folder]:
         sync(path)
 
 
+def _listed(path: Path) -> dict[str, object]:
+    facts = path.stat()
+    return {"bytes": facts.st_size, "sha256": file_sha256(path), "ctime_ns": facts.st_ctime_ns}
+
+
 def _is_sound(folder: Path) -> bool:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = parse_json(read_bounded(folder / MANIFEST))
+        present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        # an empty manifest lists nothing, and a file that it does not list was added later
+        if not manifest or manifest.keys() != present - {MANIFEST}:
+            return False
         return all(_is_as_listed(folder / name, listed) for name, listed in manifest.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _is_as_listed(path: Path, listed: Mapping[str, object]) -> bool:
-    size = path.stat().st_size
-    return size == listed["bytes"] and (size > SMALL or file_sha256(path) == listed["sha256"])
+    facts = path.stat()
+    if facts.st_size != listed["bytes"]:
+        return False
+    unchanged = facts.st_size > SMALL and facts.st_ctime_ns == listed.get("ctime_ns")
+    return unchanged or file_sha256(path) == listed["sha256"]
 
 
 def _set_aside(folder: Path) -> None:
     if not folder.exists():
         return
     aside = set_damaged_aside(folder)
-    print(f"{folder} is damaged: renamed to {aside.name}, and built again.", file=sys.stderr)
+    say(f"{folder} is damaged: renamed to {aside.name}, and built again.", error=True)

@@ -15,9 +15,9 @@ from nangrid.integrations import TrainerWatch
 from nangrid.records.autopsy import AUTOPSY
 from nangrid.records.cell import Seconds, Trains
 from nangrid.records.headroom import write_headroom
+from nangrid.records.start_from import FACTS
 from nangrid.watch import Clocks, Headroom, Ledger, StepReading, Watch
 from nangrid.watch.ledger import read_optimizer
-from nangrid.watch.state.snapshot import FACTS
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from nangrid.records.errors import MissingExtraError, requiring
+from nangrid.records.safety.text import say
 
 COMMANDS = {
     "run": "train one cell, or with -m a grid of cells",
@@ -26,18 +27,18 @@ def main() -> int:
     """Run the command that is named first and return its exit code; 2 if it is unknown or its extra is missing."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: nangrid COMMAND ...\n")
-        print("\n".join(f"  {command:8} {summary}" for command, summary in COMMANDS.items()))
-        print("\nType nangrid COMMAND --help for the options of one command.")
+        say("usage: nangrid COMMAND ...\n")
+        say("\n".join(f"  {command:8} {summary}" for command, summary in COMMANDS.items()))
+        say("\nType nangrid COMMAND --help for the options of one command.")
         return 0
     if name not in COMMANDS:
         (guess,) = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.0)
-        print(f"nangrid {name} is not a command: type nangrid {guess}, or nangrid --help.", file=sys.stderr)
+        say(f"nangrid {name} is not a command: type nangrid {guess}, or nangrid --help.", error=True)
         return 2
     try:
         with requiring(f"nangrid {name}", *_EXTRAS.get(name, ("grid",))):
             code: int = importlib.import_module(f"nangrid.commands.{name}").main(arguments)
     except MissingExtraError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         return 2
     return code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -15,6 +14,7 @@ from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
 from nangrid.grid.plan import plan_cell
 from nangrid.grid.worker import ENVIRONMENT
+from nangrid.records.safety.text import say
 
 EPILOG = """\
 python -m src.check                                              the run of huggingface/peft issue 1715
@@ -46,9 +46,9 @@ def _check(overrides: Sequence[str]) -> None:
         began = time.perf_counter()
         findings = check_cell(cell, config, trial=True)
     for line in cell.ledger.warnings:
-        print(f"warning: not as requested: {line}")
+        say(f"warning: not as requested: {line}")
     for finding in findings:
-        print(finding)
+        say(finding)
     counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning", "note")}
     summary = ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in counts.items())
-    print(f"{summary}; nothing was trained ({time.perf_counter() - began:.1f} s)", file=sys.stderr)
+    say(f"{summary}; nothing was trained ({time.perf_counter() - began:.1f} s)", error=True)

@@ -30,14 +30,18 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def with_run_levels(overrides: Sequence[str]) -> list[str]:
     """The overrides, after those levels of the run that `start_from` resumes which differ from the defaults."""
-    run = inherited(overrides)
+    return [*level_overrides(inherited(overrides)), *overrides]
+
+
+def level_overrides(run: Mapping[str, Any]) -> list[str]:
+    """Overrides that lead to these levels, a run's flattened config or a part of it: one per level that differs."""
     if not run:
-        return list(overrides)
+        return []
     groups = {key: level for key, level in run.items() if key in SCIENTIFIC}
     defaults = flattened(composed([]))
     with_groups = flattened(composed(_as_overrides(groups)))  # the fields' values once the run's levels are chosen
     differing = {key: value for key, value in run.items() if value != (defaults if key in groups else with_groups)[key]}
-    return [*_as_overrides(differing), *overrides]
+    return _as_overrides(differing)
 
 
 def _as_overrides(levels: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from nangrid.grid.start_from import levels_of
 from nangrid.records.cell import START_FROM
 from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, SEEDS
 from nangrid.records.errors import InputError
+from nangrid.records.safety.text import say
 from nangrid.records.start_from import find_start
 
 EPILOG = """\
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _diagnose(options: Namespace) -> None:
     problem = problem_of(options.common, options.failing, options.reference, options.n_jobs, options.seeds)
     horizon = _whole_number("horizon", options.common, default=HORIZON, least=1)
-    diagnosis = diagnose(problem, horizon, lambda line: print(line, flush=True))
+    diagnosis = diagnose(problem, horizon, say)
     print_summary(diagnosis, problem, command_line("report"))
 
 

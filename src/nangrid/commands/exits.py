@@ -12,6 +12,7 @@ from nangrid.commands.refusal import refusal_message
 from nangrid.commands.streams import mute_output, open_closed_streams
 from nangrid.grid.exit_reason import OUT_OF_MEMORY, ExitReason
 from nangrid.grid.launch import CellsFailedError
+from nangrid.records.safety.text import say
 
 INTERRUPTED = 130
 _PATH_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
@@ -27,7 +28,7 @@ def exit_code(command: Callable[[], None]) -> int:
     code, message = _outcome(command)
     with contextlib.suppress(OSError):
         if message:
-            print(message, file=sys.stderr, flush=True)
+            say(message, error=True)
     try:
         sys.stdout.flush()
     except OSError:  # `| head` has read enough, or the file that output goes to is on a full disk

@@ -6,6 +6,8 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
+from nangrid.records.safety.command import typed
+
 CHECKOUT, INSTALLED = "python -m src.", "nangrid "
 
 
@@ -20,9 +22,9 @@ def make_parser(command: str, description: str, epilog: str = "") -> ArgumentPar
     )
 
 
-def command_line(command: str) -> str:
-    """`nangrid run` where the installed entry point was called, else `python -m src.run`."""
-    return as_typed(CHECKOUT + command)
+def command_line(command: str, *arguments: object) -> str:
+    """`nangrid run` where the installed entry point was called, else `python -m src.run`; arguments are quoted."""
+    return typed(as_typed(CHECKOUT + command), *arguments)
 
 
 def as_typed(text: str) -> str:

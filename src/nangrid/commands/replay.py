@@ -9,21 +9,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nangrid.commands.compose import composed, key_of
+from nangrid.cell.config import Config, factors
+from nangrid.cell.levels import as_config
+from nangrid.commands.compose import composed, key_of, level_overrides
 from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import command_line, make_parser
-from nangrid.grid.plan import as_config
-from nangrid.grid.request import Request, read_request
+from nangrid.grid.plan import requested_plan
+from nangrid.grid.request import read_request
 from nangrid.grid.worker import ENVIRONMENT
 from nangrid.records.autopsy import Autopsy, read_autopsy
 from nangrid.records.cell import REQUEST, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain, format_number
 from nangrid.records.grid import read_verified
-from nangrid.records.start_from import SNAPSHOT, find_start
+from nangrid.records.safety.text import say
+from nangrid.records.start_from import SNAPSHOT, find_start, snapshot_of
 
 if TYPE_CHECKING:
-    from nangrid.cell.config import Config
     from nangrid.cell.replay import Counterfactual
     from nangrid.watch.state.snapshot import Snapshot
 
@@ -60,8 +62,8 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     request = read_request(cell)
     if request is None:
         raise InputError(f"{cell} has no {REQUEST}, because an older nangrid made it: run the cell again.")
-    recorded = request.plan(cell).cell_config
-    config = _with_levels(recorded, request, overrides) if overrides else recorded
+    recorded = requested_plan(request, cell).cell_config
+    config = _with_levels(recorded, overrides) if overrides else recorded
     from nangrid.cell.replay import check_comparable, replay_cell, replay_under
     from nangrid.watch.state.snapshot import Snapshot
 
@@ -74,14 +76,15 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
             _print_autopsy(replay_cell(config, snapshot), read_autopsy(folder))
             return
         check_comparable(config, recorded, snapshot)
-        _print_counterfactual(replay_under(config, recorded, snapshot), snapshot, request, overrides)
+        _print_counterfactual(replay_under(config, recorded, snapshot), snapshot, request.title, overrides)
+        say(f"  {_verifying(recorded, overrides)}")
 
 
 def _find_snapshot(path: Path) -> tuple[Path, Path]:
     """The cell's directory, and that of the snapshot at `path`: of a cell, the one of its failing step."""
     cell = _complete(path)
-    if cell.is_dir() and (cell / REQUEST).is_file():
-        return cell, (cell / str(_failed_record(cell).snapshot)).parent
+    if cell.is_dir() and os.path.lexists(cell / REQUEST):
+        return cell, snapshot_of(cell, _failed_record(cell)).parent
     try:
         start = find_start(str(path))
     except InputError as error:
@@ -89,7 +92,7 @@ def _find_snapshot(path: Path) -> tuple[Path, Path]:
     if start.kind != SNAPSHOT:
         raise InputError(
             f"{path} is a checkpoint, which holds no batch: to take its next step, type "
-            f"{command_line('run')} start_from={path} horizon=1."
+            f"{command_line('run', f'start_from={path}', 'horizon=1')}."
         )
     if start.cell is None:
         raise InputError(
@@ -120,9 +123,9 @@ def _no_cell(path: Path) -> InputError:
     return InputError(f"{path} is not the directory of a finished cell: give OUT/cells/CELL_ID.")
 
 
-def _with_levels(recorded: Config, request: Request, overrides: list[str]) -> Config:
+def _with_levels(recorded: Config, overrides: list[str]) -> Config:
     """The recorded config, its groups replaced where an override names one; the others stay as they were recorded."""
-    changed = composed(override_with(request.overrides, overrides))
+    changed = composed(override_with(level_overrides(factors(recorded)), overrides))
     groups = {key_of(override).split(".")[0] for override in overrides}
     return replace(as_config(asdict(recorded) | {group: changed[group] for group in groups}), out=recorded.out)
 
@@ -135,33 +138,39 @@ def override_with(before: list[str], overrides: list[str]) -> list[str]:
 
 
 def _print_autopsy(autopsy: Autopsy, recorded: Autopsy | None) -> None:
-    print(f"step {autopsy.step}, clock {autopsy.clock}, replayed from its snapshot")
-    print(explain(autopsy))
+    say(f"step {autopsy.step}, clock {autopsy.clock}, replayed from its snapshot")
+    say(explain(autopsy))
     if recorded is None:
-        print("no autopsy was recorded")
+        say("no autopsy was recorded")
         return
     differing = [key for key, value in vars(autopsy).items() if value != getattr(recorded, key)]
     if differing:
-        print(f"differs from the recorded autopsy in: {', '.join(differing)}")
+        say(f"differs from the recorded autopsy in: {', '.join(differing)}")
     else:
-        print("identical to the recorded autopsy")
+        say("identical to the recorded autopsy")
 
 
-def _print_counterfactual(outcome: Counterfactual, snapshot: Snapshot, request: Request, overrides: list[str]) -> None:
+def _print_counterfactual(outcome: Counterfactual, snapshot: Snapshot, title: str, overrides: list[str]) -> None:
     step = outcome.replay
     before = snapshot.clock or "finite"
-    print(f"step {snapshot.step} of {request.title} ({before}), replayed under {' '.join(overrides)}")
-    print("with the same batch and the same trained weights:")
+    say(f"step {snapshot.step} of {title} ({before}), replayed under {' '.join(overrides)}")
+    say("with the same batch and the same trained weights:")
     if outcome.autopsy is None:
-        print(f"  survives: loss {format_number(step.loss)}, gradient norm {format_number(step.norm)}")
+        say(f"  survives: loss {format_number(step.loss)}, gradient norm {format_number(step.norm)}")
         if step.norm > SUSPICIOUS_NORM:
-            print("  but clipping divides every update by that norm, so almost nothing is learned")
+            say("  but clipping divides every update by that norm, so almost nothing is learned")
     elif step.clock == "frozen":
-        print("  is frozen: the gradients are finite but their norm is inf, so clipping makes every update zero")
+        say("  is frozen: the gradients are finite but their norm is inf, so clipping makes every update zero")
     else:
-        print(f"  fails{' too' * bool(snapshot.clock)} ({step.clock})")
-        print(explain(replace(outcome.autopsy, reproduced=True)))
+        say(f"  fails{' too' * bool(snapshot.clock)} ({step.clock})")
+        say(explain(replace(outcome.autopsy, reproduced=True)))
     if snapshot.step > 0 and any(key_of(override).split(".")[0] == "init" for override in overrides):
-        print("  (the trained weights come from the original embedding rows)")
-    print("One step proves nothing. To verify:")
-    print(f"  {command_line('run')} {' '.join(override_with(request.overrides, overrides))}")
+        say("  (the trained weights come from the original embedding rows)")
+    say("One step proves nothing. To verify:")
+
+
+def _verifying(recorded: Config, overrides: list[str]) -> str:
+    """The command that trains the cell under these overrides. Its levels are checked; the recorded text is not."""
+    tracker = f"tracker={recorded.tracker.name}"
+    where = [f"horizon={recorded.horizon}", tracker, f"out={recorded.out}"]
+    return command_line("run", *override_with([*level_overrides(factors(recorded)), *where], overrides))

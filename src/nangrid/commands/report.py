@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from nangrid.analysis.evidence import Evidence, gather
 from nangrid.analysis.headroom import in_fp16
 from nangrid.analysis.onsets import onset_pivot, write_onsets
@@ -15,6 +13,8 @@ from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
 from nangrid.records.atomic import write_bytes
 from nangrid.records.grid import GridDirectory
+from nangrid.records.safety.text import say
+from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.notebook import begin
 from nangrid.reporting.report import report_html
 from nangrid.reporting.terminal import grid_summary
@@ -66,11 +66,11 @@ def _report(path: str, reference: Sequence[str], hypotheses: Path, notebook: boo
     if notebook_process:
         _, errors = notebook_process.communicate()
         done = notebook_process.returncode == 0
-        print(f"notebook: {directory.path / NOTEBOOK.stem}.html" if done else f"the notebook failed:\n{errors}")
+        say(f"notebook: {directory.path / NOTEBOOK.stem}.html" if done else f"the notebook failed:\n{errors}")
 
 
 def _print(evidence: Evidence) -> None:
-    console = Console()
+    console = CleanConsole()
     console.print(grid_summary(evidence.onsets, onset_pivot(evidence.onsets)))
     lines = [*evidence.verdict, "", *evidence.limits, ""]
     if evidence.headroom:

@@ -25,6 +25,7 @@ from nangrid.grid.launch import launch
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import plain_config, task_overrides
 from nangrid.records.errors import InputError
+from nangrid.records.safety.text import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def _compose_and_launch(arguments: list[str]) -> None:
     if unknown:
         raise InputError(f"{unknown[0]} is not an option: see --help. Config keys take no dashes (key=value).")
     if options.help:
-        print(usage())
+        say(usage())
         return
     experiment = next((o for o in options.overrides if o.startswith("+experiment=")), None)
     if experiment and not options.multirun and not options.cfg:

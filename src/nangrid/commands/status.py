@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +17,7 @@ from nangrid.commands.parser import make_parser
 from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.cell import STATUS_TITLES
+from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
 
 EVERY_S = 1.0
@@ -46,13 +47,13 @@ def _show(path: str, follow: bool) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(path)
     else:
-        Console().print(shown(read_status(path)))
+        CleanConsole().print(shown(read_status(path)))
 
 
 def _follow(path: str) -> None:
     status = read_status(path)
     last_running = time.monotonic()
-    with Live(shown(status), auto_refresh=False) as live:
+    with Live(shown(status), console=CleanConsole(), auto_refresh=False) as live:
         while status.running or time.monotonic() - last_running < QUIET_S:
             time.sleep(EVERY_S)
             status = read_status(path)
@@ -61,8 +62,9 @@ def _follow(path: str) -> None:
 
 
 def shown(status: GridStatus) -> RenderableType:
-    """A table of the cells that are not done, and one line that counts all cells."""
-    return Group(_cells([cell for cell in status.cells if cell.state not in ("finite", "nonfinite")]), _count(status))
+    """A table of the cells that are not done, what cannot be read, and one line that counts all cells."""
+    cells = _cells([cell for cell in status.cells if cell.state not in ("finite", "nonfinite")])
+    return Group(cells, *(Text(f"skipped: {error}") for error in status.skipped), _count(status))
 
 
 def _cells(cells: Sequence[CellStatus]) -> RenderableType:

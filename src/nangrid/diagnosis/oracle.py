@@ -15,10 +15,10 @@ from nangrid.grid.exit_reason import LOG
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
-from nangrid.records.autopsy import Autopsy, read_autopsy
+from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
-from nangrid.records.grid import GridDirectory
+from nangrid.records.grid import GridDirectory, autopsy_of
 from nangrid.records.history import read_table
 
 Overrides = tuple[str, ...]
@@ -124,7 +124,7 @@ class CellOracle:
         if record.error is not None:
             self.log(f"  skipped, crashed: {plan.directory()}")
             return None
-        autopsy = read_autopsy((plan.directory() / record.autopsy).parent) if record.autopsy else None
+        autopsy = autopsy_of(plan.directory(), record)
         losses = read_table(plan.directory()).column("loss").to_pylist()
         return CellResult(plan, record, event_of(record, autopsy), autopsy, losses)
 

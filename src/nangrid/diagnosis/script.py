@@ -20,6 +20,8 @@ from nangrid.grid.local import UNGUARDED, LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import START_FROM
 from nangrid.records.errors import InputError
+from nangrid.records.safety.secret import refuse_secrets
+from nangrid.records.safety.text import say
 from nangrid.records.start_from import find_start
 
 
@@ -47,7 +49,7 @@ def diagnose_own(
     executor.check()
     repeats = tuple(range(1 if start_from else seeds))
     problem = DiagnosisProblem(planner.changes, planner.plan, executor, repeats, ("failing", "reference"))
-    diagnosis = diagnose(problem, horizon, lambda line: print(line, flush=True))
+    diagnosis = diagnose(problem, horizon, say)
     print_summary(diagnosis, problem, "nangrid report")
     return diagnosis
 
@@ -128,6 +130,7 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         raise InputError("failing and reference are the same run: give at least one key two values.")
     check_number(len(differing))
     for key, value in [*failing.items(), *reference.items()]:
+        refuse_secrets(value, key)
         if not isinstance(value, str | int | float | bool | None):
             kind = type(value).__name__
             raise InputError(f"{key}={value!r} is a {kind}: give a text, a number, True, False or None as a level.")

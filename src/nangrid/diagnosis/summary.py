@@ -12,6 +12,8 @@ from nangrid.diagnosis.seeded_search import Rate
 from nangrid.records.diagnosis import DiagnosisRecord, write_diagnosis
 from nangrid.records.explain import explain
 from nangrid.records.grid import GridDirectory
+from nangrid.records.safety.command import typed
+from nangrid.records.safety.text import say
 
 
 def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> None:
@@ -25,7 +27,7 @@ def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) 
     out = diagnosis.failing.config.out
     record = DiagnosisRecord(diagnosis.failing.cell_id, diagnosis.reference.cell_id, lines)
     write_diagnosis(GridDirectory.open(out).path, record)
-    print("\n".join(["", *lines, f"report: {report} {out}"]))
+    say("\n".join(["", *lines, f"report: {typed(report, out)}"]))
 
 
 def _lines(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:

@@ -8,6 +8,7 @@ database that many clusters, and every single-machine Slurm, lack.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -85,7 +86,9 @@ class Cluster:
         os.environ.update(ENVIRONMENT)  # jobs inherit it
         shared = BaseQueueConf.__dataclass_fields__
         params = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "max_num_timeout")}
-        executor = submitit.AutoExecutor(folder=grid.path / ".submitit" / "%j", cluster=self.executor)
+        # a random name: submitit unpickles what lies there, and nobody may have put it there before
+        folder = grid.path / f".submitit-{secrets.token_hex(8)}" / "%j"
+        executor = submitit.AutoExecutor(folder=folder, cluster=self.executor)
         executor.update_parameters(
             **{key if key in shared else f"{self.executor}_{key}": value for key, value in params.items()}
         )

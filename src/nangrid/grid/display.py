@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
+from nangrid.reporting.console import CleanConsole
 
 
-class _LenientConsole(Console):
+class _LenientConsole(CleanConsole):
     """A console that goes silent when its output is closed: the grid goes on unseen."""
 
     def on_broken_pipe(self) -> None:
@@ -26,7 +26,7 @@ class _LenientConsole(Console):
 class GridDisplay:
     """Shows the cells of one grid; bars only if standard output is a terminal."""
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, console: CleanConsole | None = None) -> None:
         self._console = console or _LenientConsole()
         self._total = total
         self._finished = 0

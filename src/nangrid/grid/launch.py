@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
 from nangrid.records.cell import RESULT, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, read_or_report
+from nangrid.records.safety.text import say
 
 
 class CellsFailedError(Exception):
@@ -78,15 +78,13 @@ def _list(plans: list[CellPlan], executor: Executor) -> None:
         done = record is not None and is_done(plan, record)
         records += [record] if record else []
         to_run += [] if done else [plan]
-        print(f"{plan.cell_id}  {record.status if record and done else 'to run':9}  {plan.title}")
-    print(f"{len(plans)} cells, {len(to_run)} to run{_estimate(to_run, records, executor)}")
+        say(f"{plan.cell_id}  {record.status if record and done else 'to run':9}  {plan.title}")
+    say(f"{len(plans)} cells, {len(to_run)} to run{_estimate(to_run, records, executor)}")
 
 
 def _record(plan: CellPlan) -> CellRecord | None:
     """The cell's record; None if it has none, or a damaged one, which is reported."""
-    return read_or_report(
-        plan.directory(), lambda error: print(f"{plan.title} would run again: {error}", file=sys.stderr)
-    )
+    return read_or_report(plan.directory(), lambda error: say(f"{plan.title} would run again: {error}", error=True))
 
 
 def _estimate(to_run: list[CellPlan], records: list[CellRecord], executor: Executor) -> str:

@@ -9,12 +9,16 @@ filelock, which locks the model cache, is not used here: it creates the file in 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
 from pathlib import Path
 
+from nangrid.records.atomic import set_damaged_aside
 from nangrid.records.cell import REQUEST, RESULT
+from nangrid.records.errors import InputError
+from nangrid.records.safety.files import is_own_folder
 
 LOCK = "lock"
 ATTEMPTS = "attempts"
@@ -26,7 +30,14 @@ def acquire(cell: Path, timeout_s: float = 0.0) -> int | None:
     Returns a descriptor that holds the lock until it is closed, or None if another process holds it.
     """
     cell.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(cell / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    if not is_own_folder(cell):
+        raise InputError(f"{cell} is a link to another directory: remove it, or give another out=.")
+    try:
+        descriptor = os.open(cell / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+        raise InputError(f"{cell / LOCK} is no file ({error.strerror}): remove it, or give another out=.") from error
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -48,8 +59,8 @@ def release(lock: int) -> None:
 def is_held(cell: Path) -> bool:
     """Whether some process runs the cell. Writes nothing: the directory may be read-only."""
     try:
-        descriptor = os.open(cell / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(cell / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # no cell has begun here, or this user cannot tell
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -66,6 +77,8 @@ def set_aside(cell: Path) -> None:
     if not left:
         return
     attempts = cell / ATTEMPTS
+    if attempts.is_symlink():  # files would move to wherever it leads
+        set_damaged_aside(attempts)
     attempts.mkdir(exist_ok=True)
     folder = attempts / str(len(list(attempts.iterdir())))
     folder.mkdir()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,10 +13,14 @@ from nangrid.cell.config import Config, DataConfig
 from nangrid.cell.data.documents import load_documents
 from nangrid.cell.device import refuse_unsupported
 from nangrid.cell.identity import cell_factors, cell_id
+from nangrid.cell.levels import as_config
 from nangrid.cell.script.config import ScriptConfig
+from nangrid.grid.request import SCRIPT, Request, requested_config
 from nangrid.grid.start_from import check_origin
 from nangrid.records.cell import CellRecord
+from nangrid.records.codec import decode
 from nangrid.records.errors import InputError
+from nangrid.records.safety.secret import refuse_secrets
 from nangrid.records.start_from import find_start
 
 
@@ -52,6 +54,8 @@ class CellPlan:
 
 def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
     """Check one composed config, against this machine too, and give it its id."""
+    refuse_secrets(composed)
+    refuse_secrets(overrides, "an override")
     config = as_config(composed)
     refuse_unsupported(config)
     if config.start_from is not None:
@@ -60,6 +64,16 @@ def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
     if config.data.name == "jsonl":
         _check_jsonl(str(config.data.path), config.data.labels)
     return CellPlan(config, overrides, cell_id(config))
+
+
+def requested_plan(request: Request, cell: Path) -> CellPlan:
+    """The plan of the cell in the directory `cell`, which may have been moved since the request was written."""
+    config: Config | ScriptConfig
+    if request.kind == SCRIPT:
+        config = decode(ScriptConfig, request.config | {"out": str(cell.absolute().parents[1])})
+    else:
+        config = requested_config(request, cell)
+    return CellPlan(config, request.overrides, request.cell_id, request.title)
 
 
 @functools.cache
@@ -81,21 +95,6 @@ def task_overrides(hydra_config: Any) -> list[str]:
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     assert isinstance(overrides, list)
     return overrides
-
-
-def as_config(composed: dict[str, Any]) -> Config:
-    """The composed config as checked objects; InputError for a key that no cell reads."""
-    _refuse_unknown(composed, Config)
-    config = OmegaConf.to_object(OmegaConf.merge(_schema(), composed))
-    assert isinstance(config, Config)
-    return config
-
-
-@functools.cache
-def _schema() -> DictConfig:
-    """Config as OmegaConf types it; made once, because that takes as long as checking a config against it."""
-    schema: DictConfig = OmegaConf.structured(Config)
-    return schema
 
 
 def one_grid(plans: list[CellPlan]) -> list[CellPlan]:
@@ -130,15 +129,3 @@ def is_done(plan: CellPlan, record: CellRecord | None, resume: str | None = None
     if record.status in ("error", "timeout"):
         return resume != "errored"
     return record.status == "nonfinite" or record.horizon >= plan.config.horizon
-
-
-def _refuse_unknown(composed: dict[str, Any], schema: type, prefix: str = "") -> None:
-    # `+optim.betas=1` composes, because + adds keys, and would then be ignored silently.
-    kinds = get_type_hints(schema)
-    for key, value in composed.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(key, [*kinds, *([] if prefix else ["experiment"])], 1)
-            instead = f"did you mean {prefix}{near[0]}?" if near else "leave it out."
-            raise InputError(f"{prefix}{key} is not a key that a cell reads: {instead}")
-        if isinstance(value, dict) and dataclasses.is_dataclass(kinds[key]):
-            _refuse_unknown(value, kinds[key], f"{prefix}{key}.")

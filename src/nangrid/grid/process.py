@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -23,7 +24,7 @@ from nangrid.cell.script.config import ScriptConfig
 from nangrid.grid import exit_reason, worker
 from nangrid.grid.exit_reason import ExitReason
 from nangrid.grid.plan import CellPlan
-from nangrid.grid.worker import Reply
+from nangrid.grid.worker import SAFE_PATH, Reply
 
 PRELOAD = (
     "nangrid.cell",
@@ -93,7 +94,25 @@ def warm_up() -> None:
     start_method = context()
     if isinstance(start_method, ForkServerContext):
         start_method.set_forkserver_preload(list(PRELOAD))
-        forkserver.ensure_running()
+        with _safe_path():
+            forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Have the processes started in the block not import from the working directory, which may be a stranger's.
+
+    Multiprocessing starts Python with -c, which puts that directory before the standard library. The launcher's own
+    sys.path, with the folder of the user's script, reaches the process later.
+    """
+    if SAFE_PATH in os.environ:
+        yield
+        return
+    os.environ[SAFE_PATH] = worker.LENT
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
 
 
 def start(plan: CellPlan, grid_id: str) -> CellProcess:
@@ -105,7 +124,8 @@ def start(plan: CellPlan, grid_id: str) -> CellProcess:
         module = worker.SCRIPT_MODULE if isinstance(plan.config, ScriptConfig) else worker.CELL_MODULE
         process = start_method.Process(target=worker.main, args=(plan, grid_id, module, sender), name=plan.cell_id)
         try:
-            process.start()
+            with _safe_path():
+                process.start()
         except (EOFError, ConnectionError):  # the server was killed in between; warm_up starts another one
             continue
         sender.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nangrid.records.codec import decode, encode
+from nangrid.records.safety.files import parse_json, read_bounded
 
 PROGRESS = "progress.json"
 
@@ -56,10 +58,10 @@ def report_steps(cell: Path, horizon: int) -> Callable[[int, float], None]:
 def read_progress(cell: Path) -> Progress | None:
     """The cell's last report; None if there is none or it cannot be read."""
     try:
-        progress: Progress = decode(Progress, json.loads((cell / PROGRESS).read_bytes()), "it")
+        progress: Progress = decode(Progress, parse_json(read_bounded(cell / PROGRESS)), "it")
     except (OSError, ValueError):
         return None
-    return progress
+    return progress if math.isfinite(progress.began) and math.isfinite(progress.updated) else None
 
 
 def _write(cell: Path, progress: Progress) -> None:

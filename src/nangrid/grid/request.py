@@ -8,14 +8,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from omegaconf.errors import OmegaConfBaseException
+
+from nangrid.cell.config import Config
+from nangrid.cell.levels import as_config, check_levels
 from nangrid.cell.script.config import ScriptConfig
-from nangrid.grid.plan import CellPlan, as_config
 from nangrid.records.atomic import write_bytes
-from nangrid.records.cell import REQUEST
-from nangrid.records.codec import encode
+from nangrid.records.cell import MOST_STEPS, REQUEST
+from nangrid.records.codec import decode, encode
+from nangrid.records.errors import InputError
 from nangrid.records.reader import read_json, unreadable
+
+if TYPE_CHECKING:
+    from nangrid.grid.plan import CellPlan
 
 SCHEMA = 2
 CELL, SCRIPT = "cell", "script"
@@ -37,16 +44,34 @@ class Request:
     config: dict[str, Any]
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        """Check the config, without what takes long, because the progress of a grid reads every request."""
+        if self.kind == SCRIPT:
+            decode(ScriptConfig, self.config, "config")
+        elif self.kind == CELL:
+            check_levels(self.config)
+        else:
+            raise ValueError(f"kind is {self.kind!r:.60}, not {CELL} or {SCRIPT}")
+        if not 1 <= self.config["horizon"] <= MOST_STEPS:
+            raise ValueError(f"config.horizon is {self.config['horizon']}, not a number of steps")
+
+    @property
+    def model(self) -> str:
+        """The requested level of the model; empty for a script, which builds its own."""
+        return "" if self.kind == SCRIPT else str(self.config["model"]["name"])
+
     @property
     def horizon(self) -> int:
         """The requested number of steps."""
         return int(self.config["horizon"])
 
-    def plan(self, cell: Path) -> CellPlan:
-        """The plan of the cell in the directory `cell`, which may have been moved since the request was written."""
-        fields = self.config | {"out": str(cell.absolute().parents[1])}
-        config = ScriptConfig(**fields) if self.kind == SCRIPT else as_config(fields)
-        return CellPlan(config, self.overrides, self.cell_id, self.title)
+
+def requested_config(request: Request, cell: Path) -> Config:
+    """The config of a request in the directory `cell`, every level checked; RecordError if a level does not exist."""
+    try:
+        return as_config(request.config | {"out": str(cell.absolute().parents[1])})
+    except (InputError, OmegaConfBaseException) as error:
+        raise unreadable(cell / REQUEST, " ".join(str(error).split())) from error
 
 
 def write_request(plan: CellPlan, grid_id: str) -> None:

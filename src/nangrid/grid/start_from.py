@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from nangrid.cell.config import Config, flattened, is_how_not_which
 from nangrid.cell.identity import level_fields
-from nangrid.records.cell import REQUEST, START_FROM
+from nangrid.grid.request import SCRIPT, read_request, requested_config
+from nangrid.records.cell import START_FROM
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import Start, find_start
 
@@ -26,11 +26,10 @@ def levels_of(start: Start) -> dict[str, Any] | None:
     """The flattened scientific config of the cell that `start` belongs to; None if it belongs to no cell."""
     if start.cell is None:
         return None
-    path = start.cell / REQUEST
-    try:
-        return flattened(json.loads(path.read_bytes())["config"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}): give another {START_FROM}=.") from error
+    request = read_request(start.cell)
+    if request is None or request.kind == SCRIPT:
+        raise InputError(f"{start.cell} is no cell whose levels a run could take over: give another {START_FROM}=.")
+    return flattened(asdict(requested_config(request, start.cell)))
 
 
 def check_origin(config: Config) -> None:

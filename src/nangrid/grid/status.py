@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nangrid.grid.estimate import Pace, pace
 from nangrid.grid.lock import is_held
@@ -15,6 +16,8 @@ from nangrid.grid.request import Request, read_request
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import RecordError
 from nangrid.records.grid import GridDirectory, read_cell_record
+
+Read = TypeVar("Read")
 
 RUNNING, WAITING, UNFINISHED, DAMAGED = "running", "waiting", "unfinished", "damaged"
 
@@ -35,7 +38,7 @@ class CellStatus:
     @property
     def model(self) -> str:
         """The requested model level; empty without a request."""
-        return str(self.request.config["model"]["name"]) if self.request else ""
+        return self.request.model if self.request else ""
 
     @property
     def steps_done(self) -> int:
@@ -49,6 +52,8 @@ class GridStatus:
 
     grid: GridDirectory
     cells: Sequence[CellStatus]
+    skipped: Sequence[RecordError] = ()
+    """Why records cannot be read, and directories among the cells that are none."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -89,19 +94,25 @@ def _seconds_left(cell: CellStatus, expected: Pace | None) -> float | None:
 def read_status(path: str | Path) -> GridStatus:
     """The status of the grid in directory `path`; InputError if there is none."""
     grid = GridDirectory.at(path)
-    return GridStatus(grid, [_cell(directory) for directory in grid.cells()])
+    skipped = grid.refused()
+    return GridStatus(grid, [_cell(directory, skipped) for directory in grid.cells()], skipped)
 
 
-def _cell(directory: Path) -> CellStatus:
-    held, damaged = is_held(directory), False
+def _readable(read: Callable[[Path], Read | None], directory: Path, skipped: list[RecordError]) -> Read | None:
     try:
-        request = read_request(directory)
-    except RecordError:
-        request = None
-    try:
-        record = read_cell_record(directory)
-    except RecordError:
-        record, damaged = None, True
+        return read(directory)
+    except RecordError as error:
+        skipped.append(error)
+        return None
+
+
+def _cell(directory: Path, skipped: list[RecordError]) -> CellStatus:
+    """The state of a cell; the errors of its records that cannot be read are added to `skipped`."""
+    held = is_held(directory)
+    request = _readable(read_request, directory, skipped)
+    known = len(skipped)
+    record = _readable(read_cell_record, directory, skipped)
+    damaged = len(skipped) > known
     progress = read_progress(directory)
     if record and (request is None or record.error or not record.censored or record.horizon >= request.horizon):
         state = record.status

@@ -21,7 +21,7 @@ from typing import Any
 
 from nangrid.grid.exit_reason import LOG, ExitReason, TimeLimitError, failed_record
 from nangrid.grid.lock import acquire, set_aside
-from nangrid.grid.plan import CellPlan, is_done
+from nangrid.grid.plan import CellPlan, is_done, requested_plan
 from nangrid.grid.progress import report_steps
 from nangrid.grid.request import read_request
 from nangrid.records.cell import write_record
@@ -47,6 +47,9 @@ ENVIRONMENT = {
 
 GRACE_S = 5.0
 """Seconds that threads may take to end after their cell has ended."""
+SAFE_PATH, LENT = "PYTHONSAFEPATH", "nangrid"
+"""Python's variable that keeps the working directory out of sys.path, and the value by which a launcher sets it."""
+
 OOM_SCORE = "500"
 PR_SET_PDEATHSIG = 1
 
@@ -74,6 +77,8 @@ class Reply:
 
 def main(plan: CellPlan, grid_id: str, module: str, reply: Connection) -> None:
     """Run one cell for the launcher that forked this process, and die with it."""
+    if os.environ.get(SAFE_PATH) == LENT:  # it is for the start alone: a script may start Python processes of its own
+        del os.environ[SAFE_PATH]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the launcher decides what to stop
     _die_with_parent()
     threading.Thread(target=_die_with_launcher, daemon=True).start()
@@ -219,7 +224,7 @@ def run_requested(cell: str, module: str) -> Reply:
     if request is None:
         raise InputError(f"{cell} holds no request.json: launch its grid again.")
     signal.signal(TIME_LIMIT, _time_is_up)
-    return run(request.plan(Path(cell)), request.grid_id, module)
+    return run(requested_plan(request, Path(cell)), request.grid_id, module)
 
 
 def _time_is_up(*_: Any) -> None:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -25,6 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from nangrid.integrations.optimizer_state import fitted_state
+from nangrid.integrations.torch_file import load_pickle
 from nangrid.integrations.trainer import unwrapped
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import CHECKPOINT, Start
@@ -53,6 +56,8 @@ def _train_from_checkpoint(trainer: Trainer, start: Start) -> None:
     }
     if isinstance(trainer.model, PeftModel):
         methods["_load_from_checkpoint"] = lambda folder, *_: _load_adapter(trainer.model, folder)
+    for path in start.folder.glob("rng_state*.pth"):
+        load_pickle(path)  # refused here in a sentence; the Trainer reads it later
     with patched(trainer, **methods), _explaining_mismatch(start):
         trainer.train(resume_from_checkpoint=str(start.folder))
 
@@ -171,7 +176,7 @@ def _read(path: Path) -> Any:
         raise InputError(
             f"{path} is missing, and without it no run can resume: save checkpoints with save_only_model=False."
         )
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_pickle(path)
 
 
 def _unwrapped_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -256,6 +261,8 @@ def _other_trainables(was: str, is_now: str) -> str:
 def _explaining_mismatch(start: Start) -> Iterator[None]:
     try:
         yield
+    except (UnpicklingError, SafetensorError) as error:
+        raise InputError(f"the weights in {start.folder} cannot be loaded ({type(error).__name__}).") from error
     except RuntimeError as error:  # of torch or PEFT, with the shapes in its text
         if "size mismatch" in str(error):
             raise InputError(

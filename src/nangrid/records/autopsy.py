@@ -11,6 +11,7 @@ from typing import Any
 from nangrid.records.atomic import write_bytes
 from nangrid.records.codec import encode
 from nangrid.records.reader import read_json
+from nangrid.records.safety.names import is_override
 
 SCHEMA = 2
 AUTOPSY = "autopsy.json"
@@ -61,6 +62,11 @@ class Suggestion:
     """In words; the override itself where there is one."""
     override: str | None = None
     """`key=value` for the command line; None if the advice cannot be typed as one."""
+
+    def __post_init__(self) -> None:
+        """Check that the override sets a level and does nothing else, because it is offered for copying."""
+        if self.override is not None and not is_override(self.override):
+            raise ValueError(f"suggestions hold {self.override!r:.60}, which sets no level")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def _from_schema_1(autopsy: dict[str, Any]) -> dict[str, Any]:
     first = autopsy["evidence"][0] if autopsy["evidence"] else ""
     name, marker, rest = first.partition(" was non-finite before it was read")
     suggestions = [
-        {"advice": text, "override": text if re.fullmatch(r"[\w.]+=[\w.-]+", text) else None}
+        {"advice": text, "override": text if re.fullmatch(r"[\w.]+=[\w.-]+", text) and is_override(text) else None}
         for text in autopsy["suggestions"]
     ]
     return autopsy | {"suggestions": suggestions, "preexisting": name if marker and not rest else ""}

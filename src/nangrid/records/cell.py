@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from nangrid.records.atomic import write_bytes
 from nangrid.records.codec import encode
 from nangrid.records.reader import read_json
+from nangrid.records.safety.names import is_level, is_name
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -25,6 +27,12 @@ STATUS_TITLES = {"nonfinite": "non-finite"}
 
 START_FROM, START_STEP = "start_from", "start_from.step"
 """Factors of a cell that resumes another run: the hash of the state on disk, and its first step there."""
+
+MOST_STEPS = 2**40
+"""More steps than any run takes; sums of as many still fit into 64 bits."""
+_MOST_LAYERS = 10_000
+_LINES = ("warnings", "preflight", "early_warnings")
+"""Entries of the ledger that are lists of sentences."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,34 @@ class CellRecord:
             raise ValueError(f"onset is {self.onset}, but the clocks say {earliest_onset(self.clocks)}")
         if self.status in ("finite", "nonfinite") and (self.onset is None) != (self.status == "finite"):
             raise ValueError(f"status is {self.status}, but onset is {self.onset}")
+        self._check_levels()
+        self._check_numbers()
+
+    def _check_levels(self) -> None:
+        if not is_name(self.cell_id):
+            raise ValueError(f"cell_id is {self.cell_id!r:.60}, which is no name of a cell")
+        if unfit := [key for key, level in self.factors.items() if not is_level(level)]:
+            raise ValueError(f"factors.{unfit[0]:.60} is no level")
+        for key, kind in (("seed", int), (START_STEP, int), ("model", str), ("script", str)):
+            if type(self.factors.get(key, kind())) is not kind:
+                raise ValueError(f"factors.{key} is {self.factors[key]!r:.60}, not {kind.__name__}")
+        for key in _LINES:
+            lines = self.ledger.get(key, [])
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise ValueError(f"ledger.{key} is no list of texts")
+
+    def _check_numbers(self) -> None:
+        steps = {"horizon": self.horizon, "steps_done": self.steps_done, **self.clocks}
+        steps |= {"trains.frozen_from": self.trains.frozen_from, START_STEP: self.factors.get(START_STEP)}
+        for name, step in steps.items():
+            if step is not None and not 0 <= step <= MOST_STEPS:
+                raise ValueError(f"{name} is {step}, not a number of steps")
+        layers = self.ledger.get("layers", 0)
+        if type(layers) is not int or not 0 <= layers <= _MOST_LAYERS:
+            raise ValueError(f"ledger.layers is {layers!r:.60}, not a number of layers")
+        for name, seconds in vars(self.seconds).items():
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"seconds.{name} is {seconds}, not a duration")
 
     @property
     def first_step(self) -> int:

@@ -11,6 +11,7 @@ from nangrid.records.atomic import write_bytes
 from nangrid.records.codec import encode
 from nangrid.records.errors import RecordError
 from nangrid.records.reader import read_json
+from nangrid.records.safety.files import inside, is_own_folder
 
 SCHEMA = 2
 DIAGNOSES = "diagnoses"
@@ -32,7 +33,7 @@ class DiagnosisRecord:
 
 def write_diagnosis(grid: Path, record: DiagnosisRecord) -> None:
     """Write the record into the directory of a grid, replacing an earlier one of the same two cells."""
-    folder = grid / DIAGNOSES
+    folder = inside(grid, DIAGNOSES)
     folder.mkdir(exist_ok=True)
     name = f"{record.failing[:_DIGITS]}-{record.reference[:_DIGITS]}.json"
     write_bytes(folder / name, json.dumps(encode(record), indent=1).encode())
@@ -42,7 +43,9 @@ def read_diagnoses(grid: Path) -> tuple[list[DiagnosisRecord], list[RecordError]
     """The diagnoses of a grid, the latest last, and the errors of those that cannot be read."""
     records: list[DiagnosisRecord] = []
     errors: list[RecordError] = []
-    for path in sorted((grid / DIAGNOSES).glob("*.json"), key=lambda path: path.stat().st_mtime):
+    folder = grid / DIAGNOSES
+    paths = folder.glob("*.json") if is_own_folder(folder) else ()
+    for path in sorted(paths, key=lambda path: path.lstat().st_mtime):
         try:
             if record := read_json(path, DiagnosisRecord, SCHEMA, {1: _from_schema_1}):
                 records.append(record)

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +23,9 @@ from nangrid.records.codec import encode
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.history import HISTORY, read_table
 from nangrid.records.reader import read_json, unreadable
+from nangrid.records.safety.files import inside, is_own_folder
+from nangrid.records.safety.names import is_name
+from nangrid.records.safety.text import say
 
 SCHEMA = 1
 GRID = "grid.json"
@@ -75,12 +77,28 @@ class GridDirectory:
 
     def cells(self) -> list[Path]:
         """The directories of all cells, finished or not, ordered by cell_id."""
-        return sorted(path for path in (self.path / "cells").iterdir() if path.is_dir())
+        return sorted(path for path in self._entries() if is_name(path.name) and is_own_folder(path))
+
+    def refused(self) -> list[RecordError]:
+        """One error per directory among the cells that is not read: a link to elsewhere, or no name of a cell."""
+        read = set(self.cells())
+        folders = sorted(path for path in self._entries() if path.is_dir() and path not in read)
+        return [
+            unreadable(path, "it is a link to another directory" if is_name(path.name) else "no cell has such a name")
+            for path in folders
+        ]
+
+    def _entries(self) -> list[Path]:
+        cells = self.path / "cells"
+        try:
+            return list(cells.iterdir()) if is_own_folder(cells) else []
+        except OSError as error:
+            raise unreadable(cells, str(error.strerror), "make it readable") from error
 
     def records(self) -> tuple[list[CellRecord], list[RecordError]]:
         """The records of all finished cells, ordered by cell_id, and the errors of those that cannot be read."""
         records: list[CellRecord] = []
-        errors: list[RecordError] = []
+        errors = self.refused()
         for directory in self.cells():
             try:
                 if record := read_cell_record(directory):
@@ -95,7 +113,7 @@ class GridDirectory:
         for record in records:
             if record.autopsy:
                 with contextlib.suppress(RecordError):
-                    autopsies[record.cell_id] = read_autopsy((self.cell(record.cell_id) / record.autopsy).parent)
+                    autopsies[record.cell_id] = autopsy_of(self.cell(record.cell_id), record)
         return {cell_id: autopsy for cell_id, autopsy in autopsies.items() if autopsy}
 
 
@@ -119,9 +137,20 @@ def read_verified(directory: Path) -> CellRecord | None:
     rows = read_table(directory).num_rows
     if rows != record.steps_done:
         raise unreadable(directory / HISTORY, f"it has {rows} steps, but {RESULT} says {record.steps_done}")
-    if record.autopsy:
-        read_autopsy((directory / record.autopsy).parent)
+    autopsy_of(directory, record)
     return record
+
+
+def autopsy_of(directory: Path, record: CellRecord) -> Autopsy | None:
+    """The autopsy that a cell's record names; None if it names none, RecordError if it cannot be read."""
+    if record.autopsy is None:
+        return None
+    try:
+        return read_autopsy(inside(directory, record.autopsy).parent)
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise unreadable(directory / RESULT, str(error)) from error
 
 
 def read_cell_record(directory: Path) -> CellRecord | None:
@@ -147,7 +176,7 @@ def _read_or_recover(path: Path) -> _GridRecord:
         if len(known) != 1:
             raise
         aside = set_damaged_aside(path / GRID)
-        print(f"{path / GRID} is damaged: renamed to {aside.name} and restored from its cells.", file=sys.stderr)
+        say(f"{path / GRID} is damaged: renamed to {aside.name} and restored from its cells.", error=True)
         _create(path, known.pop())
         return _read(path / GRID)
 

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nangrid.records.atomic import write_bytes
-from nangrid.records.reader import unreadable
+from nangrid.records.reader import read_record_bytes, unreadable
 
 if TYPE_CHECKING:
     from pyarrow import Table
 
 Columns = Mapping[str, str]
 """Column -> Arrow type."""
+
+FILE_BYTES = 256 * 2**20
+"""Size of the largest table; a cell of 100,000 steps has about 10 MB."""
+CODECS = {"SNAPPY", "UNCOMPRESSED"}
+"""Snappy, with which tables are written, expands to at most 22 times its size; others to a thousand times."""
+EXPANSION = 24
 
 
 def write_rows(path: Path, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -33,12 +39,35 @@ def read_rows(path: Path, columns: Columns) -> Table:
     import pyarrow
     import pyarrow.parquet
 
+    content = read_record_bytes(path, FILE_BYTES)
+    if content is None:
+        raise unreadable(path, "it is missing")
     try:
-        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False)  # a file is small: threads cost more
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise unreadable(path, str(error)) from error
-    written = {field.name: str(field.type) for field in table.schema}
-    if written != columns:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        _check_size(file, len(content))
+        _check_columns(file.schema_arrow, columns)
+        table = file.read(use_threads=False)  # a file is small: threads cost more
+        table.validate(full=True)
+    except (OSError, ValueError, LookupError, MemoryError, pyarrow.ArrowException) as error:
+        raise unreadable(path, " ".join(str(error).split())) from error
+    return table.replace_schema_metadata(None)  # pandas would take an index and types from it
+
+
+def _check_size(file: Any, size: int) -> None:
+    """ValueError for a table that would take far more memory than its file: repeated values compress to nothing."""
+    facts = file.metadata
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if unknown := {chunk.compression for chunk in chunks} - CODECS:
+        raise ValueError(f"it is compressed with {', '.join(sorted(unknown))}")
+    if max(facts.num_rows, sum(group.num_rows for group in groups)) > size:
+        raise ValueError(f"it has {facts.num_rows} rows in {size} bytes")
+    if sum(chunk.total_uncompressed_size for chunk in chunks) > EXPANSION * size:
+        raise ValueError(f"its {size} bytes expand to far more")
+
+
+def _check_columns(schema: Any, columns: Columns) -> None:
+    written = {field.name: str(field.type) for field in schema}
+    if written != columns or len(schema) != len(columns):
         differing = sorted({name for name, _ in written.items() ^ columns.items()})
-        raise unreadable(path, f"its columns differ from this nangrid's: {', '.join(differing)}")
-    return table
+        raise ValueError(f"its columns differ from this nangrid's: {', '.join(differing)[:200]}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nangrid.records.codec import decode
 from nangrid.records.errors import RecordError
+from nangrid.records.safety.files import RECORD_BYTES, parse_json, read_bounded
 
 T = TypeVar("T")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
@@ -23,20 +23,29 @@ def read_json(path: Path, kind: type[T], schema: int, upgrades: Mapping[int, Upg
     `upgrades[n]` leads from schema n to n + 1, so that records of earlier releases still open. RecordError if the file
     cannot be read, is newer than `schema`, or does not have the declared shape.
     """
+    content = read_record_bytes(path)
+    if content is None:
+        return None
     try:
-        content = path.read_bytes()
+        value = _upgraded(path, parse_json(content), schema, upgrades or {})
+        record: T = decode(kind, value)
+    except RecordError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise unreadable(path, str(error)) from error
+    return record
+
+
+def read_record_bytes(path: Path, limit: int = RECORD_BYTES) -> bytes | None:
+    """The content of a record's file; None if there is none, RecordError for anything else that is no such file."""
+    try:
+        return read_bounded(path, limit)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise unreadable(path, str(error.strerror), "make it readable") from error
-    try:
-        value = _upgraded(path, json.loads(content), schema, upgrades or {})
-        record: T = decode(kind, value)
-    except RecordError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise unreadable(path, str(error)) from error
-    return record
 
 
 def unreadable(path: Path, why: str, remedy: str = RERUN) -> RecordError:
@@ -47,9 +56,9 @@ def unreadable(path: Path, why: str, remedy: str = RERUN) -> RecordError:
 def _upgraded(path: Path, value: Any, schema: int, upgrades: Mapping[int, Upgrade]) -> Any:
     # The schema is checked before any other key: a newer record should be called newer, not misshapen.
     written = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(written, int) and written > schema:
+    if type(written) is int and written > schema:
         raise unreadable(path, f"its schema is {written}, newer than the {schema} of this nangrid", "upgrade nangrid")
-    if not isinstance(written, int) or not set(range(written, schema)) <= upgrades.keys():
+    if type(written) is not int or written < 0 or not set(range(written, schema)) <= upgrades.keys():
         raise ValueError(f"its schema is {written!r}, not {schema}")
     for older in range(written, schema):
         value = upgrades[older](value)

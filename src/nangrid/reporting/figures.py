@@ -6,6 +6,7 @@ colour-blind readers, and a marker or line style each, so that no meaning rests 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -13,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
+with contextlib.chdir("/"):  # matplotlib reads the matplotlibrc of the working directory, which may be a stranger's
+    import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

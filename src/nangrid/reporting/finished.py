@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
-from nangrid.records.autopsy import read_autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import RecordError
 from nangrid.records.explain import explain
-from nangrid.records.grid import GridDirectory
+from nangrid.records.grid import GridDirectory, autopsy_of
 from nangrid.records.history import read_history
+from nangrid.records.safety.command import typed
+from nangrid.records.safety.text import say
+from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import cell_summary, grid_summary
 
 
@@ -22,11 +22,11 @@ def print_cell(record: CellRecord, directory: Path) -> None:
         history = read_history(directory)
     except RecordError:
         history = None  # a cell that crashed has none
-    print(cell_summary(record, history, directory))
-    if record.autopsy and (autopsy := read_autopsy((directory / record.autopsy).parent)):
-        print(explain(autopsy))
-        override = next((s.override for s in autopsy.suggestions if s.override), "[levels]")
-        print(f"  test a fix on this step: python -m src.replay {directory} {override}")
+    say(cell_summary(record, history, directory))
+    if autopsy := autopsy_of(directory, record):
+        say(explain(autopsy))
+        override = next((s.override for s in autopsy.suggestions if s.override), "LEVELS")
+        say(f"  test a fix on this step: {typed('python -m src.replay', directory, override)}")
 
 
 def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
@@ -35,8 +35,8 @@ def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
     autopsies = grid.autopsies(everything)
     write_onsets(grid, onset_table(everything, autopsies))
     table = onset_table(records, autopsies)
-    console = Console()
+    console = CleanConsole()
     console.print(grid_summary(table, onset_pivot(table)))
-    files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: python -m src.report {grid.path}"]
+    files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: {typed('python -m src.report', grid.path)}"]
     for line in [*(f"skipped: {error}" for error in untrusted), *files]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -18,6 +18,8 @@ from nangrid.records.cell import CellRecord
 from nangrid.records.explain import operands
 from nangrid.reporting.figures import MARKERS, colours
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
+"""What a browser may load into a page: its own styles and images, no script, nothing from elsewhere."""
 _NAMED = {"X": "✖", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚", "*": "★"}
 
 
@@ -82,7 +84,13 @@ def render(page: Page) -> str:
     ledgers = _distinct_ledgers(page.records)
     levels = _level_fields(page.records, page.factors)
     return environment.get_template("report.html.jinja").render(
-        page=page, map=_onset_map(page), colours=colours(page.events), marks=marks, levels=levels, ledgers=ledgers
+        page=page,
+        map=_onset_map(page),
+        colours=colours(page.events),
+        marks=marks,
+        levels=levels,
+        ledgers=ledgers,
+        policy=POLICY,
     )
 
 

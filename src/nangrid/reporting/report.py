@@ -15,6 +15,7 @@ from nangrid.analysis.survival import common_horizon
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain import explain
 from nangrid.records.headroom import LIMITS
+from nangrid.records.safety.text import printable
 from nangrid.reporting.figures import (
     Trace,
     autopsy_figure,
@@ -31,8 +32,8 @@ _SHOWN = 12
 
 
 def report_html(evidence: Evidence) -> str:
-    """The whole report as one HTML page."""
-    return render(page_of(evidence))
+    """The whole report as one HTML page, which a terminal may show too."""
+    return printable(render(page_of(evidence)))
 
 
 def page_of(evidence: Evidence) -> Page:

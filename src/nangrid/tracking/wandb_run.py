@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any, Protocol
 
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
+from nangrid.records.safety.command import typed
+from nangrid.records.safety.text import say
 from nangrid.tracking.encodings import bits_left, charted, levels, onset, summary
 
 _ID_LENGTH = 128
@@ -153,7 +153,7 @@ def _start(mode: str, options: dict[str, Any]) -> Any:
         try:
             return _init("online", options)
         except Exception as error:
-            sync = f"wandb sync {shlex.quote(options['dir'])}/wandb/offline-run-*"
+            sync = f"{typed('wandb sync', options['dir'])}/wandb/offline-run-*"
             _warn(f"the cell's W&B run is kept offline (upload it with `{sync}`)", error)
             teardown()  # its local service still holds the id
     return _init("offline", options)
@@ -184,7 +184,8 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
 
 
 def _finish(run: Any, exit_code: int) -> None:
-    log, directory = Path(run.settings.log_internal), shlex.quote(run.settings.sync_dir)
+    log = Path(run.settings.log_internal)
+    upload = typed("wandb sync --include-online", run.settings.sync_dir)
     try:
         run.finish(exit_code=exit_code)
         # W&B reports a server that rejects a run half-way only in its log
@@ -192,9 +193,9 @@ def _finish(run: Any, exit_code: int) -> None:
     except TimeoutError:
         accepted = False
     if not accepted:
-        _warn("W&B's server did not accept the whole run", f"upload it with `wandb sync --include-online {directory}`")
+        _warn("W&B's server did not accept the whole run", f"upload it with `{upload}`")
 
 
 def _warn(consequence: str, reason: object) -> None:
     why = " ".join(str(reason).split()) or type(reason).__name__
-    print(f"warning: {consequence}: {why}", file=sys.stderr)
+    say(f"warning: {consequence}: {why}", error=True)

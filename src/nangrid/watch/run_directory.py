@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
-from nangrid.records.start_from import KEPT
+from nangrid.records.start_from import FACTS, KEPT
 from nangrid.watch.autopsy.replay import FROZEN
-from nangrid.watch.state.snapshot import FACTS, TENSORS, Snapshot
+from nangrid.watch.state.snapshot import TENSORS, Snapshot
 
 logger = logging.getLogger(__name__)
 

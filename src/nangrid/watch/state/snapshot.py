@@ -20,11 +20,14 @@ from torch.utils._pytree import tree_map_only
 
 from nangrid.records.atomic import write_bytes
 from nangrid.records.errors import InputError, RecordError
+from nangrid.records.safety.files import open_regular, parse_json, read_bounded
+from nangrid.records.start_from import FACTS, FACTS_BYTES
 from nangrid.watch.state.module_state import ModuleState
+from nangrid.watch.state.random_state import check_random_states
 from nangrid.watch.state.tensors import copy_state
 
 SCHEMA = 2
-TENSORS, FACTS = "snapshot.safetensors", "snapshot.json"
+TENSORS = "snapshot.safetensors"
 
 State = dict[str, dict[str, Any]]
 """Optimizer state by the name of the trainable."""
@@ -106,12 +109,31 @@ class Snapshot:
         if not (directory / FACTS).exists():
             raise InputError(f"{directory} holds no snapshot: pass the directory of a cell that went non-finite.")
         try:
-            facts = json.loads((directory / FACTS).read_text())
+            facts = parse_json(read_bounded(directory / FACTS, FACTS_BYTES), constants=True)
             if facts["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {facts['schema']}, not {SCHEMA}")
-            return cls._of(facts, load_file(directory / TENSORS))
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+            open_regular(directory / TENSORS).close()
+            # the shapes cannot exceed the file: safetensors checks them against its length
+            snapshot = cls._of(facts, load_file(directory / TENSORS))
+            snapshot._check()
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
             raise RecordError(f"the snapshot in {directory} cannot be read: {error}.") from error
+        return snapshot
+
+    def _check(self) -> None:
+        """ValueError, or the error of a random generator, unless every part has the shape that a replay expects."""
+        hints = {"step": int, "training": bool, "clock": str, "outcome": dict, "losses": list, "scaler": dict}
+        for name, kind in hints.items():
+            if type(getattr(self, name)) is not kind:
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60}, not {kind.__name__}")
+        parts = (self.parameters, self.initial, self.module_state.buffers, self.module_state.frozen)
+        if not all(isinstance(value, Tensor) for part in parts for value in part.values()):
+            raise ValueError("a parameter or a buffer is no tensor")
+        if not all(isinstance(part, dict) for part in [*self.groups, *self.state.values()]):
+            raise ValueError("the optimizer's state or groups are no objects")
+        if not self.micro_batches:
+            raise ValueError("it has no batch")
+        check_random_states(self.rng)
 
     @classmethod
     def _of(cls, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Snapshot:
@@ -163,7 +185,10 @@ def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "array" in value:
-        return tensors[value["array"]].numpy().astype(value["dtype"])
+        kind = np.dtype(value["dtype"])
+        if kind.kind not in "biuf":
+            raise ValueError(f"it holds an array of {kind}")
+        return tensors[value["array"]].numpy().astype(kind)
     if "unkept" in value:
         raise ValueError(f"{value['unkept']}, which cannot be saved: pass tensors or numbers")
     # Older snapshots hold some mappings unwrapped.
@@ -186,7 +211,7 @@ def restore(
             saved = copy_state(state[name])
             optimizer.state[parameter] = {k: v.to(parameter.device) if _moves(k, v) else v for k, v in saved.items()}
     for live, group in zip(optimizer.param_groups, groups, strict=True):
-        live.update(group)
+        live.update({key: value for key, value in group.items() if key != "params"})
 
 
 def _moves(key: str, value: Any) -> bool:
