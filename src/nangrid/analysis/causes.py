@@ -19,6 +19,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
+from nangrid.analysis.losses import LAST, WORSE, late_loss
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
@@ -27,13 +28,9 @@ from nangrid.records.mechanisms import INFINITE_NORM_FREEZE, UNKNOWN
 Levels = tuple[tuple[str, str], ...]
 """(factor, level) pairs, in the grid's order of factors."""
 
-WORSE = 1.05
-"""A loss of up to this many times the best one counts as no worse."""
 ENOUGH_STEPS = 4
 """A cure must stay finite for this many times the failing onset."""
 
-LAST = 4
-"""Number of final steps whose losses are averaged, because some batches are harder than others."""
 _CHANGES_THE_TASK = ("data", "vocab", "model", "quant")
 """Groups of factors under which losses are not comparable: other text, or other initial weights."""
 
@@ -197,7 +194,7 @@ class Grid:
         return min((c for c in good if len(neighbours[c.levels]) >= explored), key=risk, default=None)
 
     def _no_worse(self, combination: Combination) -> bool:
-        return self.relative_loss.get(combination.levels, math.inf) <= WORSE
+        return self.relative_loss.get(combination.levels, math.inf) <= 1 + WORSE
 
     def _neighbours(self, combination: Combination) -> list[tuple[bool, bool]]:
         """Per neighbour: whether it fails with some seed, and whether it trains with every seed."""
@@ -334,13 +331,6 @@ def _relative_losses(group: Iterable[Combination], losses: Mapping[str, Sequence
         ratio = late_loss(course, steps) / lowest if 0 < lowest < math.inf else math.inf
         ratios.setdefault(levels, []).append(ratio)
     return {levels: median(of_seeds) for levels, of_seeds in ratios.items()}
-
-
-def late_loss(losses: Sequence[float], steps: int) -> float:
-    """The mean of the last LAST of the first `steps` losses; infinite if there is none or one is NaN."""
-    last = losses[max(0, steps - LAST) : steps]
-    value = sum(last) / len(last) if last else math.inf
-    return math.inf if math.isnan(value) else value
 
 
 def _loss(record: CellRecord) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from nangrid.analysis.causes import (
     ENOUGH_STEPS,
-    WORSE,
     Cause,
     Combination,
     Cure,
@@ -18,6 +17,7 @@ from nangrid.analysis.causes import (
     Levels,
     format_levels,
 )
+from nangrid.analysis.losses import WORSE
 
 _IDS_SHOWN = 4
 _CURES_SHOWN = 3
@@ -34,7 +34,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     best = grid.reference
     if not grid.events() or best is None:
         return lines
-    why = "as requested" if reference else f"loss within {WORSE - 1:.0%} of the best, fewest failing neighbours"
+    why = "as requested" if reference else f"loss within {WORSE:.0%} of the best, fewest failing neighbours"
     reference = reference or best
     lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}): {why}")
     for finding in grid.event_verdicts(reference):
