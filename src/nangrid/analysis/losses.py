@@ -7,8 +7,11 @@ that is compared with, or 5 % of its size where that is more, or where there is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import median, stdev
+from typing import Any, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 WORSE = 0.05
 """Share of the size of a loss that never counts as a difference."""
@@ -35,3 +38,30 @@ def tolerance(losses: Sequence[float]) -> float:
 def no_worse(loss: float, reference: float, allowed: float) -> bool:
     """Whether a late loss is finite and above the reference's, with the same seed, by at most `allowed`."""
     return math.isfinite(loss) and loss - reference <= allowed
+
+
+def excess(series: Mapping[tuple[K, Any], Sequence[float]]) -> dict[K, float]:
+    """By how much the loss of each combination exceeds the best, in tolerances of the best: up to 1 is no worse.
+
+    `series` has the losses per (combination, seed), one per step. They are compared at the same step of the same
+    batches: by seed, at the median of their last steps (or at the cell's own last step, if earlier). The value is the
+    median over seeds. A combination whose cells all have fewer than LAST steps is left out.
+    """
+    known = {key: losses for key, losses in series.items() if len(losses) >= LAST}
+    usual = sorted(map(len, known.values()))[len(known) // 2] if known else 0
+    best: dict[tuple[Any, int], float] = {}
+    above: dict[K, list[float]] = {}
+    for (name, seed), losses in known.items():
+        steps = min(len(losses), usual)
+        if (seed, steps) not in best:
+            rivals = (other for (_, its), other in known.items() if its == seed and len(other) >= steps)
+            best[seed, steps] = min(late_loss(other, steps) for other in rivals)
+        above.setdefault(name, []).append(late_loss(losses, steps) - best[seed, steps])
+    allowed = tolerance([loss for (_, steps), loss in best.items() if steps == usual])
+    return {name: _in_tolerances(median(values), allowed) for name, values in above.items()}
+
+
+def _in_tolerances(above: float, allowed: float) -> float:
+    if math.isnan(above):  # inf - inf: the best is no loss either
+        return math.inf
+    return above / allowed if allowed else (0.0 if above <= 0 else math.inf)
