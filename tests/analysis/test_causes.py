@@ -126,7 +126,8 @@ def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., 
         return OVERFLOW if dtype == "fp16" and seed == 2 else None
 
     lines = verdict(make_grid(seeds=3, event_of=lottery))
-    assert any("sufficient: dtype=fp16 (1 of 3 seeds" in line for line in lines)
+    assert any("not told from chance" in line and "dtype=fp16 (1 of 3 seeds" in line for line in lines)
+    assert not any("sufficient:" in line or "cure:" in line for line in lines)
 
 
 def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..., Grid]) -> None:
@@ -134,7 +135,7 @@ def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..
         return (OVERFLOW, ROWS, None)[seed] if dtype == "fp16" else None
 
     lines = verdict(make_grid(seeds=3, event_of=mixed))
-    assert [line.count("1 of 3 seeds") for line in lines if "sufficient:" in line] == [1, 1]
+    assert [line.count("1 of 3 seeds") for line in lines if "dtype=fp16 (" in line] == [1, 1]
 
 
 def test_a_reference_that_was_asked_for_is_called_so(make_grid: Callable[..., Grid]) -> None:
@@ -216,17 +217,22 @@ def test_a_neighbour_that_was_not_watched_to_the_onset_proves_nothing(make_recor
 
 
 def test_a_seed_that_never_failed_cures_no_other(make_record: MakeRecord) -> None:
-    grid = cells(make_record, {"dtype": "bf16"}, *only_seed_2_fails())
+    fails = {"dtype": "fp16", "seed": 2, "onset": 0}
+    grid = cells(make_record, {"dtype": "bf16", "seed": 0}, dict(fails))
     assert grid.reference
     (finding,) = grid.event_verdicts(grid.reference)
     assert told(finding)[1] == set() and finding.causes[0].without == ()
-    with_it = cells(make_record, {"dtype": "bf16", "seed": 2}, {"dtype": "bf16"}, *only_seed_2_fails())
+    with_it = cells(make_record, {"dtype": "bf16", "seed": 2}, {"dtype": "bf16", "seed": 0}, dict(fails))
     assert with_it.reference
     assert told(with_it.event_verdicts(with_it.reference)[0])[1] == {"dtype=bf16"}
 
 
-def only_seed_2_fails() -> list[dict[str, Any]]:
-    return [{"dtype": "fp16", "seed": seed} | ({"onset": 0} if seed == 2 else {}) for seed in range(3)]
+def test_one_seed_of_three_is_seen_but_not_told_from_chance(make_record: MakeRecord) -> None:
+    fails = [{"dtype": "fp16", "seed": seed} | ({"onset": 0} if seed == 2 else {}) for seed in range(3)]
+    grid = cells(make_record, *({"dtype": "bf16", "seed": seed} for seed in range(3)), *fails)
+    assert grid.reference
+    (finding,) = grid.event_verdicts(grid.reference)
+    assert told(finding) == ([], set()) and [format_levels(seen.levels) for seen in finding.seen] == ["dtype=fp16"]
 
 
 @pytest.mark.parametrize("factor", ["data.bos", "quant"])

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from statistics import median
 from typing import Any
 
+from nangrid.analysis.grades import CauseTests, CureTests, Runs, smallest, without_scatter
+from nangrid.analysis.losses import excess
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
@@ -27,13 +28,9 @@ from nangrid.records.mechanisms import INFINITE_NORM_FREEZE, UNKNOWN
 Levels = tuple[tuple[str, str], ...]
 """(factor, level) pairs, in the grid's order of factors."""
 
-WORSE = 1.05
-"""A loss of up to this many times the best one counts as no worse."""
 ENOUGH_STEPS = 4
 """A cure must stay finite for this many times the failing onset."""
 
-LAST = 4
-"""Number of final steps whose losses are averaged, because some batches are harder than others."""
 _CHANGES_THE_TASK = ("data", "vocab", "model", "quant")
 """Groups of factors under which losses are not comparable: other text, or other initial weights."""
 
@@ -117,6 +114,21 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class SeenCause:
+    """Levels under which an event was seen, without being told from chance."""
+
+    levels: Levels
+    proof: Combination
+    tests: CauseTests | None = field(compare=False, repr=False)
+    """None where seeds agree, but other runs that hold the levels do not."""
+
+    @property
+    def more(self) -> int | None:
+        """Seeds to add, after which the rates seen would tell; None if that is not known."""
+        return self.tests.more(self.levels, len(self.proof.by_seed)) if self.tests else None
+
+
+@dataclass(frozen=True)
 class Cure:
     """Changes of level after which a failing combination trains, and the cells that prove it."""
 
@@ -141,13 +153,21 @@ class EventVerdict:
     """The causes and cures of one event."""
 
     event: Event
-    failing: tuple[Combination, ...]
+    failing: Sequence[Combination]
     causes: tuple[Cause, ...]
+    """Those that are told from chance."""
+    seen: tuple[SeenCause, ...]
     necessary: Levels
-    """Levels that are in every cause."""
+    """Levels that are in every cause, whatever part of a cause is undecided."""
     cures: Mapping[Levels, tuple[Cure, ...]] = field(default_factory=dict)
-    """By the levels of the failing combination."""
+    """Those that are told from chance, by the levels of the failing combination."""
+    seen_cures: Mapping[Levels, tuple[Cure, ...]] = field(default_factory=dict)
     futile: tuple[FutileChange, ...] = ()
+    tests: CureTests | None = field(default=None, compare=False, repr=False)
+
+    def more(self, failing: Levels, cure: Cure) -> int | None:
+        """Seeds to add, after which the rates seen would tell that it is a cure."""
+        return self.tests.more(failing, cure.proof.levels, len(cure.proof.by_seed)) if self.tests else None
 
 
 class Grid:
@@ -170,7 +190,18 @@ class Grid:
             for levels, cells in by_levels.items()
         }
         series = losses or {r.cell_id: [_loss(r)] * r.steps_done for r in records}
-        self.relative_loss = relative_losses(self.combinations.values(), series)
+        self.excess = self._excess(series)
+        """Per combination that trains, by how many tolerances its loss is above the best: up to 1 is no worse."""
+        self._suggested = {i: _groups_suggested(autopsy) for i, autopsy in autopsies.items()}
+
+    def _excess(self, losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
+        """Losses are compared among combinations of the same data, vocabulary and model."""
+        tasks: dict[Levels, dict[tuple[Levels, Any], Sequence[float]]] = {}
+        for combination in (c for c in self.combinations.values() if c.trains):
+            task = tuple(pair for pair in combination.levels if pair[0].split(".")[0] in _CHANGES_THE_TASK)
+            for seed, (record, _) in combination.by_seed.items():
+                tasks.setdefault(task, {})[combination.levels, seed] = losses.get(record.cell_id, ())
+        return {levels: value for series in tasks.values() for levels, value in excess(series).items()}
 
     def events(self) -> list[Event]:
         """Every event of the grid, the most frequent first."""
@@ -192,12 +223,12 @@ class Grid:
         def risk(c: Combination) -> tuple[int, int, float]:
             failing, training = (sum(outcome[i] for outcome in neighbours[c.levels]) for i in (0, 1))
             # the loss comes last: losses this close differ between processors
-            return failing, -training, self.relative_loss[c.levels]
+            return failing, -training, self.excess[c.levels]
 
         return min((c for c in good if len(neighbours[c.levels]) >= explored), key=risk, default=None)
 
     def _no_worse(self, combination: Combination) -> bool:
-        return self.relative_loss.get(combination.levels, math.inf) <= WORSE
+        return self.excess.get(combination.levels, math.inf) <= 1
 
     def _neighbours(self, combination: Combination) -> list[tuple[bool, bool]]:
         """Per neighbour: whether it fails with some seed, and whether it trains with every seed."""
@@ -206,20 +237,33 @@ class Grid:
 
     def event_verdicts(self, reference: Combination) -> list[EventVerdict]:
         """Causes and cures of each event, relative to the reference."""
-        return [self._event_verdict(event, reference) for event in self.events()]
+        found = {event: self._causes(event, reference) for event in self.events()}
+        runs = Runs(list(self.combinations.values()), reference, None)
+        proven = {cause.levels: cause.open for causes, _ in found.values() for cause in causes}
+        tests = CureTests(runs, proven, [of_one.levels for _, seen in found.values() for of_one in seen])
+        return [self._event_verdict(event, *causes, tests) for event, causes in found.items()]
 
     def with_levels(self, combination: Levels, levels: Levels) -> Combination | None:
         """The combination that differs from `combination` by having `levels`; None if the grid lacks it."""
         changed = tuple((factor, dict(levels).get(factor, level)) for factor, level in combination)
         return self.combinations.get(changed)
 
-    def _event_verdict(self, event: Event, reference: Combination) -> EventVerdict:
-        failing = tuple(c for c in self.combinations.values() if c.onsets(event))
-        causes = tuple(self._causes(event, failing, reference))
-        shared = set.intersection(*(set(cause.levels) for cause in causes)) if causes else set()
-        necessary = tuple(pair for pair in causes[0].levels if pair in shared) if causes else ()
-        cures = {combination.levels: tuple(self._cures(combination, event)) for combination in failing}
-        return EventVerdict(event, failing, causes, necessary, self._minimal(cures), tuple(self._futile(failing)))
+    def _failing(self, event: Event) -> list[Combination]:
+        return [c for c in self.combinations.values() if c.onsets(event)]
+
+    def _event_verdict(
+        self, event: Event, causes: Sequence[Cause], seen: Sequence[SeenCause], tests: CureTests
+    ) -> EventVerdict:
+        failing = self._failing(event)
+        cures = self._minimal({combination.levels: tuple(self._cures(combination, event)) for combination in failing})
+        # what no proven cause explains may have failed by chance, and then trains by itself
+        failing = [c for c in failing if any(set(cause.levels) <= set(c.levels) for cause in causes)]
+        cures = {c.levels: cures[c.levels] for c in failing}
+        told = {f: tuple(cure for cure in cures[f] if tests.told(f, cure.proof.levels)) for f in cures}
+        untold = {f: tuple(cure for cure in cures[f] if cure not in told[f]) for f in cures}
+        necessary = () if seen else _necessary(causes)
+        futile = tuple(self._futile(failing))
+        return EventVerdict(event, failing, tuple(causes), tuple(seen), necessary, told, untold, futile, tests)
 
     def _minimal(self, cures: Mapping[Levels, tuple[Cure, ...]]) -> dict[Levels, tuple[Cure, ...]]:
         """The cures without those that may not be minimal.
@@ -236,22 +280,41 @@ class Grid:
             levels: tuple(c for c in several if not has_untried_part(levels, c)) for levels, several in cures.items()
         }
 
-    def _causes(self, event: Event, failing: Iterable[Combination], reference: Combination) -> Iterable[Cause]:
-        """Sets of levels that differ from the reference's and have the event, minimal among those that were run."""
-        sufficient: list[tuple[Levels, Combination]] = []
-        for combination in sorted(failing, key=lambda c: len(differing(c.levels, reference.levels))):
-            levels = differing(combination.levels, reference.levels)
-            if not any(set(known) <= set(levels) for known, _ in sufficient):
-                sufficient.append((levels, combination))
-        for levels, combination in sufficient:
-            subsets = [subset for size in range(len(levels)) for subset in combinations(levels, size)]
-            tried = {subset: self.with_levels(reference.levels, subset) for subset in subsets}
-            clear = {subset for subset, c in tried.items() if c and c.avoids(event, combination)}
-            undecided = tuple(subset for subset in subsets if subset not in clear)
-            without = tuple(
-                c for subset, c in tried.items() if c and subset in clear and len(subset) == len(levels) - 1
-            )
-            yield Cause(levels, combination, without, undecided)
+    def _causes(self, event: Event, reference: Combination) -> tuple[list[Cause], list[SeenCause]]:
+        """The causes that are told from chance, and the sets of levels that are not."""
+        everything = list(self.combinations.values())
+        runs = Runs(everything, reference, event)
+        candidates = {differing(c.levels, reference.levels): c for c in self._failing(event)}
+        if runs.agree:
+            minimal = {levels: candidates[levels] for levels in smallest(candidates)}
+            sure = [levels for levels, c in minimal.items() if len(c.by_seed) > 1 or self._explains(c, levels)]
+            kept = without_scatter(runs, list(minimal), sure)
+            seen = [SeenCause(levels, proof, None) for levels, proof in minimal.items() if levels not in kept]
+            return [self._cause(event, levels, candidates[levels], reference, None) for levels in kept], seen
+        tests = CauseTests(runs, (differing(c.levels, reference.levels) for c in everything))
+        kept = list(tests.accept(candidates))
+        rest = [levels for levels in candidates if not any(set(cause) <= set(levels) for cause in kept)]
+        seen = [SeenCause(s, candidates[s], tests) for s in smallest(rest)]
+        return [self._cause(event, levels, candidates[levels], reference, tests) for levels in kept], seen
+
+    def _explains(self, proof: Combination, levels: Levels) -> bool:
+        """Whether the autopsies of these runs suggest a change of every factor of the levels."""
+        suggested = [self._suggested.get(record.cell_id, set()) for record, event in proof.by_seed.values() if event]
+        return bool(suggested) and {factor.split(".")[0] for factor, _ in levels} <= set.intersection(*suggested)
+
+    def _cause(
+        self, event: Event, levels: Levels, proof: Combination, reference: Combination, tests: CauseTests | None
+    ) -> Cause:
+        subsets = [subset for size in range(len(levels)) for subset in combinations(levels, size)]
+        tried = {subset: self.with_levels(reference.levels, subset) for subset in subsets}
+        clear = {
+            subset
+            for subset, c in tried.items()
+            if c and c.avoids(event, proof) and (tests is None or tests.excludes(levels, subset))
+        }
+        undecided = tuple(subset for subset in subsets if subset not in clear)
+        without = tuple(c for subset, c in tried.items() if c and subset in clear and len(subset) == len(levels) - 1)
+        return Cause(levels, proof, without, undecided)
 
     def _cures(self, failing: Combination, event: Event) -> Iterable[Cure]:
         """Changes that lead to combinations that train, minimal among those that were run."""
@@ -279,6 +342,19 @@ class Grid:
                 yield FutileChange(change, tuple(others))
 
 
+def _groups_suggested(autopsy: Autopsy) -> set[str]:
+    """The groups whose levels an autopsy suggests to change."""
+    overrides = [suggestion.override for suggestion in autopsy.suggestions or () if suggestion.override]
+    return {override.partition("=")[0].split(".")[0] for override in overrides}
+
+
+def _necessary(causes: Sequence[Cause]) -> Levels:
+    """Levels that are in every cause, and in every part of one that may be enough."""
+    possible = [levels for cause in causes for levels in (cause.levels, *cause.open)]
+    shared = set.intersection(*map(set, possible)) if possible else set()
+    return tuple(pair for pair in causes[0].levels if pair in shared) if causes else ()
+
+
 def event_of(record: CellRecord, autopsy: Autopsy | None) -> Event | None:
     """The event of a cell, or None. An onset without an autopsy is known by its clock alone."""
     if record.error is not None:
@@ -298,49 +374,6 @@ def steps_before(record: CellRecord) -> int:
         return record.steps_survived
     frozen_from = record.trains.frozen_from
     return 0 if frozen_from is None else frozen_from - record.first_step
-
-
-def relative_losses(combinations: Iterable[Combination], losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
-    """The loss of each combination that trains, as a multiple of the best one's: 1.0 is the best.
-
-    Losses are compared at the same step of the same batches: by seed, among combinations of the same data, vocabulary
-    and model, at the median of their last steps (or at the cell's own last step, if earlier), averaged over LAST steps.
-    The value is the median over seeds. A combination whose cells all have fewer than LAST steps is left out.
-    """
-    groups: dict[Levels, list[Combination]] = {}
-    for combination in combinations:
-        if combination.trains:
-            task = tuple(pair for pair in combination.levels if pair[0].split(".")[0] in _CHANGES_THE_TASK)
-            groups.setdefault(task, []).append(combination)
-    return {levels: ratio for group in groups.values() for levels, ratio in _relative_losses(group, losses).items()}
-
-
-def _relative_losses(group: Iterable[Combination], losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
-    series = {
-        (combination.levels, seed): losses[record.cell_id]
-        for combination in group
-        for seed, (record, _) in combination.by_seed.items()
-        if len(losses.get(record.cell_id, ())) >= LAST
-    }
-    usual = sorted(map(len, series.values()))[len(series) // 2] if series else 0
-    best: dict[tuple[Any, int], float] = {}
-    ratios: dict[Levels, list[float]] = {}
-    for (levels, seed), course in series.items():
-        steps = min(len(course), usual)
-        if (seed, steps) not in best:
-            rivals = (other for (_, its), other in series.items() if its == seed and len(other) >= steps)
-            best[seed, steps] = min(late_loss(other, steps) for other in rivals)
-        lowest = best[seed, steps]
-        ratio = late_loss(course, steps) / lowest if 0 < lowest < math.inf else math.inf
-        ratios.setdefault(levels, []).append(ratio)
-    return {levels: median(of_seeds) for levels, of_seeds in ratios.items()}
-
-
-def late_loss(losses: Sequence[float], steps: int) -> float:
-    """The mean of the last LAST of the first `steps` losses; infinite if there is none or one is NaN."""
-    last = losses[max(0, steps - LAST) : steps]
-    value = sum(last) / len(last) if last else math.inf
-    return math.inf if math.isnan(value) else value
 
 
 def _loss(record: CellRecord) -> float:

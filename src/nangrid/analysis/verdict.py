@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nangrid.analysis.causes import (
     ENOUGH_STEPS,
-    WORSE,
     Cause,
     Combination,
     Cure,
@@ -18,9 +17,13 @@ from nangrid.analysis.causes import (
     Levels,
     format_levels,
 )
+from nangrid.analysis.claims import ALPHA, Grade, graded
+from nangrid.analysis.grades import Runs
+from nangrid.analysis.losses import WORSE
 
 _IDS_SHOWN = 4
 _CURES_SHOWN = 3
+_SEEN_SHOWN = 3
 
 
 def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
@@ -34,12 +37,22 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     best = grid.reference
     if not grid.events() or best is None:
         return lines
-    why = "as requested" if reference else f"loss within {WORSE - 1:.0%} of the best, fewest failing neighbours"
+    why = "as requested" if reference else f"loss within {WORSE:.0%} of the best, fewest failing neighbours"
     reference = reference or best
     lines.append(f"reference: {format_levels(reference.levels)} ({_ids(reference)}): {why}")
+    lines.append(_evidence(grid, reference))
     for finding in grid.event_verdicts(reference):
         lines += _event_lines(grid, finding, cells)
     return lines
+
+
+def _evidence(grid: Grid, reference: Combination) -> str:
+    """What the lines of this verdict rest on."""
+    if not Runs(list(grid.combinations.values()), reference, None).agree:
+        return f"seeds disagree: causes and cures are told from chance by exact tests ({ALPHA:.0%} per verdict)"
+    if all(len(combination.by_seed) < 2 for combination in grid.combinations.values()):
+        return "one seed: causes and cures hold for it; other seeds may differ"
+    return "all seeds of a combination agree: causes and cures need no test"
 
 
 def every_cure(grid: Grid, reference: Combination | None = None) -> list[str]:
@@ -47,7 +60,7 @@ def every_cure(grid: Grid, reference: Combination | None = None) -> list[str]:
     reference = reference or grid.reference
     lines: list[str] = []
     for finding in grid.event_verdicts(reference) if reference else ():
-        groups = _grouped_cures(grid, finding)
+        groups = _grouped_cures(grid, finding, finding.cures)
         if len(groups) > len(_shown_cures(groups)):
             lines += ["", str(finding.event), *(group.line for group in groups)]
     return lines
@@ -79,9 +92,22 @@ def _event_lines(grid: Grid, finding: EventVerdict, cells: int) -> list[str]:
     count = sum(event == finding.event for c in finding.failing for event in c.events)
     lines = ["", f"{finding.event}: {count} of {cells} cells"]
     lines += [line for cause in finding.causes for line in _cause_lines(cause, finding.event)]
-    if len(finding.causes) > 1:
+    lines += _seen_lines(finding)
+    if len(finding.causes) > 1 and finding.necessary:
         lines.append(f"  necessary (in every cause): {format_levels(finding.necessary)}")
-    return [*lines, *_cure_lines(_grouped_cures(grid, finding)), *_futile_lines(finding.futile)]
+    return [*lines, *_cure_lines(grid, finding), *_futile_lines(finding.futile)]
+
+
+def _seen_lines(finding: EventVerdict) -> list[str]:
+    """Failures that may be chance, the most frequent first."""
+    seen = sorted(finding.seen, key=lambda cause: (-len(cause.proof.onsets(finding.event)), len(cause.levels)))
+    lines = []
+    for cause in seen[:_SEEN_SHOWN]:
+        rate = f"{_rate(cause.proof, finding.event)}, {_ids(cause.proof)}"
+        lines.append(f"  {graded(Grade.SEEN, cause.more)}: {format_levels(cause.levels)} ({rate})")
+    if more := len(seen) - _SEEN_SHOWN:
+        lines += [f"  and {more} more seen, not told from chance"] if more > 0 else []
+    return lines
 
 
 def _cause_lines(cause: Cause, event: Event) -> list[str]:
@@ -115,10 +141,10 @@ class _CureGroup:
         return f"  cure: {format_levels(self.changes)} ({tries}: {ids}; finite to step {until}{short})"
 
 
-def _grouped_cures(grid: Grid, finding: EventVerdict) -> list[_CureGroup]:
+def _grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tuple[Cure, ...]]) -> list[_CureGroup]:
     """Cures by their changes, the most helpful first; of equally helpful ones the smaller."""
     by_changes: dict[Levels, list[Cure]] = {}
-    for cure in (cure for cures in finding.cures.values() for cure in cures):
+    for cure in (cure for of_one in cures.values() for cure in of_one):
         by_changes.setdefault(cure.changes, []).append(cure)
 
     def tried(changes: Levels) -> int:
@@ -137,13 +163,26 @@ def _shown_cures(groups: Sequence[_CureGroup]) -> list[_CureGroup]:
     return minimal[:_CURES_SHOWN]
 
 
-def _cure_lines(groups: Sequence[_CureGroup]) -> list[str]:
+def _cure_lines(grid: Grid, finding: EventVerdict) -> list[str]:
+    groups = _grouped_cures(grid, finding, finding.cures)
+    if not finding.causes:
+        return ["  no cure is judged, because no cause is told from chance"]
     if not groups:
-        return ["  no cure among the combinations of this grid"]
+        return _seen_cure_lines(grid, finding) or ["  no cure among the combinations of this grid"]
     shown = _shown_cures(groups)
     lines = [group.line for group in shown]
     if more := len(groups) - len(shown):
         lines.append(f"  and {more} larger or less helpful {'cure' if more == 1 else 'cures'}: see report.html")
+    return lines
+
+
+def _seen_cure_lines(grid: Grid, finding: EventVerdict) -> list[str]:
+    """Changes after which runs trained, which may be chance."""
+    failing = {cure: levels for levels, cures in finding.seen_cures.items() for cure in cures}
+    lines = []
+    for group in _shown_cures(_grouped_cures(grid, finding, finding.seen_cures)):
+        more = finding.more(failing[group.cures[0]], group.cures[0])
+        lines.append(f"  {graded(Grade.SEEN, more)}: {group.line.strip()}")
     return lines
 
 

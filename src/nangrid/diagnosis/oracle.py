@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nangrid.analysis.causes import WORSE, Event, event_of, late_loss
+from nangrid.analysis.causes import Event, event_of
+from nangrid.analysis.losses import late_loss, no_worse, tolerance
 from nangrid.diagnosis.minimal_sets import MOST_CHANGES, Changes
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.exit_reason import LOG
@@ -69,7 +70,8 @@ class CellResult:
     def trains(self, reference: CellResult) -> bool:
         """Whether it trains, to a loss no worse than the reference's after as many steps of the same batches."""
         steps = min(len(self.losses), len(reference.losses))
-        return self.record.trained and late_loss(self.losses, steps) <= WORSE * late_loss(reference.losses, steps)
+        loss, other = late_loss(self.losses, steps), late_loss(reference.losses, steps)
+        return self.record.trained and no_worse(loss, other, tolerance([other]))
 
     def has(self, event: Event) -> bool | None:
         """Whether it failed with `event`; None if another event came first, which says nothing about this one."""
