@@ -3,15 +3,10 @@
 The changes turn a cell without the event into one with it. The event is taken to be monotone: a sufficient set stays
 sufficient when changes are added. The minimal sufficient sets (causes) then play the role of minimal unsatisfiable
 subsets (MUSes), and the minimal sets whose removal prevents the event (cures) that of minimal correction sets (MCSes).
-Together they decide every other set, and asking about them is the shortest proof there is. The loop is that of MARCO
-(Liffiton, Previti, Malik, Marques-Silva 2016, "Fast, flexible MUS enumeration"), with another choice of seed.
+Together they decide every other set, and asking about them is the shortest proof there is.
 
-Each question is the one expected to decide most open sets, under a belief over simple explanations: one or two causes
-of up to three changes each, smaller ones being likelier. The belief only orders the questions. If no simple
-explanation fits, the question that splits the open sets most evenly comes next, until nothing is open.
-
-An open question cannot contradict what is known. Monotony is therefore tested by one more question, about the set that
-is least like any asked before.
+The loop is dualize and advance (Gunopulos, Khardon, Mannila, Toivonen 1997): each minimal hitting set of the known
+causes is either a cure, or what is left without it contains another cause. That one is shrunk by bisection (`shrink`).
 
 A set without an answer (an invalid combination, a cell that crashes) is skipped: it is no cause, and the answers for
 other sets decide without it.
@@ -19,18 +14,13 @@ other sets decide without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
-import numpy as np
-from numpy.typing import NDArray
+from nangrid.diagnosis.shrink import Densities, shrink
 
-MOST_CHANGES = 12
-"""A table holds all 2 ** 12 sets."""
-_LARGEST_CAUSE = 3
-_SIZE_WEIGHT = 0.2
-_PAIR_WEIGHT = 0.25
+MOST_SKIPPED = 4096
+"""Sets without an answer after which the search ends; they cost no runs, but each opens the sets below it."""
 
 Changes = frozenset[int]
 
@@ -44,6 +34,10 @@ class NotMonotoneError(ValueError):
         self.larger = larger
 
 
+class OutOfRunsError(Exception):
+    """Raised by a question that would take more runs than are left."""
+
+
 @dataclass
 class MinimalSets:
     """All minimal causes and cures, and the sets that were asked about, in order."""
@@ -53,6 +47,8 @@ class MinimalSets:
     asked: list[Changes] = field(default_factory=list)
     skipped: list[Changes] = field(default_factory=list)
     """Sets without an answer."""
+    complete: bool = True
+    """Whether every other set is decided, so that there is no further cause or cure."""
 
 
 Ask = Callable[[Changes], bool | None]
@@ -62,134 +58,127 @@ Ask = Callable[[Changes], bool | None]
 def search(n: int, ask: Ask, weights: Sequence[float] | None = None) -> MinimalSets:
     """All minimal causes and cures among `n` changes; all together are sufficient, and none is not.
 
-    `ask` is not called for these two sets, nor, except for one test, for sets that monotony decides. `weights`: how
-    likely each change is to be part of a cause, 1 being average. NotMonotoneError if the test fails.
+    `ask` is not called for these two sets, nor for sets that monotony decides. `weights`: how likely each change is to
+    be part of a cause, 1 being average. The result is incomplete if `ask` raises OutOfRunsError.
     """
-    if n > MOST_CHANGES:
-        raise ValueError(f"{n} changes are more than {MOST_CHANGES}: name fewer factors that differ.")
-    table = _Table(n)
-    table.note(table.size - 1, True)
-    table.note(0, False)
-    belief = _Belief(n, weights or [1.0] * n)
-    asked: list[Changes] = []
-    while table.open.any():
-        question = _best(table, belief)
-        answer = ask(_changes(question))
-        asked.append(_changes(question))
+    border = Border(n, ask)
+    densities = Densities(n, weights or [1.0] * n)
+    try:
+        shrink(border, border.full, densities)
+        while (point := border.next_open()) is not None and len(border.skipped) <= MOST_SKIPPED:
+            if border.ask(point):
+                shrink(border, point, densities)
+    except OutOfRunsError:
+        pass
+    return border.minimal_sets()
+
+
+class Border:
+    """The answers so far; a set is the bits of an integer."""
+
+    def __init__(self, n: int, ask: Ask) -> None:
+        self.full = (1 << n) - 1
+        self.sufficient, self.insufficient = [self.full], [0]
+        self.skipped: list[int] = []
+        self.asked: list[int] = []
+        self._ask = ask
+        self._unexplored: list[int] = []
+
+    def ask(self, point: int) -> bool | None:
+        """What monotony or an earlier answer says about a set, or else a new answer."""
+        known = self.known(point)
+        if known is not None or point in self.skipped:
+            return known
+        answer = self._ask(to_changes(point))
+        self.asked.append(point)
         if answer is None:
-            table.skip(question)
+            self.skipped.append(point)
+            self._unexplored.append(point)
         else:
-            table.note(question, answer)
-            belief.update(question, answer)
-    test = table.least_like({0, table.size - 1, *map(_point, asked)})
-    if test is not None:
-        asked.append(_changes(test))
-        answer = ask(_changes(test))
-        if answer is not None:
-            table.note(test, answer)
-    skipped = [_changes(int(point)) for point in np.flatnonzero(table.skipped)]
-    return MinimalSets(table.minimal_sufficient(), table.minimal_cures(), asked, skipped)
+            (self.sufficient if answer else self.insufficient).append(point)
+        return answer
+
+    def known(self, point: int) -> bool | None:
+        """What the answers say about a set by monotony."""
+        if any(smaller & point == smaller for smaller in self.sufficient):
+            return True
+        return False if any(larger & point == point for larger in self.insufficient) else None
+
+    def next_open(self) -> int | None:
+        """A set that no answer decides; None if there is none.
+
+        The largest such sets leave out a hitting set of the known causes. Where they have no answer, the sets below
+        them, one change smaller each, take their place.
+        """
+        for hitting in hitting_sets(minimal(self.sufficient)):
+            if self._is_open(self.full & ~hitting):
+                return self.full & ~hitting
+        while self._unexplored:
+            point = self._unexplored[-1]
+            below = (point & ~change for change in bits(point) if self.known(point) is not True)
+            if (child := next(filter(self._is_open, below), None)) is not None:
+                return child
+            self._unexplored.pop()
+        return None
+
+    def minimal_sets(self) -> MinimalSets:
+        """The minimal causes and cures among all answers."""
+        cures = minimal([self.full & ~point for point in self.insufficient])
+        complete = self.next_open() is None
+        sets = [sorted(map(to_changes, s), key=_by_size) for s in (minimal(self.sufficient), cures)]
+        asked, skipped = (list(map(to_changes, points)) for points in (self.asked, self.skipped))
+        return MinimalSets(*sets, asked, skipped, complete)
+
+    def _is_open(self, point: int) -> bool:
+        return self.known(point) is None and point not in self.skipped
 
 
-class _Table:
-    """What is known about each of the 2 ** n sets; a set is the bits of its index."""
+def hitting_sets(sets: Sequence[int]) -> Iterator[int]:
+    """The minimal sets that share an element with each of `sets`, by depth-first search (Murakami, Uno 2014)."""
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.size = 2**n
-        points = np.arange(self.size)
-        self.above: NDArray[np.bool_] = (points[:, None] & points[None, :]) == points[:, None]
-        """[a, b]: whether b contains a."""
-        self.sufficient = np.zeros(self.size, bool)
-        self.open = np.ones(self.size, bool)
-        self.skipped = np.zeros(self.size, bool)
+    def extend(chosen: int, candidates: int) -> Iterator[int]:
+        missed = [s for s in sets if not s & chosen]
+        if not missed:
+            yield chosen
+            return
+        options = min((s & candidates for s in missed), key=int.bit_count)
+        candidates &= ~options
+        for element in bits(options):
+            larger = chosen | element
+            # each element must be the only one that hits some set
+            if all(any(s & larger == single for s in sets) for single in bits(larger)):
+                yield from extend(larger, candidates)
+            candidates |= element
 
-    def note(self, point: int, sufficient: bool) -> None:
-        """Note an answer: yes decides all supersets, no decides all subsets."""
-        decided = self.above[point] if sufficient else self.above[:, point]
-        if (clash := decided & ~self.open & ~self.skipped & (self.sufficient != sufficient)).any():
-            other = int(np.flatnonzero(clash)[0])
-            pair = (point, other) if sufficient else (other, point)
-            raise NotMonotoneError(_changes(pair[0]), _changes(pair[1]))
-        self.sufficient[decided] = sufficient
-        self.open &= ~decided
-
-    def skip(self, point: int) -> None:
-        """Close a set without an answer; it decides no other."""
-        self.open[point] = False
-        self.skipped[point] = True
-
-    def gains(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Number of open sets that a yes, and a no, would decide, per set."""
-        return (self.above & self.open).sum(1), (self.above & self.open[:, None]).sum(0)
-
-    def least_like(self, asked: set[int]) -> int | None:
-        """The set that differs most from every one asked; None if all were asked."""
-        distance = {p: min((p ^ other).bit_count() for other in asked) for p in range(self.size) if p not in asked}
-        return max(distance, key=lambda p: (distance[p], self.sufficient[p]), default=None)
-
-    def minimal_sufficient(self) -> list[Changes]:
-        """The minimal sufficient sets (MUSes)."""
-        inside = self.sufficient & ~self.skipped
-        smaller = self.above & inside[:, None]
-        return [_changes(int(p)) for p in np.flatnonzero(inside) if smaller[:, p].sum() == 1]
-
-    def minimal_cures(self) -> list[Changes]:
-        """The minimal sets whose removal leaves an insufficient set (MCSes)."""
-        full = self.size - 1
-        outside = ~self.sufficient & ~self.skipped
-        larger = self.above & outside[None, :]
-        cures = [_changes(full ^ int(p)) for p in np.flatnonzero(outside) if larger[p].sum() == 1]
-        return sorted(cures, key=lambda cure: (len(cure), sorted(cure)))
+    yield from extend(0, -1)
 
 
-class _Belief:
-    """Simple explanations, how likely each is, and what each says about every set."""
-
-    def __init__(self, n: int, weights: Sequence[float]) -> None:
-        points = np.arange(2**n)
-        causes = [c for size in range(1, min(n, _LARGEST_CAUSE) + 1) for c in combinations(range(n), size)]
-        masks = np.array([sum(1 << i for i in cause) for cause in causes])
-        single = (points[None, :] & masks[:, None]) == masks[:, None]
-        prior = np.array([_SIZE_WEIGHT ** (len(c) - 1) * np.prod([weights[i] for i in c]) for c in causes])
-        pairs = [(a, b) for a, b in combinations(range(len(causes)), 2) if not _nested(masks[a], masks[b])]
-        first, second = np.array(pairs, int).reshape(-1, 2).T
-        self.says: NDArray[np.bool_] = np.concatenate([single, single[first] | single[second]])
-        self.weight = np.concatenate([prior, _PAIR_WEIGHT * prior[first] * prior[second] / prior.mean()])
-
-    def update(self, point: int, sufficient: bool) -> None:
-        """Drop the explanations that an answer contradicts."""
-        keep = self.says[:, point] == sufficient
-        self.says, self.weight = self.says[keep], self.weight[keep]
-
-    def probabilities(self) -> NDArray[np.float64] | None:
-        """Probability that each set is sufficient; None if no explanation is left."""
-        total = self.weight.sum()
-        return (self.weight @ self.says) / total if total > 0 else None
+def minimal(points: Iterable[int]) -> list[int]:
+    """The points that contain no other one."""
+    kept: list[int] = []
+    for point in sorted(set(points), key=int.bit_count):
+        if not any(smaller & point == smaller for smaller in kept):
+            kept.append(point)
+    return kept
 
 
-def _best(table: _Table, belief: _Belief) -> int:
-    yes, no = table.gains()
-    chance = belief.probabilities()
-    candidates = np.flatnonzero(table.open)
-    if chance is None:
-        return int(candidates[np.minimum(yes, no)[candidates].argmax()])
-    p = np.clip(chance, 1e-9, 1 - 1e-9)
-    # Surprise (entropy) alone ignores that one answer decides many sets; the expected share of sets decided alone
-    # prefers questions with an obvious answer. So they are added.
-    surprise = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    expected = p * yes + (1 - p) * no
-    score = surprise + expected / table.open.sum()
-    return int(candidates[score[candidates].argmax()])
+def bits(point: int) -> Iterator[int]:
+    """The elements of a set, as sets of one."""
+    while point:
+        lowest = point & -point
+        yield lowest
+        point ^= lowest
 
 
-def _nested(a: int, b: int) -> bool:
-    return a & b in (a, b)
+def to_changes(point: int) -> Changes:
+    """The numbers of the bits of an integer."""
+    return frozenset(bit.bit_length() - 1 for bit in bits(point))
 
 
-def _point(changes: Changes) -> int:
-    return sum(1 << i for i in changes)
+def to_point(changes: Changes) -> int:
+    """The integer with these bits."""
+    return sum(1 << number for number in changes)
 
 
-def _changes(point: int) -> Changes:
-    return frozenset(i for i in range(int(point).bit_length()) if point >> i & 1)
+def _by_size(changes: Changes) -> tuple[int, list[int]]:
+    return len(changes), sorted(changes)
