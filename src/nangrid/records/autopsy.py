@@ -18,7 +18,7 @@ AUTOPSY = "autopsy.json"
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One operand of the origin."""
+    """One operand of the origin: a tensor, or a number, whose `dtype` is `int` or `float`."""
 
     name: str
     shape: list[int]
@@ -74,6 +74,7 @@ class Autopsy:
     kind: str
     """IEEE 754: overflow, divide_by_zero, invalid; or nonfinite_input."""
     op: str
+    """The operation; of a tensor that was non-finite before the step, the first that read it."""
     module: str
     source: str
     node: str

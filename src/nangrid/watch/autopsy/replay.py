@@ -135,6 +135,8 @@ def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor],
         torch.compiler.set_stance("force_eager"),
     ):
         restore(step.trainables, step.optimizer, parameters, state, snapshot.groups)
+        for name, gradient in snapshot.gradients.items():
+            step.trainables[name].grad = gradient.to(step.trainables[name].device, copy=True)
         load_module_state(step.model, module_state, snapshot.training)
         if step.scaler is not None:
             step.scaler.load_state_dict(snapshot.scaler)
@@ -254,6 +256,8 @@ def _named_tensors(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor
         yield from _of_quantisation(f"parameter {name}", getattr(parameter, "quant_state", None))
     yield from ((f"buffer {name}", b) for name, b in step.model.named_buffers())
     yield from ((f"{key} of {name}", value) for name, key, value in named_state(step))
+    for name, gradient in gradients(step.trainables).items():
+        yield f"gradient of {name}", gradient
     yield from batch_tensors(snapshot)
 
 
