@@ -194,7 +194,7 @@ class Inspector:
         self.replaying, began = True, time.perf_counter()
         autopsy = None
         try:
-            autopsy = examine(self.step, snapshot, self.background)
+            autopsy = examine(self.step, snapshot, self.background, self.out_dir / folder)
         except OSError:  # a full disk is the caller's to report
             raise
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TokenRecord
 from nangrid.records.mechanisms import UNKNOWN
+from nangrid.watch.autopsy.experiments.experiment import experiment
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
 from nangrid.watch.autopsy.labels import unlabelled
 from nangrid.watch.autopsy.mechanism.evidence import Evidence, Mechanism, dtype_max
@@ -47,14 +49,18 @@ class Background:
     """Whether the run is a cell: its reader can type overrides."""
 
 
-def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
-    """Replay the snapshot's step, compare it with the live step, and report what was found."""
+def examine(step: Step, snapshot: Snapshot, background: Background, directory: Path | None = None) -> Autopsy:
+    """Replay the snapshot's step, compare it with the live step, and report what was found.
+
+    The failing operation and its operands are written to `directory`, if one is given.
+    """
     replayed = replay(step, snapshot)
     # At step 0 the trainables still are the initial ones.
     untrained_clock = replayed.clock if snapshot.step == 0 else replay_untrained(step, snapshot).clock
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
-    return _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
+    autopsy = _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
+    return experiment(step, snapshot, replayed, autopsy, directory)
 
 
 class _Report:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from bare_loop import diagnose, squares, words
+from bare_loop import diagnose, words
 from torch import Tensor, nn
 
 from nangrid.records.autopsy import Autopsy

@@ -25,6 +25,7 @@ _MASK_SIZE = 0.99
 _COUNT = "bool|int|sum"
 """What is counted, in a lineage."""
 _SCALE = "std|var|std_mean|var_mean|linalg_vector_norm|norm|amax|max|amin"
+_SPREADS = ("std", "var", "std_mean", "var_mean")
 _EXPONENTIALS = ("exp", "expm1", "exp2", "cosh", "sinh")
 _DOMAINS = {
     "acos": "between -1 and 1", "asin": "between -1 and 1", "atanh": "between -1 and 1", "acosh": "1 or more",
@@ -62,10 +63,11 @@ def mean_over_nothing(e: Evidence) -> Mechanism | None:
     what = _nothing(e, producer) if (producer := producer_of(e, "forward", INVALID)) else ""
     if not what:
         return None
+    spreads = is_operation(e.op, *_SPREADS)
     return Mechanism(
         mechanisms.MEAN_OVER_NOTHING,
-        f"{what} Nothing was left to average: no valid element, no positive sample, or a batch of one.",
-        changes=("clamp the count to at least 1",),
+        f"{what} Too little was left: no valid element, no positive sample, or a batch of one.",
+        changes=("pass correction=0" if spreads else "clamp the count to at least 1",),
         advice=("leave such batches out",),
     )
 
@@ -81,8 +83,7 @@ def _nothing(e: Evidence, producer: Producer) -> str:
         return ""
     if is_operation(e.op, "mean") and not producer.tensors:
         return "It is a mean over no elements."
-    spreads = is_operation(e.op, "std", "var", "std_mean", "var_mean")
-    return "It is the spread of a single value, which divides by n - 1 = 0." if spreads else ""
+    return "The spread of a single value divides by n - 1 = 0." if is_operation(e.op, *_SPREADS) else ""
 
 
 def zero_scale(e: Evidence) -> Mechanism | None:
