@@ -56,7 +56,7 @@ def test_a_batch_of_one_that_is_standardised(model: Path, tmp_path: Path) -> Non
     assert "sufficient: per_device_train_batch_size=8 dataloader_drop_last=false" in said
     assert "cure: per_device_train_batch_size=6" in said and "cure: dataloader_drop_last=true" in said
     assert "origin: aten.std.correction (classifier.py:" in said
-    assert "returned: unknown (forward invalid)" in said
+    assert "returned: mean-over-nothing (forward invalid)" in said
 
     records, errors = GridDirectory.open(tmp_path / "out").records()
     assert errors == [] and all(record.error is None for record in records)

@@ -82,7 +82,8 @@ def _differs(what: str, requested: str, actual: str) -> list[str]:
 def background(config: Config, data: CellData) -> Background:
     """What an autopsy needs to know of the cell, apart from its model."""
     storage = dtype_name(DTYPES[config.dtype.storage])
-    return Background(texts=data.texts, first_new_id=data.base_vocab_size, requested_storage=storage)
+    first_new = data.base_vocab_size if data.new_tokens else None
+    return Background(data.texts, first_new, storage, takes_overrides=True)
 
 
 def check_cell(cell: Cell, config: Config, *, trial: bool) -> list[Finding]:

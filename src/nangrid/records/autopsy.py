@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from nangrid.records.codec import encode
 from nangrid.records.reader import read_json
 from nangrid.records.safety.names import is_override
 
-SCHEMA = 2
+SCHEMA = 3
 AUTOPSY = "autopsy.json"
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One operand of the origin."""
+    """One operand of the origin: a tensor, or a number, whose `dtype` is `int` or `float`."""
 
     name: str
     shape: list[int]
@@ -70,6 +70,15 @@ class Suggestion:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """The failing step, or its failing operation alone, computed in another way."""
+
+    change: str
+    """What was changed, in words."""
+    finite: bool
+
+
+@dataclass(frozen=True)
 class Autopsy:
     """The origin of a non-finite value, the tokens and parameters involved, and the mechanism."""
 
@@ -80,6 +89,7 @@ class Autopsy:
     kind: str
     """IEEE 754: overflow, divide_by_zero, invalid; or nonfinite_input."""
     op: str
+    """The operation; of a tensor that was non-finite before the step, the first that read it."""
     module: str
     source: str
     node: str
@@ -104,6 +114,14 @@ class Autopsy:
     """Whether the same batch fails through the initial parameters too; None if not tried."""
     preexisting: str = ""
     """The tensor that was non-finite before it was read, such as `parameter 1.weight`; empty if none was."""
+    cures: list[Trial] = field(default_factory=list)
+    """Changes of the failing operation that were tried on this step."""
+    variants: list[Trial] = field(default_factory=list)
+    """Other ways to compute this step, tried where the mechanism alone explains little."""
+    verdict: str = ""
+    """What the variants show, in one sentence; empty if nothing."""
+    alone: bool = False
+    """Whether `operation.py`, next to the autopsy, makes the failing operation fail alone."""
     schema: int = SCHEMA
 
 
@@ -114,7 +132,7 @@ def write_autopsy(directory: Path, autopsy: Autopsy) -> None:
 
 def read_autopsy(directory: Path) -> Autopsy | None:
     """The autopsy in a directory, or None if it has none; RecordError if it cannot be read."""
-    return read_json(directory / AUTOPSY, Autopsy, SCHEMA, {1: _from_schema_1})
+    return read_json(directory / AUTOPSY, Autopsy, SCHEMA, {1: _from_schema_1, 2: _from_schema_2})
 
 
 def _from_schema_1(autopsy: dict[str, Any]) -> dict[str, Any]:
@@ -126,3 +144,8 @@ def _from_schema_1(autopsy: dict[str, Any]) -> dict[str, Any]:
         for text in autopsy["suggestions"]
     ]
     return autopsy | {"suggestions": suggestions, "preexisting": name if marker and not rest else ""}
+
+
+def _from_schema_2(autopsy: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 had no experiments."""
+    return autopsy | {"cures": [], "variants": [], "verdict": "", "alone": False}

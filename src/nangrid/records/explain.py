@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
     if autopsy.parameters:
         yield f"  {_parameters(autopsy.parameters)}"
     yield f"  {autopsy.mechanism}: {autopsy.explanation}"
+    if autopsy.verdict:
+        yield f"  {autopsy.verdict}"
     if autopsy.suggestions:
         yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
     if not autopsy.reproduced:
@@ -47,12 +50,17 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
 def operands(autopsy: Autopsy) -> str:
     """The operands' elements at the first non-finite output; their largest values where a whole row went into it."""
     shown = autopsy.inputs[:_MOST_OPERANDS]
-    if autopsy.output and all(operand.at is not None for operand in shown):
+    if autopsy.output and all(_is_one_number(operand) for operand in shown):
         where = f"at {autopsy.output.first_index}" if autopsy.output.first_index else "operands"
-        return f"{where}: " + ", ".join(f"{o.name} {format_number(o.at)}" for o in shown if o.at is not None)
+        return f"{where}: " + ", ".join(f"{o.name} {format_number(math.nan if o.at is None else o.at)}" for o in shown)
     return "largest finite operands: " + ", ".join(
         f"{operand.name} {format_number(operand.absmax)}{_nonfinite(operand)}" for operand in shown
     )
+
+
+def _is_one_number(operand: TensorRecord) -> bool:
+    """Whether one number of the operand went into the element; a NaN among the scalars has no `at`."""
+    return operand.at is not None or (not operand.shape and operand.n_nan == 1)
 
 
 def format_number(value: float) -> str:
@@ -64,21 +72,23 @@ def format_number(value: float) -> str:
 
 
 def _origin(autopsy: Autopsy) -> str:
+    if autopsy.preexisting:
+        return _preexisting(autopsy)
     if not autopsy.op:
-        return _preexisting(autopsy) or "not found, the replay met no non-finite value"
+        return "not found, the replay met no non-finite value"
     place = f" in {autopsy.module}" if autopsy.module else ""
     source = f" ({autopsy.source})" if autopsy.source else ""
     return f"{autopsy.op}{place}{source}, {autopsy.phase} {_KINDS.get(autopsy.kind, autopsy.kind)}"
 
 
 def _preexisting(autopsy: Autopsy) -> str:
-    """The tensor that was non-finite before it was read, and which of its elements if that is known; else empty."""
+    """The tensor that was non-finite before the step, what first read it, and which of its elements if known."""
     name = autopsy.preexisting
-    if not name:
-        return ""
     evidence = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
     elements = [line.removeprefix("non-finite in ") for line in evidence]
-    return ": ".join([f"{name} was non-finite before it was read", *elements])
+    place = f" in {autopsy.module}" * bool(autopsy.module) + f" ({autopsy.source})" * bool(autopsy.source)
+    reader = f" by {autopsy.op}{place}" if autopsy.op else ""
+    return ": ".join([f"{name} was non-finite before it was read{reader}", *elements])
 
 
 def _nonfinite(operand: TensorRecord) -> str:

@@ -15,6 +15,16 @@ FP16_ACTIVATION_OVERFLOW = "fp16-activation-overflow"
 FP16_GRADIENT_OVERFLOW = "fp16-gradient-overflow"
 SILENT_FP16_STORAGE = "silent-fp16-storage"
 ZERO_ROW_NORM_GRADIENT = "zero-row-norm-gradient"
+NONFINITE_DATA = "nonfinite-data"
+NONFINITE_LEARNING_RATE = "nonfinite-learning-rate"
+MEAN_OVER_NOTHING = "mean-over-nothing"
+ZERO_SCALE = "zero-scale"
+EXP_OVERFLOW = "exp-overflow"
+MASK_CAST_TO_INFINITY = "mask-cast-to-infinity"
+OUTSIDE_DOMAIN = "outside-domain"
+CTC_TARGET_TOO_LONG = "ctc-target-too-long"
+DERIVATIVE_AT_POLE = "derivative-at-pole"
+OPTIMIZER_EPS_UNDERFLOW = "optimizer-eps-underflow"
 UNKNOWN = "unknown"
 
 TITLES = {
@@ -31,6 +41,16 @@ TITLES = {
     FP16_GRADIENT_OVERFLOW: "A gradient exceeds the float16 range",
     SILENT_FP16_STORAGE: "The model is stored in float16 unintentionally",
     ZERO_ROW_NORM_GRADIENT: "RMSNorm amplifies the gradient of zero rows",
+    NONFINITE_DATA: "The data is non-finite",
+    NONFINITE_LEARNING_RATE: "The learning rate is NaN or infinite",
+    MEAN_OVER_NOTHING: "A mean over no elements",
+    ZERO_SCALE: "A normalisation divides by a statistic that is zero",
+    EXP_OVERFLOW: "An exponential overflows",
+    MASK_CAST_TO_INFINITY: "A mask becomes -inf when it is cast",
+    OUTSIDE_DOMAIN: "A function is evaluated where it is not defined",
+    CTC_TARGET_TOO_LONG: "A CTC target is longer than its input",
+    DERIVATIVE_AT_POLE: "A derivative is evaluated at a pole",
+    OPTIMIZER_EPS_UNDERFLOW: "The optimizer's eps is zero, or rounds to zero",
     UNKNOWN: "No known mechanism fits the evidence",
 }
 """Mechanism id -> title."""

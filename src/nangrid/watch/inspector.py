@@ -208,7 +208,7 @@ class Inspector:
         self.replaying, began = True, time.perf_counter()
         autopsy = None
         try:
-            autopsy = examine(self.step, snapshot, self.background)
+            autopsy = examine(self.step, snapshot, self.background, self.records.prepared(folder))
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"

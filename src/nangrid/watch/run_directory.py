@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
 from nangrid.records.start_from import FACTS, KEPT
+from nangrid.watch.autopsy.experiments.operation_file import OPERANDS, SCRIPT
 from nangrid.watch.autopsy.replay import FROZEN
 from nangrid.watch.state.snapshot import TENSORS, Snapshot
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 EARLIER = "earlier"
 """The folder to which the records of an earlier run in the same directory move."""
+_RECORDS = (AUTOPSY, FACTS, TENSORS, OPERANDS, SCRIPT, KEPT, FROZEN)
 SNAPSHOTS_KEPT = 2
 """Snapshots that stay on disk while all is finite."""
 
@@ -45,6 +47,16 @@ class RunDirectory:
             shutil.rmtree(old, ignore_errors=True)
         del self._kept[:-SNAPSHOTS_KEPT]
 
+    def prepared(self, folder: str) -> Path | None:
+        """The folder of a failing step's records, made if need be; None if that is not possible."""
+        try:
+            self._begin()
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.error = error
+            return None
+        return self.path / folder
+
     def write(self, snapshot: Snapshot, autopsy: Autopsy | None = None, folder: str = ".") -> None:
         """Write the records of a failing step; `error` says why if that is not possible."""
         try:
@@ -68,7 +80,7 @@ class RunDirectory:
         if self._begun:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        left = [path for name in (AUTOPSY, FACTS, TENSORS, KEPT, FROZEN) if (path := self.path / name).exists()]
+        left = [path for name in _RECORDS if (path := self.path / name).exists()]
         if left:
             numbers = [int(path.name) for path in self.path.glob(f"{EARLIER}/*") if path.name.isdigit()]
             folder = self.path / EARLIER / str(max(numbers, default=-1) + 1)

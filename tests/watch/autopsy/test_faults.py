@@ -206,7 +206,7 @@ def test_ignored_labels_are_not_blamed_for_the_std_of_one_sample(tmp_path: Path)
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.full((1, 3), -100)}
     autopsy = diagnose(Spread(), [batch], tmp_path, lambda out: out)
     assert located(autopsy) == ("forward", "invalid", "aten.std.correction") and here(autopsy)
-    assert autopsy.mechanism == "unknown"
+    assert autopsy.mechanism == "mean-over-nothing"
 
 
 def test_ignored_labels_are_not_blamed_for_an_overflow(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_alignment_that_does_not_exist(cast: torch.dtype, tmp_path: Path) -> Non
     batches = [(audio, targets, torch.tensor([2, 3])), (audio, targets, torch.tensor([2, 9]))]
     autopsy = diagnose(Recogniser(), batches, tmp_path, lambda out: out)
     assert (autopsy.op, autopsy.kind) == ("aten._ctc_loss.Tensor", "divide_by_zero")
-    assert autopsy.mechanism == "unknown"
+    assert autopsy.mechanism == "ctc-target-too-long"
 
 
 def test_states_of_a_markov_chain_that_cannot_be_reached(tmp_path: Path) -> None:
@@ -530,7 +530,9 @@ def test_eps_that_underflows_elsewhere_is_not_blamed(tmp_path: Path) -> None:
     model = Two()
     groups = [{"params": model.narrow.parameters()}, {"params": model.wide.parameters(), "eps": 0.0}]
     autopsy = diagnose(model, [torch.tensor([1, 2])], tmp_path, optimizer=torch.optim.Adam(groups, lr=1e-3))
-    assert (autopsy.phase, autopsy.parameters, autopsy.mechanism) == ("optimizer", ["wide.weight"], "unknown")
+    named = autopsy.phase, autopsy.parameters, autopsy.mechanism
+    assert named == ("optimizer", ["wide.weight"], "optimizer-eps-underflow")
+    assert "eps of Adam is 0 or rounds to 0 in float32" in autopsy.explanation
 
 
 def test_eps_that_underflows_is_not_blamed_for_a_schedule(tmp_path: Path) -> None:
@@ -538,7 +540,7 @@ def test_eps_that_underflows_is_not_blamed_for_a_schedule(tmp_path: Path) -> Non
     adam = torch.optim.Adam(model.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: math.nan if step == 1 else 1.0)
     autopsy = diagnose(model, [torch.ones(2, 3).half()] * 3, tmp_path, optimizer=adam, scheduler=schedule)
-    assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("input", "nonfinite_input", "unknown")
+    assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("input", "nonfinite_input", "nonfinite-learning-rate")
 
 
 def test_eps_that_underflows_is_not_blamed_for_a_root_of_a_negative(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def test_eps_that_rounds_to_zero_in_half_precision(tmp_path: Path) -> None:
     assert located(autopsy) == ("optimizer", "invalid", "aten.addcdiv_.default")
     assert (autopsy.clock, autopsy.mechanism) == ("parameter", "adam-eps-underflow")
     assert autopsy.parameters == ["weight"]
-    assert [operand.at for operand in autopsy.inputs[1:]] == [0, 0], "nothing over nothing"
+    assert [operand.at for operand in autopsy.inputs[1:3]] == [0, 0], "nothing over nothing"
+    assert autopsy.inputs[3].name == "value", "the step size is an operand, too"
 
 
 def test_fully_masked_attention_row(tmp_path: Path) -> None:
@@ -117,7 +118,10 @@ def test_batch_that_holds_a_nan(tmp_path: Path) -> None:
     assert (autopsy.phase, autopsy.kind, autopsy.step) == ("input", "nonfinite_input", 1)
     assert "batch" in autopsy.evidence[0]
     assert "origin: batch of micro-batch 0 was non-finite before it was read" in explain(autopsy)
-    assert "read: 5 of 16 elements; 1 of 2 samples (1)" in " ".join(explain(autopsy).split())
+    told = " ".join(explain(autopsy).split())
+    assert "read by aten.addmm.default in first (test_origin.py:" in told
+    assert "): 5 of 16 elements; 1 of 2 samples (1); 5 of 8 columns (3, 4, 5, 6, 7)" in told
+    assert (autopsy.op, autopsy.module, autopsy.mechanism) == ("aten.addmm.default", "first", "nonfinite-data")
 
 
 def test_frozen_row_that_holds_a_nan(tmp_path: Path) -> None:
@@ -137,6 +141,7 @@ def test_learning_rate_that_is_not_a_number(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=float("nan"))
     autopsy = diagnose(model, [torch.ones(2, 8)], tmp_path, optimizer=optimizer)
     assert (autopsy.phase, autopsy.kind, autopsy.clock) == ("input", "nonfinite_input", "parameter")
+    assert autopsy.mechanism == "nonfinite-learning-rate" and "alpha nan" in explain(autopsy)
 
 
 @pytest.mark.parametrize(("guarded", "phase"), [(False, "forward"), (True, "backward")])

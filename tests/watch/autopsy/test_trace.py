@@ -437,4 +437,4 @@ class Multiplied(nn.Module):
 def test_mask_times_minus_infinity(tmp_path: Path) -> None:
     autopsy = diagnose(Multiplied(), [(torch.randn(2, 3, 4), torch.ones(2, 3))], tmp_path)
     assert located(autopsy) == ("forward", "invalid", "aten.mul.Tensor")
-    assert "scalar operand -inf" in autopsy.evidence
+    assert [(operand.name, operand.at) for operand in autopsy.inputs] == [("self", 0), ("other", -math.inf)]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from nangrid.records.autopsy import Autopsy, OutputRecord, TokenRecord
+from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TokenRecord
 from nangrid.records.mechanisms import UNKNOWN
+from nangrid.watch.autopsy.experiments.experiment import experiment
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
-from nangrid.watch.autopsy.mechanism import Evidence, Mechanism, dtype_max, name_mechanism
+from nangrid.watch.autopsy.labels import unlabelled
+from nangrid.watch.autopsy.mechanism.evidence import Evidence, Mechanism, dtype_max
+from nangrid.watch.autopsy.mechanism.naming import name_mechanism
 from nangrid.watch.autopsy.places import Place
+from nangrid.watch.autopsy.producer import Producer
 from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay, replay_untrained
 from nangrid.watch.autopsy.tokens import (
     enters_as_zeros,
@@ -23,7 +28,6 @@ from nangrid.watch.autopsy.tokens import (
     which_rows,
     which_samples,
 )
-from nangrid.watch.autopsy.trace import Producer
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import dtype_name, rounds_to_zero
 
@@ -41,16 +45,22 @@ class Background:
     """Ids from here on are new tokens."""
     requested_storage: str | None = None
     """The storage dtype that was requested, such as `bfloat16`."""
+    takes_overrides: bool = False
+    """Whether the run is a cell: its reader can type overrides."""
 
 
-def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
-    """Replay the snapshot's step, compare it with the live step, and report what was found."""
+def examine(step: Step, snapshot: Snapshot, background: Background, directory: Path | None = None) -> Autopsy:
+    """Replay the snapshot's step, compare it with the live step, and report what was found.
+
+    The failing operation and its operands are written to `directory`, if one is given.
+    """
     replayed = replay(step, snapshot)
     # At step 0 the trainables still are the initial ones.
     untrained_clock = replayed.clock if snapshot.step == 0 else replay_untrained(step, snapshot).clock
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
-    return _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
+    autopsy = _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
+    return experiment(step, snapshot, replayed, autopsy, directory)
 
 
 class _Report:
@@ -76,7 +86,7 @@ class _Report:
             clock=self.snapshot.clock,
             phase=self._phase(),
             kind=producer.kind if producer else NONFINITE_INPUT if self.preexisting else UNKNOWN,
-            op=origin.write.op if origin else "",
+            op=self._op(),
             module=place.module,
             source=place.source,
             node=place.node,
@@ -91,11 +101,26 @@ class _Report:
             mechanism=mechanism.id,
             explanation=mechanism.explanation,
             evidence=self._evidence(reproduced, same),
-            suggestions=list(mechanism.suggestions),
+            suggestions=self._suggestions(mechanism, place.source),
             reproduced=reproduced,
             untrained=self.untrained,
             preexisting=self.preexisting,
         )
+
+    def _op(self) -> str:
+        """The operation at the origin: of a tensor that was non-finite before the step, the first that read it."""
+        origin = self.replayed.origin
+        return (origin.write.op or (self.reader.op if self.reader else "")) if origin else ""
+
+    def _suggestions(self, mechanism: Mechanism, source: str) -> list[Suggestion]:
+        """What to try, in the reader's terms: overrides for a cell, else the line and the change of that line."""
+        if self.background.takes_overrides and mechanism.overrides:
+            new = self.background.first_new_id is not None
+            overrides = [key for key in mechanism.overrides if new or not key.startswith("init=")]
+            if overrides:
+                return [Suggestion(override, override) for override in overrides]
+        at = f"at {source}: " if source else ""
+        return [Suggestion(text) for text in (*(at + change for change in mechanism.changes), *mechanism.advice)]
 
     def _phase(self) -> str:
         if self.preexisting:
@@ -126,7 +151,6 @@ class _Report:
         if self.replayed.origin is None:
             return Mechanism(UNKNOWN, "The replayed step stayed finite: the failure did not occur again.")
         write = self.replayed.origin.write
-        labels = self._inputs().get("labels") if isinstance(self._inputs(), Mapping) else None
         return name_mechanism(
             Evidence(
                 step=self.snapshot.step,
@@ -134,8 +158,11 @@ class _Report:
                 producer=self.producer,
                 op=write.op,
                 preexisting=self.preexisting,
-                labels_all_ignored=isinstance(labels, torch.Tensor) and bool((labels == -100).all()),
+                preexisting_elements=self._preexisting_elements(),
+                unlabelled=self._unlabelled(),
+                optimizer=type(self.step.optimizer).__name__,
                 eps_underflows=_eps_underflows(self.step),
+                nonfinite_lr=_nonfinite_lr(self.snapshot),
                 losses=self.snapshot.losses,
                 untrained=self.untrained,
                 growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
@@ -145,11 +172,19 @@ class _Report:
             )
         )
 
+    def _unlabelled(self) -> str:
+        """The labels that select nothing; those of one sample where the origin has one number per sample."""
+        per_sample = self.producer is not None and len(self.producer.output.shape) == 1
+        return unlabelled(self._inputs()) or (
+            unlabelled(self._inputs(), self.producer.first_index[0]) if self.producer and per_sample else ""
+        )
+
     def _evidence(self, reproduced: bool, same: Mapping[str, bool]) -> list[str]:
         lines = []
         if self.preexisting:
             lines.append(f"{self.preexisting} was non-finite before it was read")
-            lines += self._preexisting_elements()
+            if elements := self._preexisting_elements():
+                lines.append(f"{self.preexisting}: non-finite in {elements}")
         if self.reader and self.reader.place:
             place = self.reader.place
             where = f" in {place.module}" * bool(place.module) + f" ({place.source})" * bool(place.source)
@@ -170,8 +205,8 @@ class _Report:
             lines.append("eps is 0 in the optimizer's param_groups")
         return lines
 
-    def _preexisting_elements(self) -> list[str]:
-        """Which elements of the preexisting tensor are non-finite, if its values are still known."""
+    def _preexisting_elements(self) -> str:
+        """Which elements of the preexisting tensor are non-finite; empty if its values are no longer known."""
         what, _, name = self.preexisting.partition(" ")
         if what == "parameter":
             tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
@@ -179,13 +214,11 @@ class _Report:
             tensor = self.snapshot.module_state.buffers.get(name)
         else:
             tensor = dict(batch_tensors(self.snapshot)).get(self.preexisting)
-            if tensor is None:
-                return []
-            return [f"{self.preexisting}: non-finite in {which_samples(~torch.isfinite(tensor))}"]
+            return "" if tensor is None else which_samples(~torch.isfinite(tensor))
         if tensor is None or not tensor.is_floating_point():
-            return []
+            return ""
         ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
-        return [f"{self.preexisting}: non-finite in {which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)}"]
+        return which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)
 
     def _nonfinite_elements(self) -> list[str]:
         """Which elements of the first few affected parameters are non-finite."""
@@ -204,24 +237,31 @@ def is_compiled(model: torch.nn.Module) -> bool:
 
 def _producer_evidence(producer: Producer) -> list[str]:
     sizes = ", ".join(
-        f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in producer.inputs if not o.n_nan and not o.n_inf
+        f"{o.name} up to {o.absmax:.4g} ({o.dtype})" for o in producer.tensors if not o.n_nan and not o.n_inf
     )
     lines = [f"finite operands: {sizes}"] if sizes else []
-    lines += [f"scalar operand {scalar}" for scalar in producer.scalars]
     written = producer.output
     lines.append(f"output: {written.n_nan} NaN and {written.n_inf} infinite of {math.prod(written.shape)} elements")
     return lines
 
 
 def _eps_underflows(step: Step) -> list[str]:
-    """The dtypes of trained parameters in which a positive eps of the optimizer rounds to zero."""
+    """The dtypes of trained parameters in which an eps of the optimizer is zero or rounds to zero."""
     dtypes = set()
     for group in step.optimizer.param_groups:
+        given = group.get("eps")
+        several = [
+            eps for eps in (given if isinstance(given, tuple | list) else [given]) if isinstance(eps, float | int)
+        ]
         for parameter in group["params"]:
-            eps = group.get("eps")
-            if isinstance(eps, float) and eps > 0 and rounds_to_zero(eps, parameter.dtype):
+            if any(rounds_to_zero(eps, parameter.dtype) for eps in several):
                 dtypes.add(dtype_name(parameter.dtype))
     return sorted(dtypes)
+
+
+def _nonfinite_lr(snapshot: Snapshot) -> float | None:
+    rates = [float(group["lr"]) for group in snapshot.groups if "lr" in group]
+    return next((rate for rate in rates if not math.isfinite(rate)), None)
 
 
 def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:

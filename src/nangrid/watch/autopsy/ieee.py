@@ -8,7 +8,7 @@ becomes finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ _OVERWRITES = (
     "_foreach_copy_",
 )
 """Operations that write an argument without reading it."""
+_COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def ieee_kind(func: Any, args: Any, kwargs: Any, written: Tensor, output: int, index: tuple[int, ...]) -> str:
@@ -125,13 +126,39 @@ def _bound(func: Any, args: Any, kwargs: Any) -> list[Any]:
 
 def operands(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, Tensor]]:
     """Every tensor that an operation read: its name in the schema, its index in a list of tensors, its elements."""
-    overwrites = base_name(func) in _OVERWRITES
     read = []
+    for name, value in _read_arguments(func, args, kwargs):
+        read += [(name, place, tensor) for place, tensor in _tensors(value)]
+    return read
+
+
+def numbers(func: Any, args: Any, kwargs: Any) -> list[tuple[str, int | None, Tensor | float]]:
+    """As `operands`, in the same order, with the numbers among the arguments and the integers of elementwise ones."""
+    read: list[tuple[str, int | None, Tensor | float]] = []
+    for name, value in _read_arguments(func, args, kwargs):
+        several = isinstance(value, list | tuple)
+        for place, item in enumerate(value if several else [value]):
+            at = place if several else None
+            if isinstance(item, Tensor):
+                counts = is_elementwise(func) and item.dtype in _COUNTS and item.layout is torch.strided
+                read += [(name, at, tensor) for _, tensor in ([(None, item)] if counts else _tensors(item))]
+            elif type(item) in (int, float) and name not in _sizes(func):
+                read.append((name, at, item))
+    return read
+
+
+def _read_arguments(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[str, Any]]:
+    overwrites = base_name(func) in _OVERWRITES
     for argument, value in zip(func._schema.arguments, _bound(func, args, kwargs), strict=True):
         written = argument.alias_info is not None and argument.alias_info.is_write
         if not (written and (overwrites or argument.is_out)):
-            read += [(argument.name, place, tensor) for place, tensor in _tensors(value)]
-    return read
+            yield argument.name, value
+
+
+def _sizes(func: Any) -> set[str]:
+    """The arguments that are sizes, dimensions or switches, not numbers to calculate with."""
+    calculated = ("Tensor", "number", "float")
+    return {a.name for a in func._schema.arguments if not any(kind in str(a.type) for kind in calculated)}
 
 
 def _tensors(value: Any) -> list[tuple[int | None, Tensor]]:

@@ -1,7 +1,8 @@
 """Finds the operation that produced the first non-finite number on the way to the value that tripped the clock.
 
 From that value the writes are followed back to their producers. Intentional infinities, such as an attention mask, are
-passed over: where one of them turned into a NaN, that operation is the origin.
+passed over: where one of them turned into a NaN, that operation is the origin. A tensor of -inf from outside is a mask
+unless the first operation that mixes its elements multiplies matrices or convolves: then it is data.
 
 Many NaNs are harmless, such as those of a padded row that is cut away later. If a step has several producers, it is run
 again with all but one of them ablated. The first producer that trips the clock alone is the origin.
@@ -10,12 +11,19 @@ again with all but one of them ablated. The first producer that trips the clock 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nangrid.watch.autopsy.trace import Write
 
 MOST_TRIED = 5
 """Producers that are tried alone, at the cost of one step each."""
+
+_MIXES = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "convolution", "native_batch_norm",
+          "native_layer_norm", "native_group_norm", "mse_loss", "smooth_l1_loss", "huber_loss")  # fmt: skip
+"""Operations that calculate with their elements, for which -inf is never meant."""
+_CARRIES = ("add", "sub", "mul", "div", "neg", "_to_copy", "copy", "clone", "cat", "stack", "index", "index_select",
+            "slice", "where", "expand", "repeat", "_unsafe_view", "select", "masked_fill")  # fmt: skip
+"""Operations that keep elements apart."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +41,57 @@ class Origin:
 def find_origin(
     writes: list[Write], ends: Iterable[int], still_trips_without: Callable[[frozenset[tuple[int, int]]], bool]
 ) -> Origin | None:
-    """The earliest producer behind any of the writes `ends`; None if there is no end.
+    """The earliest producer behind any of the writes `ends` that trips the clock alone; None if there is no end.
 
     `still_trips_without`: whether the clock trips when what these writes (`Write.at`) made non-finite is ablated.
     """
+    writes = _with_data_told_from_masks(writes)
     search, ends = _Search(writes), list(ends)
     if not ends:
         return None
     likely = min(search.root(end) for end in ends)
     producers = sorted({producer for end in ends for producer in search.producers(end)})
 
-    def trips_alone(index: int) -> bool:
-        others = frozenset(writes[other].at for other in producers if other != index and writes[other].producer)
+    def trips_by(kept: Iterable[int]) -> bool:
+        others = frozenset(writes[i].at for i in set(producers).difference(kept) if writes[i].producer)
         return not others or still_trips_without(others)
 
-    candidates = [likely, *(producer for producer in producers if producer != likely)][:MOST_TRIED]
+    # Of several on one line the earliest is the origin. One run tells whether any before the likely one counts.
+    earlier = [producer for producer in producers if producer < likely]
+    # What was non-finite before the step cannot be ablated, and would trip the clock in their stead.
+    tells = all(writes[producer].producer for producer in producers if producer >= likely)
+    first = earlier if earlier and tells and trips_by(earlier) else []
+    candidates = [*first, likely, *(producer for producer in producers if producer > likely)][:MOST_TRIED]
     # If only several producers together trip the clock, such as inf - inf, the likely one stands.
-    index = next(filter(trips_alone, candidates), likely)
+    index = next((candidate for candidate in candidates if trips_by([candidate])), likely)
     steps = next(filter(None, (search.path(end, index) for end in ends)))
     path = [writes[step] for step in steps]
     reader = path[1] if writes[index].preexisting and len(path) > 1 else None
     return Origin(index, writes[index], tuple(write.op for write in path), reader)
+
+
+def _with_data_told_from_masks(writes: list[Write]) -> list[Write]:
+    """The writes; a tensor from outside that holds -inf alone and is read as data no longer counts as a mask."""
+    return [
+        replace(write, negative=False) if write.preexisting and write.negative and _is_data(writes, index) else write
+        for index, write in enumerate(writes)
+    ]
+
+
+def _is_data(writes: list[Write], index: int) -> bool:
+    """Whether the elements of a tensor from outside first meet each other in a product."""
+    carriers = {index}
+    for number, write in enumerate(writes):
+        if carriers.isdisjoint(write.reads):
+            continue
+        name = write.op.removeprefix("aten.").split(".")[0]
+        if name in _MIXES:
+            return True
+        # Arithmetic by element and copies carry the infinities on; a softmax or an attention expects them.
+        if write.producer or name.removesuffix("_") not in _CARRIES:
+            return False
+        carriers.add(number)
+    return False
 
 
 class _Search:

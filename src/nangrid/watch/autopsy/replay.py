@@ -10,13 +10,12 @@ import hashlib
 import math
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.watch.autopsy.ablate import Ablation
@@ -99,17 +98,17 @@ def replay_untrained(step: Step, snapshot: Snapshot) -> Replay:
         return _run_under(None, step, snapshot, Progress())[0]
 
 
-def _replay_ablated(step: Step, snapshot: Snapshot, writes: Collection[tuple[int, int]]) -> Replay:
-    """Run the step with zeros in place of what these writes made non-finite, without looking for an origin."""
+def rerun(step: Step, snapshot: Snapshot, mode: AbstractContextManager[Any] | None = None) -> Replay:
+    """Run the step once more, under a mode of torch if one is given, without looking for an origin."""
     with _replaying(step, snapshot, snapshot.parameters, snapshot.state):
-        return _run_under(Ablation(writes), step, snapshot, Progress())[0]
+        return _run_under(mode, step, snapshot, Progress())[0]
 
 
 def _still_trips_without(
     writes: Collection[tuple[int, int]], step: Step, snapshot: Snapshot, clock: str | None
 ) -> bool:
     try:
-        return _replay_ablated(step, snapshot, writes).clock == clock
+        return rerun(step, snapshot, Ablation(writes)).clock == clock
     except Exception:  # the loop may reject numbers that it never had: this says nothing about the origin
         return True
 
@@ -135,6 +134,8 @@ def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor],
         torch.compiler.set_stance("force_eager"),
     ):
         restore(step.trainables, step.optimizer, parameters, state, snapshot.groups)
+        for name, gradient in snapshot.gradients.items():
+            step.trainables[name].grad = gradient.to(step.trainables[name].device, copy=True)
         load_module_state(step.model, module_state, snapshot.training)
         if step.scaler is not None:
             step.scaler.load_state_dict(snapshot.scaler)
@@ -143,7 +144,7 @@ def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor],
 
 
 def _run_under(
-    mode: TorchDispatchMode | None, step: Step, snapshot: Snapshot, progress: Progress
+    mode: AbstractContextManager[Any] | None, step: Step, snapshot: Snapshot, progress: Progress
 ) -> tuple[Replay, list[Tensor]]:
     """Run the step under a dispatch mode; a step that was left by an exception may raise again."""
     with _in_every_thread(mode) if mode else nullcontext():
@@ -156,7 +157,7 @@ def _run_under(
 
 
 @contextmanager
-def _in_every_thread(mode: TorchDispatchMode) -> Iterator[None]:
+def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Enter a dispatch mode here and in every other thread that runs a backward pass within the block."""
     # Dispatch modes are thread-local, and a training loop may call backward in a thread of its own.
     original, here = torch.autograd.backward, threading.get_ident()
@@ -254,6 +255,8 @@ def _named_tensors(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor
         yield from _of_quantisation(f"parameter {name}", getattr(parameter, "quant_state", None))
     yield from ((f"buffer {name}", b) for name, b in step.model.named_buffers())
     yield from ((f"{key} of {name}", value) for name, key, value in named_state(step))
+    for name, gradient in gradients(step.trainables).items():
+        yield f"gradient of {name}", gradient
     yield from batch_tensors(snapshot)
 
 

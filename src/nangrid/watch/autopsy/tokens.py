@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nangrid.watch.autopsy.trace import Producer
+from nangrid.watch.autopsy.producer import Producer
 from nangrid.watch.state.tensors import base_weight, embedding
 
 MOST_TOKENS = 64
@@ -33,7 +33,7 @@ def named_tokens(
     `nonfinite`: masks of the trainables' non-finite elements; the embedding's rows can rule out an interpretation.
     """
     ids = token_ids(inputs)
-    if ids is None:
+    if ids is None or _is_of_the_vocabulary(producer, model):
         return []
     hit = _embedding_rows(model, nonfinite, ids)
     readings = _readings(producer, ids, model, hit)
@@ -46,6 +46,11 @@ def named_tokens(
         readings += decoder_readings
     readings = _consistent(readings, hit)
     return readings[0][:MOST_TOKENS] if len({frozenset(reading) for reading in readings}) == 1 else []
+
+
+def _is_of_the_vocabulary(producer: Producer, model: torch.nn.Module) -> bool:
+    """Whether the same entries of the vocabulary are hit at every position: then no token of the batch is at fault."""
+    return bool(producer.columns) and producer.output.shape[-1] == vocabulary_size(model)
 
 
 def _readings(producer: Producer, ids: Tensor, model: torch.nn.Module, hit: set[int] | None) -> list[TokenPositions]:
@@ -147,12 +152,16 @@ def which_rows(mask: Tensor, ids: Tensor | None, vocabulary: int | None) -> str:
 
 
 def which_samples(mask: Tensor) -> str:
-    """Where the non-finite elements of a batch tensor are, by samples."""
+    """Where the non-finite elements of a batch tensor are, by samples, and of a table by columns."""
     elements = f"{int(mask.sum())} of {mask.numel()} elements"
     if mask.dim() == 0:
         return elements
     hit = mask.flatten(1).any(dim=1).nonzero().flatten() if mask.dim() > 1 else mask.nonzero().flatten()
-    return f"{elements}; {len(hit)} of {len(mask)} samples ({_first(hit)})"
+    samples = f"{elements}; {len(hit)} of {len(mask)} samples ({_first(hit)})"
+    if mask.dim() != 2:
+        return samples
+    columns = mask.any(dim=0).nonzero().flatten()
+    return f"{samples}; {len(columns)} of {mask.shape[1]} columns ({_first(columns)})"
 
 
 def _first(hit: Tensor) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nangrid.records.autopsy import TensorRecord
 from nangrid.watch.autopsy.ieee import (
     NONFINITE_INPUT,
     base_name,
@@ -27,8 +26,19 @@ from nangrid.watch.autopsy.ieee import (
     written_tensors,
 )
 from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
+from nangrid.watch.autopsy.lineage import Lineages
 from nangrid.watch.autopsy.places import Place, Places
-from nangrid.watch.state.tensors import dtype_name, elements, is_finite, wide
+from nangrid.watch.autopsy.producer import (
+    Producer,
+    Read,
+    dimension_of,
+    is_masked,
+    is_negative,
+    measure,
+    measured_operands,
+    shared_columns,
+)
+from nangrid.watch.state.tensors import elements, is_finite, wide
 
 _FILLS = (
     "fill",
@@ -44,29 +54,6 @@ _FILLS = (
 """Operations that put a scalar into a tensor: a non-finite one is intentional."""
 MOST_ROWS = 64
 _ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
-
-
-@dataclass(frozen=True)
-class Producer:
-    """An operation that made a non-finite value which none of its operands held."""
-
-    phase: str
-    micro_batch: int
-    place: Place
-    kind: str
-    inputs: tuple[TensorRecord, ...]
-    output: TensorRecord
-    first_index: tuple[int, ...]
-    """Of the first new element: a NaN if there is one."""
-    bad_rows: tuple[tuple[int, ...], ...]
-    """Up to 64 leading indices (all dimensions but the last) with such an element."""
-    scalars: tuple[float, ...]
-    negative: bool
-    """Whether all that is non-finite is -inf."""
-    masked: bool
-    """Whether a whole row of -inf went into the first of them."""
-    intentional: bool
-    """A fill with a non-finite scalar: an attention mask, a banned token."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +100,6 @@ class _Range:
     write: int
 
 
-@dataclass(frozen=True)
-class _Read:
-    """An operand's elements as they were before the operation."""
-
-    label: str
-    place: int | None
-    """Its index in a list of tensors (foreach and fused optimizers)."""
-    tensor: Tensor
-    writes: tuple[int, ...]
-    """The writes of non-finite values that its memory holds."""
-
-    @property
-    def write(self) -> int | None:
-        """The last of these writes."""
-        return max(self.writes, default=None)
-
-
 class Tracer(TorchDispatchMode):
     """Notes every write of a non-finite value while it is entered."""
 
@@ -143,6 +113,7 @@ class Tracer(TorchDispatchMode):
         self._operations = 0
         self._unwritten: set[int] = set()
         """Storages that were allocated and have not been written yet."""
+        self._lineages = Lineages()
 
     def register(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Name tensors that exist before the step, and record those that are non-finite already."""
@@ -190,9 +161,10 @@ class Tracer(TorchDispatchMode):
             else:
                 read = [r for r in reads if place is None or r.place in (place, None)]
                 self._note(func, before, read, which, tensor)
+        self._lineages.note(func, args, kwargs, result)
         return result
 
-    def _reads(self, func: Any, args: Any, kwargs: Any, before: tuple[Any, Any]) -> list[_Read]:
+    def _reads(self, func: Any, args: Any, kwargs: Any, before: tuple[Any, Any]) -> list[Read]:
         reads = []
         for (name, place, tensor), (_, _, copy) in zip(
             operands(func, args, kwargs), operands(func, *before), strict=True
@@ -202,10 +174,10 @@ class Tracer(TorchDispatchMode):
             # The writes may lie between the elements of a view, or in memory that was freed and reused since.
             if writes and is_finite(copy):
                 writes = ()
-            reads.append(_Read(label, place, wide(copy), writes))
+            reads.append(Read(label, place, wide(copy), writes, self._lineages.of(tensor)))
         return reads
 
-    def _note(self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor) -> None:
+    def _note(self, func: Any, before: tuple[Any, Any], reads: list[Read], which: int, tensor: Tensor) -> None:
         """Record a write of non-finite values: the earlier writes it passed on, and its producer if some are new."""
         written = wide(tensor)
         nan = bool(written.isnan().any())
@@ -229,12 +201,12 @@ class Tracer(TorchDispatchMode):
         )
         self._hold(tensor, write)
 
-    def _passes_on(self, nan: bool, reads: list[_Read]) -> bool:
+    def _passes_on(self, nan: bool, reads: list[Read]) -> bool:
         """Whether an earlier write explains what was written: a NaN needs a NaN, an infinity anything non-finite."""
         read_writes = [self.writes[read.write] for read in reads if read.write is not None]
         return any(write.nan for write in read_writes) if nan else bool(read_writes)
 
-    def _with_preexisting(self, read: _Read) -> _Read:
+    def _with_preexisting(self, read: Read) -> Read:
         """The operand; a non-finite one that nothing wrote in this step (a constant) gets a preexisting write."""
         if read.write is not None or is_finite(read.tensor):
             return read
@@ -243,11 +215,11 @@ class Tracer(TorchDispatchMode):
         return replace(read, writes=(self._hold_preexisting(name, read.tensor),))
 
     def _hold_preexisting(self, name: str, tensor: Tensor) -> int:
-        nan, negative = bool(wide(tensor).isnan().any()), _is_negative(tensor)
+        nan, negative = bool(wide(tensor).isnan().any()), is_negative(tensor)
         return self._hold(tensor, Write("", nan, preexisting=name, negative=negative))
 
     def _producer(
-        self, func: Any, before: tuple[Any, Any], reads: list[_Read], which: int, tensor: Tensor, new: Tensor
+        self, func: Any, before: tuple[Any, Any], reads: list[Read], which: int, tensor: Tensor, new: Tensor
     ) -> Producer:
         indices, first = new.nonzero(), _first(new)
         rows = indices[:, :-1].unique(dim=0) if tensor.dim() > 1 else indices
@@ -261,15 +233,14 @@ class Tracer(TorchDispatchMode):
             micro_batch=self.progress.micro_batch,
             place=self.places.here(),
             kind=NONFINITE_INPUT if given else ieee_kind(func, *before, wide(tensor), which, first),
-            inputs=tuple(
-                _measure(read.label, read.tensor, _element(func, read.tensor, tensor, first)) for read in reads
-            ),
-            output=_measure(self._label("", None, tensor), tensor),
+            operands=measured_operands(func, before, reads, tensor, first, self._lineages),
+            output=measure(self._label("", None, tensor), tensor),
             first_index=first,
             bad_rows=tuple(tuple(int(i) for i in row) for row in rows[:MOST_ROWS].tolist()),
+            columns=shared_columns(new),
             scalars=scalars,
-            negative=_is_negative(tensor),
-            masked=any(_is_masked(read.tensor, tensor, _dimension(func, before), first) for read in reads),
+            negative=is_negative(tensor),
+            masked=any(is_masked(read.tensor, tensor, dimension_of(func, before), first) for read in reads),
             intentional=bool(scalars) and any(fill in base_name(func) for fill in _FILLS),
         )
 
@@ -307,7 +278,7 @@ def _either(mask: Tensor, otherwise: Tensor) -> Tensor:
     return mask if mask.any() else otherwise
 
 
-def _sources(reads: list[_Read], written: Tensor, index: tuple[int, ...]) -> tuple[int, ...]:
+def _sources(reads: list[Read], written: Tensor, index: tuple[int, ...]) -> tuple[int, ...]:
     """The writes read by an operation; if its operands broadcast, only those that are non-finite at `index`."""
     held = [(read.write, read.tensor) for read in reads if read.write is not None]
     try:
@@ -315,49 +286,6 @@ def _sources(reads: list[_Read], written: Tensor, index: tuple[int, ...]) -> tup
     except RuntimeError:  # no broadcast: a product, a reduction
         sources = [write for write, _ in held]
     return tuple(dict.fromkeys(sources))
-
-
-def _is_negative(tensor: Tensor) -> bool:
-    written = wide(tensor)
-    return bool(((written == -math.inf) | torch.isfinite(written)).all())
-
-
-def _element(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...]) -> float | None:
-    """The operand's element behind an element of the output; None if several elements went into it."""
-    if not is_elementwise(func):
-        return None
-    try:
-        element = operand.expand(output.shape)[index]
-    except RuntimeError:  # no broadcast
-        return None
-    return None if element.is_complex() else float(element)
-
-
-def _dimension(func: Any, before: tuple[Any, Any]) -> int:
-    """The dimension along which an operation works: the second argument of a softmax, else the last."""
-    return int(before[0][1]) if base_name(func) in ("_softmax", "_log_softmax", "_safe_softmax") else -1
-
-
-def _is_masked(operand: Tensor, output: Tensor, dim: int, index: tuple[int, ...]) -> bool:
-    """Whether the operand's whole row (along `dim`) behind an element of the output is -inf."""
-    if operand.dim() == 0 or output.dim() == 0 or not -output.dim() <= dim < output.dim():
-        return False
-    place = list(index)
-    place.pop(dim)
-    try:
-        rows = operand.movedim(dim, -1)
-        row = rows.expand(*output.movedim(dim, -1).shape[:-1], rows.shape[-1])[tuple(place)]
-    except (RuntimeError, IndexError):  # not laid out as the output is
-        return False
-    return bool((row == -math.inf).all())
-
-
-def _measure(name: str, tensor: Tensor, at: float | None = None) -> TensorRecord:
-    values = wide(tensor)
-    finite = values[torch.isfinite(values)]
-    absmax = finite.abs().max().item() if finite.numel() else 0.0
-    n_nan, n_inf = int(values.isnan().sum()), int(values.isinf().sum())
-    return TensorRecord(name, list(tensor.shape), dtype_name(tensor.dtype), absmax, n_nan, n_inf, at)
 
 
 def _storage(tensor: Tensor) -> int:

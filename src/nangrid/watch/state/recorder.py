@@ -38,6 +38,7 @@ class Recorder:
         self.copy_new_trainables()
         self._state: State = {}
         self._rng: dict[str, Any] = {}
+        self._gradients: dict[str, Tensor] = {}
         self._groups: list[dict[str, Any]] = []
         self._scaler: dict[str, Any] = {}
         self._step = 0
@@ -55,6 +56,9 @@ class Recorder:
         self.copy_new_trainables()
         # One fused copy into buffers that are allocated once.
         torch._foreach_copy_(self.before, list(self.trainables.values()))
+        # The optimizer has just zeroed the gradients of what it holds; others accumulate from step to step.
+        left = ((name, parameter.grad) for name, parameter in self.trainables.items())
+        self._gradients = {name: gradient.clone() for name, gradient in left if gradient is not None}
         self._groups = param_groups(self.optimizer)
         self._scaler = self.scaler.state_dict() if self.scaler else {}
         self._module_state.copy()
@@ -92,6 +96,7 @@ class Recorder:
             outcome=outcome,
             losses=losses,
             initial=self.initial,
+            gradients=self._gradients,
         )
 
     def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
@@ -100,6 +105,7 @@ class Recorder:
             self.snapshot("eval_loss", outcome, losses),
             parameters={name: p.detach().clone() for name, p in self.trainables.items()},
             module_state=ModuleState(copy_buffers(self.model)),
+            gradients={},
             rng=rng,
             micro_batches=[MicroBatch(shallow(inputs))],
             training=False,

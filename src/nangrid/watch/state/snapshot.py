@@ -65,6 +65,8 @@ class Snapshot:
     """Losses of the steps before, as far as the run was watched."""
     initial: dict[str, Tensor]
     """The trainables before the first step of the run."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Gradients that were there when the step began: of trainables that the optimizer does not hold."""
 
     def detached(self) -> Snapshot:
         """A copy that the next step does not overwrite."""
@@ -75,7 +77,13 @@ class Snapshot:
         module_state = replace(
             self.module_state, buffers=copied(self.module_state.buffers), frozen=copied(self.module_state.frozen)
         )
-        return replace(self, parameters=copied(self.parameters), state=copied(self.state), module_state=module_state)
+        return replace(
+            self,
+            parameters=copied(self.parameters),
+            state=copied(self.state),
+            module_state=module_state,
+            gradients=copied(self.gradients),
+        )
 
     def save(self, directory: Path) -> None:
         """Write the two files, json last: a directory without the json holds no snapshot."""
@@ -89,6 +97,7 @@ class Snapshot:
             "outcome": self.outcome,
             "losses": self.losses,
             "initial": _strip(self.initial, "initial", tensors),
+            "gradients": _strip(self.gradients, "gradients", tensors),
             "groups": _strip(self.groups, "groups", tensors),
             "scaler": _strip(self.scaler, "scaler", tensors),
             "state": _strip(self.state, "state", tensors),
@@ -144,6 +153,7 @@ class Snapshot:
             outcome=facts["outcome"],
             losses=facts["losses"],
             initial=_fill(facts["initial"], tensors),
+            gradients=_fill(facts.get("gradients", {}), tensors),
             groups=_fill(facts["groups"], tensors),
             scaler=_fill(facts["scaler"], tensors),
             state=_fill(facts["state"], tensors),

@@ -1,0 +1,1 @@
+"""What does the failing operation do alone, or computed in another way?"""

@@ -1,0 +1,1 @@
+"""Which known mechanism made the first non-finite number?"""
