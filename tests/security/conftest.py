@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from attacks import MARKER, SECRET, Attack
-from sound_cell import MakeRecord, write_cell
+from sound_cell import write_cell
 
 from nangrid.records.grid import GridDirectory
 
@@ -28,14 +28,14 @@ def outside(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hostile(tmp_path: Path, outside: Path, make_record: MakeRecord) -> MakeGrid:
+def hostile(tmp_path: Path, outside: Path) -> MakeGrid:
     """A grid of four sound cells, and of one more for each attack; attack -> cell."""
 
     def make(attacks: dict[str, Attack]) -> dict[str, Path]:
         grid = GridDirectory.open(tmp_path / "grid")
         for seed in range(4):
-            write_cell(grid, seed, make_record)
-        cells = {name: write_cell(grid, 101 + 2 * number, make_record) for number, name in enumerate(attacks)}
+            write_cell(grid, seed)
+        cells = {name: write_cell(grid, 101 + 2 * number) for number, name in enumerate(attacks)}
         for name, cell in cells.items():
             shutil.rmtree(outside)
             outside.mkdir()

@@ -42,6 +42,7 @@ def replay_cell(config: Config, snapshot: Snapshot) -> Autopsy:
     """A new autopsy of the step, from its snapshot; `reproduced` says whether the bits are the same."""
 
     def ask(cell: Cell, step: TrainerStep) -> Autopsy:
+        _require_same_trainables(snapshot, step)
         return examine(step, snapshot, background(config, cell.data))
 
     return at_train_begin(config, ask)
@@ -82,9 +83,7 @@ def check_comparable(config: Config, old: Config, snapshot: Snapshot) -> None:
 
 def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snapshot:
     """The snapshot in the dtypes and with the buffers of another model that has the same trainables."""
-    shapes = {name: tuple(p.shape) for name, p in step.trainables.items()}
-    if shapes != {name: tuple(values.shape) for name, values in snapshot.parameters.items()}:
-        raise InputError("These levels train other parameters than the cell did: train it instead.")
+    _require_same_trainables(snapshot, step)
     state = fitted_state(snapshot.state, snapshot.parameters, step.trainables, step.optimizer)
     return replace(
         snapshot,
@@ -92,6 +91,12 @@ def _fitted(snapshot: Snapshot, step: TrainerStep, *, keep_groups: bool) -> Snap
         groups=snapshot.groups if keep_groups else param_groups(step.optimizer),
         module_state=ModuleState(copy_buffers(step.model), snapshot.module_state.modes),
     )
+
+
+def _require_same_trainables(snapshot: Snapshot, step: TrainerStep) -> None:
+    shapes = {name: tuple(p.shape) for name, p in step.trainables.items()}
+    if shapes != {name: tuple(values.shape) for name, values in snapshot.parameters.items()}:
+        raise InputError("These levels train other parameters than the snapshot holds: train the cell instead.")
 
 
 class _AnsweredError(Exception):

@@ -77,6 +77,8 @@ def requested_config(request: Request, cell: Path) -> Config:
 def write_request(plan: CellPlan, grid_id: str) -> None:
     """Create the cell's directory and write its request."""
     cell = plan.directory()
+    if cell.is_symlink():
+        raise InputError(f"{cell} is a link: remove it, or give another out=.")
     cell.mkdir(parents=True, exist_ok=True)
     kind = SCRIPT if isinstance(plan.config, ScriptConfig) else CELL
     request = Request(kind, plan.cell_id, grid_id, plan.title, plan.overrides, asdict(plan.config))

@@ -114,6 +114,8 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
         return _run(plan, grid_id, module, stop)
     except _Stop:
         return Reply(ReplyKind.STOPPED, TERMINATED)
+    except InputError as error:
+        return Reply(ReplyKind.REFUSED, str(error))
     except OSError as error:
         if outside := _outside(error, plan.directory()):
             return Reply(ReplyKind.STOPPED, outside)

@@ -53,6 +53,8 @@ class GridDirectory:
         try:
             cells = path / "cells"
             cells.mkdir(parents=True, exist_ok=True)
+            if not is_own_folder(cells):
+                raise InputError(f"{cells} is a link to another directory: remove it, or give another out=.")
             if not all(os.access(directory, os.W_OK | os.X_OK) for directory in (path, cells)):
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             if not (path / GRID).exists():
