@@ -46,16 +46,16 @@ def diagnose(
     out: str = DIAGNOSE_OUT,
     start_from: str | None = None,
 ) -> "Diagnosis":
-    """Which of the levels that tell a failing run from a training one make it fail, and which changes cure it?
+    """Search the levels that make a failing script fail, and the changes that cure it; print and return the verdict.
 
-    `make_trainer`: a function at the top level of a file, which builds a transformers.Trainer (not trained) from a
-    dict of levels, or trains there and then in a loop of its own with a Watch, which puts its records into the cell's
-    directory and ends the loop. `failing` and `reference` are two such dicts with the same keys. Each run is a cell in
-    a process of its own, kept in `out` and never run twice, unless the script or a module beside it that it imports
-    has changed. It is stopped after `horizon` steps; its schedule is the script's. Runs with the script's own seeds,
-    then `seeds - 1` more with others. `start_from`: a snapshot of the watch or a checkpoint of the Trainer, which all
-    runs go on from. Prints the verdict, and returns it. Call it under `if __name__ == "__main__":`.
-    nangrid.records.errors.InputError for end points that are none.
+    `make_trainer` is a function at the top level of a file. It takes a dict of levels and returns an untrained
+    transformers.Trainer, or it trains in its own loop with a Watch. `failing` and `reference` are two such dicts with
+    the same keys: one fails, one trains. Call `diagnose` under `if __name__ == "__main__":`.
+
+    Each run is a cell in its own process. It stops after `horizon` steps, and the script's schedule is kept. Results
+    stay in `out`, and no run is repeated unless the script or a module beside it has changed. The first run of each combination uses the script's own seeds, the other
+    `seeds - 1` use different ones. `start_from`: a snapshot of the watch or a checkpoint of the Trainer, from which
+    every run resumes. Raises nangrid.records.errors.InputError if `failing` trains or `reference` fails.
     """
     from nangrid.records.errors import requiring
 

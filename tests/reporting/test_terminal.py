@@ -48,7 +48,7 @@ def test_default_grid_fits_80_columns_with_one_line_per_cell(make_record: MakeRe
     assert max(map(len, lines)) <= 80
     assert len([line for line in lines if "step 0 · parameter" in line]) == 16
     assert [line.split() for line in lines if line.startswith("silent_fp16 zero paged_adamw_8bit none")] == [
-        ["silent_fp16", "zero", "paged_adamw_8bit", "none", "step", "0", "·", "parameter", "1", "10345678"]
+        ["silent_fp16", "zero", "paged_adamw_8bit", "none", "step", "0", "·", "parameter", "step", "1", "10345678"]
     ]
     assert "24 cells: 16 non-finite, 8 finite" in lines
 

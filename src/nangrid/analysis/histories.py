@@ -13,7 +13,7 @@ from nangrid.records.grid import GridDirectory
 from nangrid.records.history import COLUMNS, read_table
 
 History = NDArray[np.float64]
-"""One row per step, one column per name in COLUMNS; null is a NaN with bits of its own, _NULL."""
+"""One row per step, one column per name in COLUMNS; null is a NaN with special bits, _NULL."""
 
 _NULL = np.array([0x7FF8_0000_0000_0001]).view(np.float64)[0]
 """A NaN that no arithmetic produces: it marks a value that was not measured."""

@@ -216,7 +216,8 @@ def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
     axes.set_xticks(shown, [places[n] for n in shown], fontsize=8)
     where = f" in {autopsy.module}" if autopsy.module else ""
     axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind}{where}", xlim=(-0.8, last + 0.8))
-    axes.set_xlabel("decoder layer" + ("; P: a parameter or its gradient is non-finite there" if hit else ""))
+    origins = "; X: origin" if origin is not None else ""
+    axes.set_xlabel(f"decoder layer{origins}" + ("; P: a parameter or its gradient is non-finite there" if hit else ""))
     for place in sorted(p for p in hit if p is not None and p != origin):
         axes.text(place, 0.5, "P", ha="center", va="center", fontsize=8, color="black", in_layout=False)
     axes.spines[:].set_visible(False)
@@ -241,7 +242,8 @@ def _magnitudes(axes: Axes, operands: Sequence[TensorRecord], dtype: str, limit:
     axes.axvline(0, color=_INK, linewidth=1.2)
     _note(axes, f"largest {dtype}: {limit:.4g}", (0, len(operands) - 0.4))
     axes.set_yticks(range(len(operands)), [f"{operand.name} ({operand.dtype})" for operand in reversed(operands)])
-    axes.set(xlabel="bits past the limit (log2 of largest operand / limit)", ylim=(-0.6, len(operands)))
+    below = "; two operands below it can still exceed it together" * all(o.absmax <= limit for o in operands)
+    axes.set(xlabel=f"bits past the limit: log2(largest operand / limit){below}", ylim=(-0.6, len(operands)))
     axes.margins(x=0.25)
     axes.grid(axis="x")
 

@@ -80,8 +80,9 @@ def render(page: Page) -> str:
     environment.filters |= {"table": _table, "svg": Markup, "paragraphs": _paragraphs, "operands": operands}
     marks = {event: _NAMED[MARKERS[number % len(MARKERS)]] for number, event in enumerate(page.events)}
     ledgers = _distinct_ledgers(page.records)
+    levels = _level_fields(page.records, page.factors)
     return environment.get_template("report.html.jinja").render(
-        page=page, map=_onset_map(page), colours=colours(page.events), marks=marks, ledgers=ledgers
+        page=page, map=_onset_map(page), colours=colours(page.events), marks=marks, levels=levels, ledgers=ledgers
     )
 
 
@@ -121,6 +122,16 @@ _HEADINGS = {
     "least_p": "smallest possible p",
     "p_holm": "p (Holm)",
     "flagged": "crashed or timed out",
+    "absmax": "largest value",
+    "order": "place in the forward pass",
+    "text": "token",
+    "fp16": "bits left in fp16",
+    "bf16": "bits left in bf16",
+    "fp32": "bits left in fp32",
+    "doubles_in": "doubles every (steps)",
+    "reaches_at": "reaches 65504 at step",
+    "r2": "r squared",
+    "looks": "samples",
 }
 """Column of a table -> its heading on the page."""
 _OF_ONE_CELL = ("changed", "layers", "preflight", "early_warnings")
@@ -163,6 +174,21 @@ def _mark(cell: dict[str, Any]) -> _Mark:
     if pd.isna(cell["event"]):
         return _Mark("·", None, f"{seed}finite to step {cell['time']} ({name})")
     return _Mark(str(cell["time"]), str(cell["event"]), f"{seed}{cell['event']} at step {cell['time']} ({name})")
+
+
+def _level_fields(records: Sequence[CellRecord], factors: Sequence[str]) -> list[tuple[str, str]]:
+    """What a level stands for: for each level of a varying group, its fields that differ between the group's levels."""
+    described = []
+    for factor in factors:
+        rows = {str(r.factors[factor]): r.factors for r in records if factor in r.factors}
+        fields = [key for key in next(iter(rows.values()), {}) if key.startswith(f"{factor}.")]
+        differing = [key for key in fields if len({str(levels.get(key)) for levels in rows.values()}) > 1]
+        if differing and not set(differing) & set(factors):
+            described += [
+                (level, ", ".join(f"{key.removeprefix(factor)[1:]} {levels.get(key)}" for key in differing))
+                for level, levels in rows.items()
+            ]
+    return described
 
 
 def _distinct_ledgers(records: Sequence[CellRecord]) -> pd.DataFrame:

@@ -137,16 +137,19 @@ def _survival(evidence: Evidence) -> Section:
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
     traces = traces_of(evidence)
     shown = "" if len(traces) == len(evidence.histories) else f" ({len(traces)} of {len(evidence.histories)} cells)"
-    lead = [f"One line per cell up to its onset; a marker shows the last finite value of a failing cell{shown}."]
+    lead = [
+        f"One line per run{shown}. A failing run ends with a marker at its last finite value; one whose first value is "
+        "already non-finite has none."
+    ]
     return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
 
 
 def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
     table = room(frame)
     lead = [
-        f"Largest activations and gradients of cell {cell_id[:8]}, sampled on its first step and every few after. "
-        "The columns fp16, bf16 and fp32 give the bits left before that format overflows: log2(largest finite number / "
-        "largest value). Below 0 it overflows.",
+        f"How close a run that trains, {cell_id[:8]}, is to each format's limit: its largest activations and "
+        "gradients, sampled on its first step and every few after. Bits left: log2(largest finite number of the "
+        "format / largest value). Below 0 that format overflows. The largest values come first.",
         in_fp16(frame),
     ]
     growing = forecast(frame)

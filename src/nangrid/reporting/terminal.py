@@ -69,11 +69,16 @@ class _OnsetTable:
         for heading in headings:
             shown.add_column(heading, overflow="fold")
         shown.add_column("onset", width=min(_ONSET_WIDTH, max(onset.cell_len for onset in onsets)))
-        shown.add_column("loss at", width=len("loss at"), justify="right")
+        losses = [_loss(row) for row in self.rows]
+        shown.add_column("loss at", width=max(len(text) for text in ("loss at", *losses)), justify="right")
         shown.add_column("cell", width=_ID_WIDTH, style="dim")
-        for row, cells, onset in zip(self.rows, levels, onsets, strict=True):
-            shown.add_row(*cells, onset, _text(row["loss_step"]), row["cell_id"][:_ID_WIDTH])
+        for row, cells, onset, loss in zip(self.rows, levels, onsets, losses, strict=True):
+            shown.add_row(*cells, onset, loss, row["cell_id"][:_ID_WIDTH])
         return shown
+
+
+def _loss(row: dict[str, Any]) -> str:
+    return "" if row["loss_step"] is None else f"step {row['loss_step']}"
 
 
 def _onset(row: dict[str, Any]) -> Text:
