@@ -53,10 +53,10 @@ def diagnose(
     the same keys: one fails, one trains. Call `diagnose` under `if __name__ == "__main__":`.
 
     Each run is a cell in its own process. It stops after `horizon` steps, and the script's schedule is kept. Results
-    stay in `out`, and a run is repeated only if the script, or a module beside it that it imports, has changed. The
-    first run of each combination uses the script's own seeds, the other `seeds - 1` use different ones. `start_from`: a
-    snapshot of the watch or a checkpoint of the Trainer, from which every run resumes. Raises
-    nangrid.records.errors.InputError if `failing` trains or `reference` fails.
+    stay in `out`, and no run is repeated unless the script or a module beside it has changed. The first run of each
+    combination uses the script's own seeds, the other `seeds - 1` use different ones. `start_from`: a snapshot of the
+    watch or a checkpoint of the Trainer, from which every run resumes. Raises nangrid.records.errors.InputError if
+    `failing` trains or `reference` fails.
     """
     from nangrid.records.errors import requiring
 

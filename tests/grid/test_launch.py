@@ -2,17 +2,24 @@
 
 import errno
 import os
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from fake_cell import starts_file
 
 from nangrid.commands.run import main
+from nangrid.grid.collect import GridOutcome
+from nangrid.grid.launch import CellsFailedError, launch
 from nangrid.grid.lock import is_held
+from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import read_record
+from nangrid.records.grid import GridDirectory
 
 
 def run(out: Path, *arguments: str) -> int:
@@ -150,3 +157,23 @@ def test_a_full_disk_is_reported_in_one_sentence(
     error = capsys.readouterr().err
     assert "onsets.parquet cannot be written (No space left on device). Free some space" in error
     assert len(error.splitlines()) == 1
+
+
+class Deleting:
+    """An executor during whose run somebody deletes the grid's directory."""
+
+    max_parallel = 1
+
+    def check(self) -> None: ...
+
+    def warm_up(self) -> None: ...
+
+    def run(self, plans: Sequence[CellPlan], grid: GridDirectory) -> GridOutcome:
+        shutil.rmtree(grid.path)
+        return GridOutcome()
+
+
+def test_a_grid_deleted_while_it_runs_is_named(make_plan: Callable[..., CellPlan]) -> None:
+    plan = make_plan()
+    with pytest.raises(CellsFailedError, match="grid was deleted while its cells ran"):
+        launch([(asdict(plan.config), plan.overrides)], Deleting())

@@ -47,9 +47,11 @@ def _compose_and_launch(arguments: list[str]) -> None:
     if options.help:
         say(usage())
         return
-    experiment = next((o for o in options.overrides if o.startswith("+experiment=")), None)
-    if experiment and not options.multirun and not options.cfg:
-        raise InputError(as_typed(f"{experiment} is a grid: add -m, as in python -m src.run -m {experiment}."))
+    for override in options.overrides:
+        name = override.removeprefix("+experiment=")
+        known = name != override and (CONF_DIR / "experiment" / f"{name}.yaml").is_file()
+        if known and not options.multirun and not options.cfg:
+            raise InputError(as_typed(f"{override} is a grid: add -m, as in python -m src.run -m {override}."))
     if options.overrides:
         first = arguments.index(options.overrides[0])
         arguments = [*arguments[:first], *with_run_levels(arguments[first:])]

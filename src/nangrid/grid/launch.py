@@ -49,6 +49,8 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execu
         return
     grid = GridDirectory.open(plans[0].config.out)
     outcome = executor.run(plans, grid)
+    if not (grid.path / "cells").is_dir():
+        raise CellsFailedError(f"{grid.path} was deleted while its cells ran: run the same command again.")
     records = [outcome.records[plan.cell_id] for plan in plans if plan.cell_id in outcome.records]
     from nangrid.reporting.finished import print_cell, print_grid  # pandas and rich take a second
 

@@ -117,11 +117,13 @@ class Inspector:
             self._examine({"loss": digest(self._losses), "gradients": bits})
 
     def _warn_without_gradient(self) -> None:
-        """Warn at the first step if it reached no trainable: the run would train nothing, and look healthy."""
-        if not self._gradients_seen and len(self.clocks.without_gradient) == len(self.step.trainables):
+        """Warn at the first step if the optimizer has no gradient: the run would train nothing, and look healthy."""
+        # Not refused: an optimizer may hold copies of the weights, which its loop fills with gradients in its own way.
+        groups = self.step.optimizer.param_groups if not self._gradients_seen else []
+        if groups and all(p.grad is None for group in groups for p in group["params"]):
             logger.warning(
-                "no parameter has a gradient in the first step, so nothing is trained: call loss.backward() on a loss "
-                "that depends on the model, and not under torch.no_grad()."
+                "no parameter of the optimizer has a gradient in the first step, so nothing is trained: call "
+                "loss.backward(), not under torch.no_grad(), and pass the optimizer of this model."
             )
         self._gradients_seen = True
 

@@ -191,10 +191,8 @@ def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) 
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise InputError("The model has lazy parameters: run it on one batch before creating the Watch.")
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
-    if not any(p.requires_grad for p in optimized):
-        raise InputError("The optimizer has no parameter that requires a gradient: nothing would be trained.")
-    if not {id(p) for p in model.parameters()}.intersection(map(id, optimized)):
-        raise InputError("The optimizer has no parameter of the model: pass the model that the optimizer trains.")
+    if not any(p.requires_grad for p in (*model.parameters(), *optimized)):
+        raise InputError("No parameter of the model or the optimizer requires a gradient: nothing would be trained.")
     if any(p.is_meta for p in optimized):
         raise InputError("The model's parameters are on the meta device: load its weights before creating the Watch.")
 

@@ -318,12 +318,8 @@ def test_unsupported_optimizers_and_schedulers_are_rejected(tmp_path: Path) -> N
 
 
 def test_an_optimizer_that_cannot_train_the_model_is_rejected(tmp_path: Path) -> None:
-    model = nn.Linear(4, 1)
-    other = torch.optim.SGD(nn.Linear(4, 1).parameters(), lr=0.1)
-    with pytest.raises(InputError, match="no parameter of the model"):
-        Watch(model, other, tmp_path)
     frozen = nn.Linear(4, 1).requires_grad_(False)
-    with pytest.raises(InputError, match="no parameter that requires a gradient"):
+    with pytest.raises(InputError, match="nothing would be trained"):
         Watch(frozen, torch.optim.SGD(frozen.parameters(), lr=0.1), tmp_path)
     meta = nn.Linear(4, 1, device="meta")
     with pytest.raises(InputError, match="meta device"):
@@ -338,9 +334,36 @@ def test_a_closure_that_returns_no_loss_is_rejected(loss: Any, said: str, tmp_pa
         watch.step(lambda: loss)
 
 
-def test_a_closure_without_backward_pass_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Linear(4, 1)
-    watch = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path)
+@pytest.mark.parametrize("wrong", ["no backward pass", "no_grad", "the optimizer of another model"])
+def test_a_step_that_trains_nothing_is_warned_of_once(
+    wrong: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, other = nn.Linear(4, 1), nn.Linear(4, 1)
+    trained = other if wrong == "the optimizer of another model" else model
+    watch = Watch(model, torch.optim.SGD(trained.parameters(), lr=0.1), tmp_path)
+
+    def closure() -> Tensor:
+        with torch.set_grad_enabled(wrong != "no_grad"):
+            loss: Tensor = model(torch.ones(2, 4)).sum()
+        if trained is other:
+            loss.backward()
+        return loss
+
     for _ in range(3):
-        watch.step(lambda: model(torch.ones(2, 4)).sum())
-    assert [message[:43] for message in caplog.messages] == ["no parameter has a gradient in the first st"]
+        watch.step(closure)
+    assert [message[:46] for message in caplog.messages] == ["no parameter of the optimizer has a gradient i"]
+
+
+def test_an_optimizer_of_float32_copies_is_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(4, 1).bfloat16()
+    copies = [p.detach().float() for p in model.parameters()]
+    watch = Watch(model, torch.optim.SGD(copies, lr=0.1), tmp_path)
+
+    def closure() -> Tensor:
+        loss: Tensor = model(torch.ones(2, 4, dtype=torch.bfloat16)).sum()
+        loss.backward()
+        for copy, p in zip(copies, model.parameters(), strict=True):
+            copy.grad, p.grad = p.grad.float(), None
+        return loss
+
+    assert all(torch.isfinite(watch.step(closure)) for _ in range(2)) and caplog.messages == []

@@ -41,7 +41,7 @@ print(given if result is None else result)
 
 
 def write_operation(directory: Path, call: Call, title: str) -> bool:
-    """Write both files if the operation fails alone on the CPU and its operands are small; True if they were written."""
+    """Write both files if the operation fails alone on the CPU and its operands are small; True if they were."""
     alone = call.mapped(lambda tensor: tensor.cpu().contiguous())
     namespace = alone.func.namespace
     if namespace not in ("aten", "prims") or alone.size() > LARGEST or not alone.fails():
