@@ -1,0 +1,56 @@
+"""Builds what many cases share: the usual loop, small images, small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from case import Loop
+from torch import Tensor, nn
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[..., Tensor],
+    batches: Sequence[Any],
+    after: Callable[[int], object] = lambda step: None,
+    **options: Any,
+) -> Loop:
+    """The loop that most scripts have: zero_grad, forward, backward; batches repeat when they are used up."""
+
+    def closure_of(call: int) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(*batches[call % len(batches)])
+            loss.backward()
+            return loss
+
+        return closure
+
+    return Loop(model, optimizer, closure_of, after, **options)
+
+
+def digits(count: int, seed: int = 0, pixels: int = 64, classes: int = 10) -> tuple[Tensor, Tensor]:
+    """Flat grey images in [0, 1], and the number drawn on each."""
+    drawn = torch.rand(classes, pixels, generator=torch.Generator().manual_seed(99)).round()
+    noise = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=noise)
+    return (drawn[labels] + 0.2 * torch.randn(count, pixels, generator=noise)).clamp(0, 1), labels
+
+
+def digit_batches(number: int, size: int, pixels: int = 64, classes: int = 10) -> list[tuple[Tensor, Tensor]]:
+    """Batches of digits with one-hot labels, as the TensorFlow tutorials feed them."""
+    batches = [digits(size, seed, pixels, classes) for seed in range(number)]
+    return [(x, F.one_hot(y, classes).float()) for x, y in batches]
+
+
+def mlp(*sizes: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers of these sizes with activations between them."""
+    layers: list[nn.Module] = []
+    for i, (before, behind) in enumerate(pairwise(sizes)):
+        layers += [act()] * (i > 0) + [nn.Linear(before, behind)]
+    return nn.Sequential(*layers)
