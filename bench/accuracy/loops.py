@@ -54,3 +54,26 @@ def mlp(*sizes: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     for i, (before, behind) in enumerate(pairwise(sizes)):
         layers += [act()] * (i > 0) + [nn.Linear(before, behind)]
     return nn.Sequential(*layers)
+
+
+class TinyLM(nn.Module):
+    """A language model of one layer."""
+
+    def __init__(self, vocabulary: int = 24, width: int = 12) -> None:
+        super().__init__()
+        self.embed, self.body = nn.Embedding(vocabulary, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.body(self.embed(ids))))
+        return logits
+
+
+def logps(logits: Tensor, labels: Tensor) -> Tensor:
+    """The log-probability of each label."""
+    return logits.float().log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def replaced(batches: list[Any], at: int, batch: Any) -> list[Any]:
+    """The batches with another one at this position."""
+    return [*batches[:at], batch, *batches[at + 1 :]]

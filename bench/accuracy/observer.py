@@ -33,6 +33,7 @@ POLES: dict[str, tuple[int, tuple[float, ...]]] = {
     "pow": (0, (0.0,)),
     "atanh": (0, (1.0, -1.0)),
     "logit": (0, (0.0, 1.0)),
+    "xlogy": (1, (0.0,)),
 }
 """Operation -> the operand that has a pole, and where."""
 _IN_TRACEBACK = re.compile(r'File "([^"]+)", line (\d+)')

@@ -130,8 +130,8 @@ def _without(case: Case, replaces: Callable[[Finding], bool], filler: float = 0.
 def _not_the_cause(case: Case) -> list[str]:
     assert case.onset is not None
     cured = [_without(case, _declared(case), filler).onset for filler in (0.0, 1.0)]
-    # What has diverged may fail in the same step's gradients, too.
-    later = case.pattern == "divergence"
+    # What has diverged may fail in the same step's gradients, too; a parameter that held NaN before still does.
+    later = case.pattern == "divergence" or case.origins[0].phase == "input"
     fails = [onset is not None and (onset == case.onset if later else onset[0] == case.onset[0]) for onset in cured]
     return [f"with finite numbers on the declared lines it still fails: {cured}"] if all(fails) else []
 
