@@ -1,10 +1,10 @@
 """nangrid finds out why a fine-tuning run went NaN: which choice caused it, in which operation, and what cures it."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, SEEDS
+from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, MAX_RUNS, SEEDS
 
 if TYPE_CHECKING:
     from nangrid.diagnosis.diagnose import Diagnosis
@@ -45,6 +45,8 @@ def diagnose(
     threads: int = 1,
     out: str = DIAGNOSE_OUT,
     start_from: str | None = None,
+    max_runs: int = MAX_RUNS,
+    between: Mapping[str, Sequence[Any]] | None = None,
 ) -> "Diagnosis":
     """Which of the levels that tell a failing run from a training one make it fail, and which changes cure it?
 
@@ -52,8 +54,10 @@ def diagnose(
     dict of levels, or trains there and then in a loop of its own with a Watch, which puts its records into the cell's
     directory and ends the loop. `failing` and `reference` are two such dicts with the same keys. Each run is a cell in
     a process of its own, kept in `out` and never run twice; it is stopped after `horizon` steps, its schedule is the
-    script's. Runs with the script's own seeds, then `seeds - 1` more with others. `start_from`: a snapshot of the
-    watch or a checkpoint of the Trainer, which all runs go on from. Prints the verdict, and returns it. Call it under
+    script's. Runs with the script's own seeds, then `seeds - 1` more with others; if they disagree, each combination
+    runs with as many as its answer takes. After `max_runs` runs the rest is undecided. `between`: levels between the
+    two, by key, which are searched as well. `start_from`: a snapshot of the watch or a checkpoint of the Trainer, which
+    all runs go on from. Prints the verdict, and returns it. Call it under
     `if __name__ == "__main__":`. nangrid.records.errors.InputError for end points that are none.
     """
     from nangrid.records.errors import requiring
@@ -71,4 +75,6 @@ def diagnose(
         threads=threads,
         out=out,
         start_from=start_from,
+        max_runs=max_runs,
+        between=between or {},
     )
