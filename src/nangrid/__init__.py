@@ -1,10 +1,10 @@
 """nangrid finds out why a fine-tuning run went NaN: which choice caused it, in which operation, and what cures it."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, SEEDS
+from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, MAX_RUNS, SEEDS
 
 if TYPE_CHECKING:
     from nangrid.diagnosis.diagnose import Diagnosis
@@ -45,6 +45,8 @@ def diagnose(
     threads: int = 1,
     out: str = DIAGNOSE_OUT,
     start_from: str | None = None,
+    max_runs: int = MAX_RUNS,
+    between: Mapping[str, Sequence[Any]] | None = None,
 ) -> "Diagnosis":
     """Search the levels that make a failing script fail, and the changes that cure it; print and return the verdict.
 
@@ -54,9 +56,10 @@ def diagnose(
 
     Each run is a cell in its own process. It stops after `horizon` steps, and the script's schedule is kept. Results
     stay in `out`, and no run is repeated unless the script or a module beside it has changed. The first run of each
-    combination uses the script's own seeds, the other `seeds - 1` use different ones. `start_from`: a snapshot of the
-    watch or a checkpoint of the Trainer, from which every run resumes. Raises nangrid.records.errors.InputError if
-    `failing` trains or `reference` fails.
+    combination uses the script's own seeds, the other `seeds - 1` use different ones. If seeds disagree, each
+    combination runs with as many as its answer takes. After `max_runs` runs the rest is undecided. `between`: further
+    levels per key, which are searched as well. `start_from`: a snapshot of the watch or a checkpoint of the Trainer,
+    from which every run resumes. Raises nangrid.records.errors.InputError if `failing` trains or `reference` fails.
     """
     from nangrid.records.errors import requiring
 
@@ -73,4 +76,6 @@ def diagnose(
         threads=threads,
         out=out,
         start_from=start_from,
+        max_runs=max_runs,
+        between=between or {},
     )

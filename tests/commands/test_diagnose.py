@@ -36,7 +36,7 @@ def test_the_cause_and_the_cures_of_zero_rows_in_halves(tmp_path: Path, capsys: 
 def test_a_late_onset_is_replayed_with_one_change_undone_at_a_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nangrid.diagnosis.diagnose.LATE", 0)
+    monkeypatch.setattr("nangrid.diagnosis.ranking.LATE", 0)
     sides = ["--failing", "init=zero", "dtype=fp16", "seed=1", "--reference", "init=mean", "dtype=fp32", "seed=1"]
     assert main([*COMMON, f"out={tmp_path}", "--seeds", "1", *sides]) == 0
     said = capsys.readouterr().out

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nangrid.diagnosis.exhaustive import exhaust
 from nangrid.diagnosis.minimal_sets import Changes, NotMonotoneError, OutOfRunsError, search
-from nangrid.diagnosis.monotony import check_monotony
+from nangrid.diagnosis.monotony import check_monotony, exhaust
 
 MOST = 6
 

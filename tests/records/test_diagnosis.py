@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-from nangrid.records.diagnosis import DIAGNOSES, DiagnosisRecord, read_diagnoses, write_diagnosis
+from nangrid.records.diagnosis import DIAGNOSES, ClaimRecord, DiagnosisRecord, read_diagnoses, write_diagnosis
 
 
 def test_latest_diagnosis_of_each_pair_is_kept(tmp_path: Path) -> None:
-    first = DiagnosisRecord("a" * 12, "b" * 12, ["sufficient: dtype=fp16"])
-    again = DiagnosisRecord("a" * 12, "b" * 12, ["sufficient: dtype=fp16", "cure: dtype=bf16"])
-    other = DiagnosisRecord("c" * 12, "b" * 12, [])
+    claim = ClaimRecord("cause", ["dtype=fp16"], "proven", 3, 3, ["a" * 12])
+    first = DiagnosisRecord("a" * 12, "b" * 12, ["sufficient: dtype=fp16"], [claim])
+    again = DiagnosisRecord("a" * 12, "b" * 12, ["sufficient: dtype=fp16", "cure: dtype=bf16"], [claim])
+    other = DiagnosisRecord("c" * 12, "b" * 12, [], [])
     for record in (first, other, again):
         write_diagnosis(tmp_path, record)
     assert read_diagnoses(tmp_path) == ([other, again], [])
 
 
 def test_damaged_diagnosis_is_named(tmp_path: Path) -> None:
-    write_diagnosis(tmp_path, DiagnosisRecord("a" * 12, "b" * 12, []))
+    write_diagnosis(tmp_path, DiagnosisRecord("a" * 12, "b" * 12, [], []))
     (path,) = (tmp_path / DIAGNOSES).iterdir()
     path.write_text(path.read_text()[:-5])
     records, (error,) = read_diagnoses(tmp_path)
@@ -26,8 +27,12 @@ def test_grid_without_diagnoses(tmp_path: Path) -> None:
     assert read_diagnoses(tmp_path) == ([], [])
 
 
-def test_diagnosis_of_schema_1_still_opens(tmp_path: Path) -> None:
+def test_diagnoses_of_schemas_1_and_2_still_open(tmp_path: Path) -> None:
     (tmp_path / DIAGNOSES).mkdir()
     text = '{"failing": "a", "reference": "b", "told": ["cure: dtype=bf16"], "schema": 1}'
     (tmp_path / DIAGNOSES / "a-b.json").write_text(text)
-    assert read_diagnoses(tmp_path) == ([DiagnosisRecord("a", "b", ["cure: dtype=bf16"])], [])
+    assert read_diagnoses(tmp_path) == ([DiagnosisRecord("a", "b", ["cure: dtype=bf16"], [])], [])
+    (tmp_path / "diagnoses" / "a-b.json").write_text(
+        text.replace("told", "lines").replace('"schema": 1', '"schema": 2')
+    )
+    assert read_diagnoses(tmp_path) == ([DiagnosisRecord("a", "b", ["cure: dtype=bf16"], [])], [])

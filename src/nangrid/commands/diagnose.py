@@ -13,13 +13,13 @@ from nangrid.commands.compose import composed, key_of, with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import command_line, make_parser
 from nangrid.diagnosis.diagnose import diagnose
-from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_number
+from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_max_runs
 from nangrid.diagnosis.summary import print_summary
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.start_from import levels_of
 from nangrid.records.cell import START_FROM
-from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, SEEDS
+from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, MAX_RUNS, SEEDS
 from nangrid.records.errors import InputError
 from nangrid.records.safety.text import say
 from nangrid.records.start_from import find_start
@@ -33,8 +33,12 @@ python -m src.diagnose start_from=outputs/grid/cells/30e24def... \\
 
 Overrides before --failing apply to all runs. A key given on one side only
 takes its default on the other. The search uses one seed (seed=0) and short
-runs; its answers are confirmed at the full horizon with --seeds of them. Runs
-are kept in out= (outputs/diagnose) and never run twice.
+runs; its answers are confirmed at the full horizon with --seeds of them. If
+the seeds disagree, each combination runs with as many seeds as its answer
+takes. After --max-runs, what is left is said to be undecided. Runs are kept in
+out= (outputs/diagnose) and never run twice.
+
+--between optim.lr=2e-5,6e-5 searches levels between the two sides as well.
 
 With start_from= all runs resume that run, under its levels except those of
 --reference; --failing may be left out. Results hold from that step on, for the
@@ -76,14 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("common", nargs="*", metavar="key=value", help="overrides shared by all runs")
     parser.add_argument("--failing", nargs="+", metavar="key=value", help="levels that fail (start_from: the run's)")
     parser.add_argument("--reference", nargs="+", required=True, metavar="key=value", help="levels that train")
+    parser.add_argument("--between", nargs="+", default=[], metavar="key=a,b", help="levels between the two sides")
     parser.add_argument("--n-jobs", type=int, default=1, help="runs in parallel (1)")
     parser.add_argument("--seeds", type=int, help="number of seeds that must agree (3; start_from: 1)")
+    parser.add_argument("--max-runs", type=int, default=MAX_RUNS, help=f"runs after which the search ends ({MAX_RUNS})")
     options = parser.parse_args(arguments)
     return exit_code(lambda: _diagnose(options))
 
 
 def _diagnose(options: Namespace) -> None:
     problem = problem_of(options.common, options.failing, options.reference, options.n_jobs, options.seeds)
+    between = levels_between(options.between, problem)
+    problem = replace(problem, max_runs=options.max_runs, between=between)
+    check_max_runs(problem.max_runs)
     horizon = _whole_number("horizon", options.common, default=HORIZON, least=1)
     diagnosis = diagnose(problem, horizon, say)
     print_summary(diagnosis, problem, command_line("report"))
@@ -107,6 +116,17 @@ def problem_of(
     return DiagnosisProblem(sides.changes, planner.plan, executor, tuple(range(first_seed, first_seed + number)))
 
 
+def levels_between(given: Sequence[str], problem: DiagnosisProblem) -> tuple[tuple[Overrides, ...], ...]:
+    """Per factor that differs, its levels between the two sides; InputError for a key that does not differ."""
+    levels = {key_of(override): override.partition("=")[2].split(",") for override in given}
+    keys = [key_of((failing or reference)[0]) for failing, reference in problem.changes]
+    if unknown := [key for key in levels if key not in keys]:
+        raise InputError(
+            f"--between {unknown[0]} does not differ between the two sides: name one of {', '.join(keys)}."
+        )
+    return tuple(tuple((f"{key}={level}",) for level in levels.get(key, [])) for key in keys)
+
+
 def _sides(common: list[str], failing: list[str], reference: list[str]) -> Sides:
     by_key = [_by_key(side) for side in (failing, reference)]
     keys = [key for key in dict.fromkeys([*by_key[0], *by_key[1]]) if by_key[0].get(key) != by_key[1].get(key)]
@@ -118,7 +138,6 @@ def _sides(common: list[str], failing: list[str], reference: list[str]) -> Sides
 def _check_sides(sides: Sides, common: list[str]) -> None:
     if not sides.keys:
         raise InputError("--failing and --reference are the same cell: name what differs.")
-    check_number(len(sides.keys))
     if twice := [key for key in sides.keys if any(key_of(override) == key for override in common)]:
         raise InputError(f"{twice[0]} is given for all runs and for one side: give it to both sides, or to all runs.")
     if "seed" in sides.keys:

@@ -31,18 +31,19 @@ def narrow_dtype(full: SeededSearch, cause: Changes) -> NarrowedCause | None:
 
     None if the cause holds no dtype, the two dtypes differ in one field only, or no seed has the event.
     """
-    seed = next((seed for seed in full.seeds if full.has_event(cause, seed)), None)
-    result = None if seed is None else full.oracle.result(cause, seed)
+    run = [(seed, result) for (of, seed), result in full.oracle.results.items() if of == cause and result]
+    seed, result = next(((seed, result) for seed, result in run if result.has(full.event)), (None, None))
     if seed is None or result is None:
         return None
     horizon = min(full.oracle.horizon, ENOUGH_STEPS * (steps_before(result.record) + 1))
     problem = _field_problem(full.problem, cause, seed, horizon)
-    if problem is None or len(problem.changes) < 2:
+    budget = full.oracle.budget
+    if problem is None or len(problem.changes) < 2 or not budget.left:
         return None
     full.log(f"narrowing down: {', '.join(failing[0] for failing, _ in problem.changes)}?")
-    oracle = CellOracle(problem, horizon, full.log)
+    oracle = CellOracle(problem, horizon, full.log, budget)
     weights = [1.0] * len(problem.changes)
-    minimal, _ = SeededSearch(problem, oracle, [seed], full.event, weights, full.log).causes()
+    minimal = SeededSearch(problem, oracle, [seed], full.event, weights, full.log).causes()
     return NarrowedCause(problem, minimal, len(oracle.results))
 
 
@@ -69,7 +70,7 @@ def _field_problem(problem: DiagnosisProblem, cause: Changes, seed: int, horizon
         changed = [level for level, (_, reference) in zip(levels, changes, strict=True) if level != reference]
         return problem.plan([*problem.levels(rest), *changed], horizon, seed)
 
-    return replace(problem, changes=changes, plan=plan)
+    return replace(problem, changes=changes, plan=plan, seeds=(seed,))
 
 
 def _names_group(change: tuple[Overrides, Overrides]) -> bool:

@@ -124,10 +124,13 @@ class Border:
     def minimal_sets(self) -> MinimalSets:
         """The minimal causes and cures among all answers."""
         cures = minimal([self.full & ~point for point in self.insufficient])
-        complete = self.next_open() is None
-        sets = [sorted(map(to_changes, s), key=_by_size) for s in (minimal(self.sufficient), cures)]
-        asked, skipped = (list(map(to_changes, points)) for points in (self.asked, self.skipped))
-        return MinimalSets(*sets, asked, skipped, complete)
+        return MinimalSets(
+            causes=sorted(map(to_changes, minimal(self.sufficient)), key=_by_size),
+            cures=sorted(map(to_changes, cures), key=_by_size),
+            asked=list(map(to_changes, self.asked)),
+            skipped=list(map(to_changes, self.skipped)),
+            complete=self.next_open() is None,
+        )
 
     def _is_open(self, point: int) -> bool:
         return self.known(point) is None and point not in self.skipped

@@ -1,8 +1,12 @@
-"""Tests that an event is monotone: asks about sets whose answer monotony predicts, far from those asked before."""
+"""Tests that an event is monotone, and finds its minimal causes and cures if it is not.
+
+The tests ask about sets whose answer monotony predicts, far from those asked before.
+"""
 
 from __future__ import annotations
 
 import random
+from itertools import chain, combinations
 
 from nangrid.diagnosis.minimal_sets import (
     Ask,
@@ -10,12 +14,13 @@ from nangrid.diagnosis.minimal_sets import (
     Changes,
     MinimalSets,
     NotMonotoneError,
+    OutOfRunsError,
     to_changes,
     to_point,
 )
 
 MOST_TESTS = 4
-"""Tests of one search: one per three changes, up to this number."""
+"""Tests of one search: one per three changes, up to this number, and at most half of the sets that were not asked."""
 _DRAWN = 100
 
 
@@ -26,7 +31,8 @@ def check_monotony(n: int, ask: Ask, found: MinimalSets) -> list[Changes]:
     """
     border = known_border(n, found)
     agreeing = []
-    for number in range(min(MOST_TESTS, max(1, n // 3))):
+    unasked = 2**n - 2 - len(found.asked)
+    for number in range(min(MOST_TESTS, max(1, n // 3), unasked // 2)):
         if (point := _far_away(border, above=number % 2 == 0)) is None:
             break
         border.asked.append(point)
@@ -68,3 +74,32 @@ def _clash(border: Border, point: int, sufficient: bool) -> NotMonotoneError:
         return NotMonotoneError(to_changes(point), to_changes(larger))
     smaller = next(other for other in border.sufficient if other & point == other)
     return NotMonotoneError(to_changes(smaller), to_changes(point))
+
+
+def exhaust(n: int, ask: Ask) -> MinimalSets:
+    """Sufficient sets without a sufficient subset, and the smallest removals that prevent the event.
+
+    Sets without an answer are skipped. The result is incomplete if `ask` raises OutOfRunsError.
+    """
+    everything = frozenset(range(n))
+    answers: dict[Changes, bool | None] = {frozenset(): False, everything: True}
+    sets = [frozenset(s) for s in chain.from_iterable(combinations(range(n), size) for size in range(1, n))]
+    complete = True
+    try:
+        for changes in sets:
+            answers[changes] = ask(changes)
+    except OutOfRunsError:
+        complete = False
+    return minimal_among(answers, everything, complete)
+
+
+def minimal_among(answers: dict[Changes, bool | None], everything: Changes, complete: bool) -> MinimalSets:
+    """The minimal causes and cures among sets that were asked, whatever monotony would say about the others."""
+    causes = _minimal([s for s, sufficient in answers.items() if sufficient])
+    cures = _minimal([everything - s for s, sufficient in answers.items() if sufficient is False])
+    asked = [s for s in answers if s and s != everything]
+    return MinimalSets(causes, cures, asked, [s for s, answer in answers.items() if answer is None], complete)
+
+
+def _minimal(sets: list[Changes]) -> list[Changes]:
+    return sorted((s for s in sets if not any(other < s for other in sets)), key=lambda s: (len(s), sorted(s)))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from nangrid.analysis.causes import Event, event_of
 from nangrid.analysis.losses import late_loss, no_worse, tolerance
-from nangrid.diagnosis.minimal_sets import MOST_CHANGES, Changes
+from nangrid.diagnosis.budget import Budget
+from nangrid.diagnosis.minimal_sets import Changes, OutOfRunsError
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.exit_reason import LOG
 from nangrid.grid.launch import CellsFailedError
@@ -18,6 +19,7 @@ from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
+from nangrid.records.defaults import MAX_RUNS
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, autopsy_of
 from nangrid.records.history import read_table
@@ -45,6 +47,10 @@ class DiagnosisProblem:
     """The search uses the first seed; the others confirm its answers."""
     sides: tuple[str, str] = ("--failing", "--reference")
     """What the user calls the two end points."""
+    max_runs: int = MAX_RUNS
+    """Runs after which the search ends, and says what it has not decided."""
+    between: tuple[tuple[Overrides, ...], ...] = ()
+    """Per factor that differs: its levels between the two sides. Empty: no factor has any."""
 
     def levels(self, changes: Changes) -> list[Overrides]:
         """Levels per factor: the failing cell's where there is a change, the reference's elsewhere."""
@@ -67,11 +73,15 @@ class CellResult:
     losses: Sequence[float]
     """One per step."""
 
-    def trains(self, reference: CellResult) -> bool:
-        """Whether it trains, to a loss no worse than the reference's after as many steps of the same batches."""
+    def trains(self, reference: CellResult, references: Sequence[CellResult]) -> bool:
+        """Whether it trains, to a loss no worse than the reference's after as many steps of the same batches.
+
+        `references` are the reference with every seed so far: the spread of their losses is no difference.
+        """
         steps = min(len(self.losses), len(reference.losses))
-        loss, other = late_loss(self.losses, steps), late_loss(reference.losses, steps)
-        return self.record.trained and no_worse(loss, other, tolerance([other]))
+        allowed = tolerance([late_loss(other.losses, steps) for other in references])
+        same = no_worse(late_loss(self.losses, steps), late_loss(reference.losses, steps), allowed)
+        return self.record.trained and same
 
     def has(self, event: Event) -> bool | None:
         """Whether it failed with `event`; None if another event came first, which says nothing about this one."""
@@ -81,20 +91,28 @@ class CellResult:
 class CellOracle:
     """Results of cells by their changes and seed, all with one horizon."""
 
-    def __init__(self, problem: DiagnosisProblem, horizon: int, log: Log) -> None:
+    def __init__(self, problem: DiagnosisProblem, horizon: int, log: Log, budget: Budget) -> None:
         self.problem = problem
         self.horizon = horizon
         self.log = log
+        self.budget = budget
         self.results: dict[CellKey, CellResult | None] = {}
         self.crashes: dict[CellKey, str] = {}
         """What the cells that crashed raised, and where their logs are."""
 
     def run(self, wanted: Iterable[CellKey]) -> list[CellResult | None]:
-        """Results of these cells, in order; those not known yet are trained first. None: it crashed or is invalid."""
+        """Results of these cells, in order; those not known yet are trained first. None: it crashed or is invalid.
+
+        OutOfRunsError if not all of them fit into the budget; those that fit are trained.
+        """
         keys = list(wanted)
-        if plans := self._missing_plans(keys):
-            grid = GridDirectory.open(next(iter(plans.values())).config.out)
-            self._store(plans, self.problem.executor.run(list(plans.values()), grid))
+        plans = self._missing_plans(keys)
+        affordable = set(self.budget.take(plan.cell_id for plan in plans.values()))
+        if allowed := {key: plan for key, plan in plans.items() if plan.cell_id in affordable}:
+            grid = GridDirectory.open(next(iter(allowed.values())).config.out)
+            self._store(allowed, self.problem.executor.run(list(allowed.values()), grid))
+        if len(allowed) < len(plans):
+            raise OutOfRunsError
         return [self.results[key] for key in keys]
 
     def result(self, changes: Changes, seed: int) -> CellResult | None:
@@ -142,13 +160,10 @@ class CellOracle:
         self.results[key] = None
 
 
-def check_number(changes: int) -> None:
-    """InputError if more keys differ between the two sides than can be searched."""
-    if changes > MOST_CHANGES:
-        raise InputError(
-            f"{changes} keys differ, but at most {MOST_CHANGES} can be searched: give some of them the same value on "
-            "both sides."
-        )
+def check_max_runs(max_runs: int) -> None:
+    """InputError if the two end points alone need more runs."""
+    if max_runs < 2:
+        raise InputError(f"max_runs={max_runs} is out of range: give a whole number of at least 2.")
 
 
 def cell_title(levels: Sequence[Overrides], seed: int, first_seed: int) -> str:

@@ -14,7 +14,7 @@ from nangrid.cell.bounds import check_bounds
 from nangrid.cell.config import to_override
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
-from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_number
+from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_max_runs
 from nangrid.diagnosis.summary import print_summary
 from nangrid.grid.local import UNGUARDED, LocalExecutor
 from nangrid.grid.plan import CellPlan
@@ -36,6 +36,8 @@ def diagnose_own(
     threads: int,
     out: str,
     start_from: str | None,
+    max_runs: int,
+    between: Mapping[str, Sequence[Any]],
 ) -> Diagnosis:
     """See nangrid.diagnose."""
     # While a new process imports the script, multiprocessing has no parent_process yet, only this mark
@@ -43,12 +45,22 @@ def diagnose_own(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         os._exit(UNGUARDED)
     _check_numbers(horizon, seeds, threads, out)
-    _check(failing, reference)
-    planner = ScriptPlanner.of(make_trainer, failing, reference, out=out, threads=threads, start_from=start_from)
+    _check(failing, reference, between)
+    check_max_runs(max_runs)
+    planner = ScriptPlanner.of(
+        make_trainer, failing, reference, between, out=out, threads=threads, start_from=start_from
+    )
     executor = LocalExecutor(n_jobs)
     executor.check()
-    repeats = tuple(range(1 if start_from else seeds))
-    problem = DiagnosisProblem(planner.changes, planner.plan, executor, repeats, ("failing", "reference"))
+    problem = DiagnosisProblem(
+        planner.changes,
+        planner.plan,
+        executor,
+        tuple(range(1 if start_from else seeds)),
+        ("failing", "reference"),
+        max_runs,
+        planner.between,
+    )
     diagnosis = diagnose(problem, horizon, say)
     print_summary(diagnosis, problem, "nangrid report")
     return diagnosis
@@ -63,6 +75,7 @@ class ScriptPlanner:
     file: str
     failing: Mapping[str, Any]
     reference: Mapping[str, Any]
+    levels_between: Mapping[str, Sequence[Any]]
     out: str
     threads: int
     start_from: str | None
@@ -73,6 +86,7 @@ class ScriptPlanner:
         make_trainer: Callable[..., Any],
         failing: Mapping[str, Any],
         reference: Mapping[str, Any],
+        between: Mapping[str, Sequence[Any]],
         *,
         out: str,
         threads: int,
@@ -81,7 +95,7 @@ class ScriptPlanner:
         """InputError for a function that another process cannot find."""
         module, file = _module_and_file(make_trainer)
         start = None if start_from is None else find_start(start_from).file
-        return cls(make_trainer.__qualname__, module, file, failing, reference, out, threads, start)
+        return cls(make_trainer.__qualname__, module, file, failing, reference, between, out, threads, start)
 
     @property
     def changes(self) -> tuple[tuple[Overrides, Overrides], ...]:
@@ -89,10 +103,18 @@ class ScriptPlanner:
         keys = [key for key in self.failing if self.failing[key] != self.reference[key]]
         return tuple(((to_override(key, self.failing[key]),), (to_override(key, self.reference[key]),)) for key in keys)
 
+    @property
+    def between(self) -> tuple[tuple[Overrides, ...], ...]:
+        """Per key that differs: its levels between the two."""
+        keys = [key for key in self.failing if self.failing[key] != self.reference[key]]
+        return tuple(tuple((to_override(key, level),) for level in self.levels_between.get(key, ())) for key in keys)
+
     def plan(self, levels: Sequence[Overrides], horizon: int, seed: int) -> CellPlan:
         """The run with these levels; `seed` is added to the seeds that the function sets."""
         values = {
-            to_override(k, side[k]): (k, side[k]) for k in self.failing for side in (self.failing, self.reference)
+            to_override(key, level): (key, level)
+            for key in self.failing
+            for level in (self.failing[key], self.reference[key], *self.levels_between.get(key, ()))
         }
         chosen = dict(values[override] for overrides in levels for override in overrides)
         config = ScriptConfig(
@@ -119,7 +141,7 @@ def _check_numbers(horizon: int, seeds: int, threads: int, out: str) -> None:
         raise InputError(f"out={out!r} is no directory: give the name of one, such as out='outputs/diagnose'.")
 
 
-def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+def _check(failing: Mapping[str, Any], reference: Mapping[str, Any], between: Mapping[str, Sequence[Any]]) -> None:
     if not isinstance(failing, Mapping) or not isinstance(reference, Mapping):
         raise InputError("failing and reference are no dicts: give each as a dict of levels, such as {'lr': 1.0}.")
     if set(failing) != set(reference):
@@ -128,8 +150,10 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     differing = [key for key in failing if failing[key] != reference[key]]
     if not differing:
         raise InputError("failing and reference are the same run: give at least one key two values.")
-    check_number(len(differing))
-    for key, value in [*failing.items(), *reference.items()]:
+    if unknown := [key for key in between if key not in differing]:
+        raise InputError(f"between has {unknown[0]}, which has one level: give it two in failing and reference.")
+    levels = [(key, level) for key, several in between.items() for level in several]
+    for key, value in [*failing.items(), *reference.items(), *levels]:
         refuse_secrets(value, key)
         if not isinstance(value, str | int | float | bool | None):
             kind = type(value).__name__

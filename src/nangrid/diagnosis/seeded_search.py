@@ -1,15 +1,20 @@
-"""Searches causes and cures between a failing cell and a reference, with one or several seeds per answer."""
+"""Searches causes and cures between a failing cell and a reference, with one seed per answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nangrid.analysis.causes import Event
-from nangrid.diagnosis.exhaustive import exhaust
-from nangrid.diagnosis.minimal_sets import Ask, Changes, MinimalSets, NotMonotoneError, search
+from nangrid.analysis.claims import Count
+from nangrid.diagnosis.minimal_sets import Ask, Changes, MinimalSets, NotMonotoneError, OutOfRunsError, search
+from nangrid.diagnosis.monotony import check_monotony, exhaust, minimal_among
 from nangrid.diagnosis.oracle import CellOracle, CellResult, DiagnosisProblem, Log
 from nangrid.records.errors import InputError
+
+Shows = Callable[[Changes, int], bool | None]
+"""Whether a cell, named by its changes and its seed, shows something; None if it has no answer."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +26,32 @@ class Rate:
     cells: tuple[str, ...]
     """Cell ids, one per seed."""
 
+    @property
+    def counted(self) -> Count:
+        """The same without the cells."""
+        return Count(self.count, self.seeds)
+
 
 @dataclass(frozen=True)
 class Answers:
-    """Minimal causes of the event, minimal cures, and the two sets that show the event not to be monotone."""
+    """Minimal causes of the event, minimal cures, and what is known of monotony."""
 
     causes: MinimalSets
     cures: MinimalSets
-    clash: NotMonotoneError | None
+    clash: NotMonotoneError | None = None
+    """The two sets that show the event not to be monotone."""
+    agreeing: list[Changes] = field(default_factory=list)
+    """Further sets that were run to test monotony, and agree with it."""
+
+
+class SeedsDisagreeError(Exception):
+    """Raised if one seed shows the event not to be monotone, and another does not."""
 
 
 class SeededSearch:
-    """Causes and cures over `seeds`: a set has the event if any seed does, and trains if all seeds do."""
+    """Causes and cures with the first of `seeds`; the others confirm them."""
+
+    tests_monotony = True
 
     def __init__(
         self,
@@ -53,32 +72,36 @@ class SeededSearch:
 
     def run(self) -> Answers:
         """Search causes, then cures."""
-        causes, clash = self.causes()
-        cures, other_clash = self._search(self._fails)
-        return Answers(causes, cures, clash or other_clash)
+        causes, clash, agreeing = self._search(self._is_sufficient)
+        cures, other_clash, _ = self._search(self._fails)
+        return Answers(causes, cures, clash or other_clash, agreeing)
 
-    def causes(self) -> tuple[MinimalSets, NotMonotoneError | None]:
+    def causes(self) -> MinimalSets:
         """Search the minimal causes of the event."""
-        return self._search(self._is_sufficient)
+        return self._search(self._is_sufficient)[0]
 
     def confirms(self, answers: Answers) -> bool:
-        """Whether no set that the answers call harmless fails with any seed, up to this search's horizon.
+        """Whether every seed agrees with the answers, up to this search's horizon.
 
-        Only the largest harmless sets are run: by monotony they decide every smaller one. The causes are run too, to
-        count their seeds.
+        Each cause must fail, and no set that the answers call harmless. Only the largest harmless sets are run: by
+        monotony they decide every smaller one. OutOfRunsError if the budget is spent.
         """
         everything = self.problem.all_changes
         without_event = [everything - cure for cure in answers.causes.cures]
         cured = [everything - cure for cure in answers.cures.cures]
-        sets = dict.fromkeys([frozenset(), *without_event, *cured, *answers.causes.causes])
+        clash = (answers.clash.smaller, answers.clash.larger) if answers.clash else ()
+        sets = dict.fromkeys([frozenset(), *cured, *answers.causes.causes, *without_event, *clash])
         keys = [(changes, seed) for changes in sets for seed in self.seeds]
         if any(key not in self.oracle.results for key in keys):
             number = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
             self.log(f"confirming with {number} to step {self.oracle.horizon}")
         self.oracle.run(keys)
-        self._check_reference()
-        failed = any(self.has_event(changes, seed) for changes in without_event for seed in self.seeds)
-        return not failed and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
+        # a crash, or another event that came first, disagrees with nothing
+        return (
+            all(self.has_event(changes, seed) is not False for changes in answers.causes.causes for seed in self.seeds)
+            and not any(self.has_event(changes, seed) for changes in without_event for seed in self.seeds)
+            and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
+        )
 
     def has_event(self, changes: Changes, seed: int) -> bool | None:
         """Whether one cell fails with the event; None if it crashed, or if another event came first."""
@@ -88,72 +111,107 @@ class SeededSearch:
     def trains(self, changes: Changes, seed: int) -> bool | None:
         """Whether one cell trains to a loss no worse than the reference's; None if it crashed."""
         result = self.oracle.result(changes, seed)
-        return None if result is None else result.trains(self._reference(seed))
+        return None if result is None else result.trains(self._reference(seed), self._references())
 
-    def rate(self, changes: Changes, shows: Callable[[Changes, int], bool | None]) -> Rate:
-        """Number of seeds for which `shows` is true, among those with an answer."""
-        outcomes = {seed: outcome for seed in self.seeds if (outcome := shows(changes, seed)) is not None}
+    def rate(self, changes: Changes, shows: Shows) -> Rate:
+        """Number of seeds for which `shows` is true, among those that were run and have an answer."""
+        known = [seed for set_of_changes, seed in self.oracle.results if set_of_changes == changes]
+        outcomes = {}
+        for seed in known:
+            with contextlib.suppress(OutOfRunsError):  # the reference was not run with this seed
+                if (outcome := shows(changes, seed)) is not None:
+                    outcomes[seed] = outcome
         results = [self.oracle.result(changes, seed) for seed in outcomes]
         ids = tuple(result.record.cell_id for result in results if result)
         return Rate(sum(outcomes.values()), len(outcomes), ids)
 
     def steps_run(self, sets: Iterable[Changes]) -> int:
         """Steps that all these cells ran: the horizon, or fewer if a script ends earlier."""
-        results = [self.oracle.result(changes, seed) for changes in sets for seed in self.seeds]
-        return min((result.record.steps_done for result in results if result), default=self.oracle.horizon)
+        wanted = set(sets)
+        known = [result for (changes, _), result in self.oracle.results.items() if changes in wanted]
+        return min((result.record.steps_done for result in known if result), default=self.oracle.horizon)
 
-    def _search(self, ask: Ask) -> tuple[MinimalSets, NotMonotoneError | None]:
-        n = len(self.problem.changes)
+    def check_reference(self) -> None:
+        """InputError if the reference fails with any seed: what it does by itself cannot be told from a change."""
+        self.oracle.run([(frozenset(), seed) for seed in self.seeds])
+        for seed in self.seeds:
+            if (event := self._reference(seed).event) is not None:
+                raise InputError(f"{self.problem.sides[1]} fails with seed={seed} ({event}): give levels that train.")
+
+    def _search(self, ask: Ask) -> tuple[MinimalSets, NotMonotoneError | None, list[Changes]]:
+        n, answers = len(self.problem.changes), dict[Changes, bool | None]()
+
+        def kept(changes: Changes) -> bool | None:
+            answers[changes] = ask(changes)
+            return answers[changes]
+
+        found = search(n, kept, self.weights)
+        if not found.complete or not self.tests_monotony:
+            return found, None, []
         try:
-            return search(n, ask, self.weights), None
+            return found, None, check_monotony(n, kept, found)
+        except OutOfRunsError:
+            return found, None, []
         except NotMonotoneError as clash:
+            self._check_seeds_agree(clash, ask)
+            return self._not_monotone(answers, ask), clash, []
+
+    def _check_seeds_agree(self, clash: NotMonotoneError, ask: Ask) -> None:
+        """SeedsDisagreeError if another seed than the first does not show that the event is not monotone."""
+        shows = self.has_event if ask == self._is_sufficient else self.does_not_train
+        for seed in self.problem.seeds[1:]:
+            if not shows(clash.smaller, seed) or shows(clash.larger, seed) is not False:
+                raise SeedsDisagreeError
+
+    def _not_monotone(self, answers: Mapping[Changes, bool | None], ask: Ask) -> MinimalSets:
+        """Causes and cures among all combinations, or among those that were run if too few runs are left."""
+        n = len(self.problem.changes)
+        if 2**n - len(answers) <= self.oracle.budget.left:
             self.log("adding a change prevents the failure: running all combinations")
-            return exhaust(n, ask), clash
+            return exhaust(n, ask)
+        self.log("adding a change prevents the failure, and there are too many combinations to run them all")
+        ends = {frozenset[int](): False, self.problem.all_changes: True}
+        return minimal_among({**answers, **ends}, self.problem.all_changes, complete=False)
 
     def _is_sufficient(self, changes: Changes) -> bool | None:
         self.log(f"does {levels_of_changes(self.problem, changes)} alone cause it?")
-        outcomes = []
-        for seed in self.seeds:
-            outcomes.append(self.has_event(changes, seed))
-            if outcomes[-1]:
-                self.log("  yes")
-                return True
-        if None not in outcomes:
-            self.log("  no, finite")
-            return False
-        result = self.oracle.result(changes, self.seeds[outcomes.index(None)])
-        if result is not None:
+        answer, seed = self._decide(changes, self.has_event), self.seeds[0]
+        if answer is None and (result := self.oracle.result(changes, seed)) is not None and result.event:
             self.log(f"  undecided, another failure came first: {result.event}")
-        return None
+        elif answer is not None:
+            self.log(f"  {'yes' if answer else 'no, finite'}{self._counted(changes, self.has_event)}")
+        return answer
 
     def _fails(self, changes: Changes) -> bool | None:
-        known = all((changes, seed) in self.oracle.results for seed in self.seeds)
+        known = (changes, self.seeds[0]) in self.oracle.results
         if not known:
             self.log(f"does it train with {levels_of_changes(self.problem, changes)}?")
-        for seed in self.seeds:
-            trains = self.trains(changes, seed)
-            if trains is None:
-                return None
-            if not trains:
-                result = self.oracle.result(changes, seed)
-                if not known and result:
-                    self.log(f"  no, {result.event or 'its loss is worse than the reference'}")
-                return True
-        if not known:
-            self.log("  yes")
-        return False
+        answer = self._decide(changes, self.does_not_train)
+        if not known and answer is not None:
+            result = self.oracle.result(changes, self.seeds[0])
+            why = (result and result.event) or "its loss is worse than the reference"
+            self.log(f"  no, {why}" if answer else f"  yes{self._counted(changes, self.trains)}")
+        return answer
 
-    def _check_reference(self) -> None:
-        for seed in self.seeds:
-            if (event := self._reference(seed).event) is not None:
-                side = self.problem.sides[1]
-                raise InputError(f"{side} fails with seed={seed} ({event}): give levels that train.")
+    def _decide(self, changes: Changes, shows: Shows) -> bool | None:
+        return shows(changes, self.seeds[0])
+
+    def _counted(self, changes: Changes, shows: Shows) -> str:
+        return ""
+
+    def does_not_train(self, changes: Changes, seed: int) -> bool | None:
+        """Whether one cell fails, or learns less than the reference; None if it crashed."""
+        trains = self.trains(changes, seed)
+        return None if trains is None else not trains
 
     def _reference(self, seed: int) -> CellResult:
         reference = self.oracle.result(frozenset(), seed)
         if reference is None:
             raise InputError(f"{self.problem.sides[1]} crashes with seed={seed}: give levels that train.")
         return reference
+
+    def _references(self) -> list[CellResult]:
+        return [result for (changes, _), result in self.oracle.results.items() if not changes and result]
 
 
 def levels_of_changes(problem: DiagnosisProblem, changes: Changes) -> str:

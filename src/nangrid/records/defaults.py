@@ -6,6 +6,8 @@ HORIZON = 16
 """Optimizer steps per cell."""
 SEEDS = 3
 """Seeds that must agree on a diagnosis."""
+MAX_RUNS = 100
+"""Runs after which a diagnosis ends, and says what is undecided."""
 DIAGNOSE_OUT = "outputs/diagnose"
 """Directory in which a diagnosis keeps its cells."""
 HEADROOM_EVERY = 10

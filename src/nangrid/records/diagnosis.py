@@ -13,9 +13,27 @@ from nangrid.records.errors import RecordError
 from nangrid.records.reader import read_json
 from nangrid.records.safety.files import inside, is_own_folder
 
-SCHEMA = 2
+SCHEMA = 3
 DIAGNOSES = "diagnoses"
 _DIGITS = 8
+
+
+@dataclass(frozen=True)
+class ClaimRecord:
+    """A cause or a cure that the search claims."""
+
+    kind: str
+    """cause, or cure."""
+    levels: list[str]
+    """As they are typed."""
+    grade: str
+    """proven; seen, not told from chance; undecided."""
+    count: int
+    """Seeds that fail with a cause, or train with a cure."""
+    seeds: int
+    """Seeds that were run and have an answer."""
+    cells: list[str]
+    """The cell_id of each of these runs."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,8 @@ class DiagnosisRecord:
     """The cell_id of the reference cell."""
     lines: list[str]
     """The result as it was printed in the terminal."""
+    claims: list[ClaimRecord]
+    """Causes first; empty in a record of an earlier release."""
     schema: int = SCHEMA
 
 
@@ -47,7 +67,7 @@ def read_diagnoses(grid: Path) -> tuple[list[DiagnosisRecord], list[RecordError]
     paths = folder.glob("*.json") if is_own_folder(folder) else ()
     for path in sorted(paths, key=lambda path: path.lstat().st_mtime):
         try:
-            if record := read_json(path, DiagnosisRecord, SCHEMA, {1: _from_schema_1}):
+            if record := read_json(path, DiagnosisRecord, SCHEMA, {1: _from_schema_1, 2: _from_schema_2}):
                 records.append(record)
         except RecordError as error:
             errors.append(error)
@@ -56,3 +76,7 @@ def read_diagnoses(grid: Path) -> tuple[list[DiagnosisRecord], list[RecordError]
 
 def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "told"} | {"lines": record["told"]}
+
+
+def _from_schema_2(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"claims": []}
