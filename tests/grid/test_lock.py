@@ -27,9 +27,10 @@ def test_attempts_that_lead_outside_receive_nothing(tmp_path: Path, outside: Pat
 
 
 def test_a_linked_cell_or_lock_is_refused(tmp_path: Path, outside: Path) -> None:
-    (tmp_path / "linked").symlink_to(outside)
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "linked").symlink_to(outside)
     with pytest.raises(InputError, match="is a link to another directory"):
-        acquire(tmp_path / "linked")
+        acquire(tmp_path / "cells" / "linked")
     cell = tmp_path / "cell"
     cell.mkdir()
     (cell / "lock").symlink_to(outside / "lock")

@@ -1,5 +1,6 @@
 """Damages records as disks, editors and strangers do: the same damage for the same seed."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -49,9 +50,9 @@ def _replace(value: Any, generator: random.Random) -> None:
     if isinstance(container, dict) and generator.random() < 0.2:
         container.pop(key, None)
     elif isinstance(container, dict) and generator.random() < 0.1:
-        container[f"{key}@hydra"] = generator.choice(ODD)
+        container[f"{key}@hydra"] = copy.deepcopy(generator.choice(ODD))
     else:
-        container[key] = generator.choice(ODD)
+        container[key] = copy.deepcopy(generator.choice(ODD))
 
 
 def _places(value: Any) -> Any:

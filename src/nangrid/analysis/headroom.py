@@ -19,7 +19,8 @@ def room(frame: pd.DataFrame) -> pd.DataFrame:
 
     order, module, kind, absmax, step, position, text, and one column per format: log2(limit / absmax), the bits left.
     """
-    largest = frame.loc[frame.groupby(["module", "kind"])["absmax"].idxmax()]
+    size = frame["absmax"].fillna(np.inf)  # NaN came out of an overflow, and pandas finds no maximum among NaN alone
+    largest = frame.loc[size.groupby([frame["module"], frame["kind"]]).idxmax()]
     with np.errstate(divide="ignore"):
         bits = {name: np.log2(limit / largest["absmax"]) for name, limit in LIMITS.items()}
     columns = ["order", "module", "kind", "absmax", "step", "position", "text"]

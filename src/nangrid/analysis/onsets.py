@@ -71,6 +71,8 @@ def onset_pivot(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_onsets(grid: GridDirectory, table: pd.DataFrame) -> None:
     """Write `onsets.parquet` and `onsets.csv` into the grid's directory, each atomically."""
+    mixed = [column for column in factor_columns(table) if table[column].dtype == object]  # 1 and "1" in one column
+    table = table.assign(**{column: table[column].map(level_name) for column in mixed})
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(grid.path / "onsets.parquet", buffer.getvalue())

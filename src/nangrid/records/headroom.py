@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nangrid.records.parquet import read_rows, write_rows
+from nangrid.records.reader import unreadable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,5 +40,8 @@ def read_headroom(directory: Path) -> DataFrame | None:
     """The samples of a cell; None if it took none, RecordError if the file cannot be read."""
     if not (directory / HEADROOM).exists():
         return None
-    frame: DataFrame = read_rows(directory / HEADROOM, COLUMNS).to_pandas()
+    table = read_rows(directory / HEADROOM, COLUMNS)
+    if empty := [name for name in COLUMNS if table.column(name).null_count]:
+        raise unreadable(directory / HEADROOM, f"its column {empty[0]} has gaps")
+    frame: DataFrame = table.to_pandas()
     return frame

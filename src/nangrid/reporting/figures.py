@@ -32,6 +32,8 @@ MARKERS = ("X", "D", "s", "^", "v", "P", "*")
 _INK = "#010203"
 """Placeholder for the page's text colour until the SVG is written."""
 _GRID = "#7f7f7f"
+_DRAWN = 1e300
+"""Numbers above it are not drawn: matplotlib's axes overflow near the largest float64."""
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -146,7 +148,7 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
 
 
 def _trace(axes: Axes, values: Sequence[float], event: str | None, events: list[str], many: int) -> None:
-    finite = [value if math.isfinite(value) else math.nan for value in values]
+    finite = [value if abs(value) < _DRAWN else math.nan for value in values]
     alpha = max(0.15, min(0.9, 12 / many))
     if event is None:
         axes.plot(finite, "." if len(finite) == 1 else "-", color=FINITE, alpha=alpha, linewidth=1)
@@ -190,11 +192,11 @@ def headroom_figure(room: pd.DataFrame, limits: Mapping[str, float]) -> str:
         for panel, kind, colour, marker in zip(
             (axes, spare), ("activation", "gradient"), (FINITE, COLOURS[1]), ("o", "D"), strict=True
         ):
-            rows = room[(room["kind"] == kind) & np.isfinite(room["absmax"])]
+            rows = room[(room["kind"] == kind) & (room["absmax"].abs() < _DRAWN)]
             panel.plot(rows["order"], rows["absmax"], marker, color=colour, markersize=3, alpha=0.7)
             panel.set(title=f"largest {kind}", xlabel="module, in forward order", yscale="log")
             top = max([limits["fp16"] * 8, *rows["absmax"]])
-            panel.set_ylim(top=top * 4)
+            panel.set_ylim(top=min(top * 4, _DRAWN))
             panel.axhline(limits["fp16"], color=COLOURS[0], linewidth=1.2, linestyle="--")
             _note(panel, f"largest fp16: {limits['fp16']:.0f}", (float(room["order"].max()) / 2, limits["fp16"] * 2.4))
             panel.yaxis.set_major_formatter(FuncFormatter(_power))
@@ -238,7 +240,7 @@ def _place(module: str, layers: int) -> int | None:
 
 def _magnitudes(axes: Axes, operands: Sequence[TensorRecord], dtype: str, limit: float) -> None:
     for place, operand in enumerate(reversed(operands)):
-        bits = math.log2(operand.absmax / limit)
+        bits = math.log2(operand.absmax) - math.log2(limit)
         axes.plot(bits, place, "D" if bits > 0 else "o", color=COLOURS[0] if bits > 0 else FINITE, markersize=8)
         _note(axes, f"{operand.absmax:.3g}", (bits, place + 0.28))
     axes.axvline(0, color=_INK, linewidth=1.2)
