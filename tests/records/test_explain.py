@@ -60,6 +60,19 @@ def test_a_tensor_that_was_nonfinite_before_the_step_is_the_origin() -> None:
     assert lines[-1] == "  CAUTION: the replay did not reproduce the original step exactly"
 
 
+def test_the_first_reader_of_a_nonfinite_tensor_is_named() -> None:
+    given = make_autopsy(preexisting="batch", evidence=["...", "batch: non-finite in 5 of 16 elements"], inputs=[])
+    assert " ".join(explain(given).split()).startswith(
+        "origin: batch was non-finite before it was read by aten.add.Tensor in model.layers.7 "
+        "(modeling_gemma3.py:416): 5 of 16 elements"
+    )
+
+
+def test_a_number_among_the_operands_may_be_nan() -> None:
+    inputs = [TensorRecord("self", [2], "float32", 1.0, 0, 0, 1.0), TensorRecord("alpha", [], "float", 0.0, 1, 0)]
+    assert "at [0, 0, 163]: self 1, alpha nan" in explain(make_autopsy(inputs=inputs, kind="nonfinite_input"))
+
+
 def test_equal_tokens_are_listed_once_with_their_number_of_samples() -> None:
     tokens = [TokenRecord(row, 0, 2, "<bos>", False) for row in (0, 1, 1)]
     tokens += [TokenRecord(0, position, 9, "", True) for position in range(5)]

@@ -10,7 +10,7 @@ import pytest
 from nangrid.grid.plan import requested_plan
 from nangrid.grid.request import CELL, SCRIPT, read_request
 from nangrid.records import mechanisms
-from nangrid.records.autopsy import AUTOPSY, Autopsy, Suggestion, read_autopsy
+from nangrid.records.autopsy import AUTOPSY, Autopsy, Suggestion, read_autopsy, write_autopsy
 from nangrid.records.errors import RecordError
 from nangrid.records.grid import GridDirectory, read_verified
 from nangrid.records.safety.names import GROUPS
@@ -66,6 +66,16 @@ def test_the_preexisting_tensor_is_read_from_the_first_evidence(grid: GridDirect
     autopsy = schema_1(grid, tmp_path, evidence=marked)
     assert (autopsy.preexisting, autopsy.evidence) == (name, marked)
     assert schema_1(grid, tmp_path, evidence=[]).preexisting == ""
+
+
+def test_schema_2_had_no_experiments(grid: GridDirectory, tmp_path: Path) -> None:
+    autopsy = schema_1(grid, tmp_path)
+    write_autopsy(tmp_path, autopsy)
+    written = json.loads((tmp_path / AUTOPSY).read_text())
+    for added in ("cures", "variants", "verdict", "alone"):
+        del written[added]
+    (tmp_path / AUTOPSY).write_text(json.dumps(written | {"schema": 2}))
+    assert read_autopsy(tmp_path) == autopsy and autopsy.variants == []
 
 
 def test_an_autopsy_of_another_shape_is_refused(grid: GridDirectory, tmp_path: Path) -> None:

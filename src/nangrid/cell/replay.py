@@ -58,8 +58,9 @@ def replay_under(config: Config, old: Config, snapshot: Snapshot) -> Counterfact
     def ask(cell: Cell, step: TrainerStep) -> Counterfactual:
         other = _fitted(snapshot, step, keep_groups=vars(config.optim) == vars(old.optim))
         result = replay(step, other)
-        autopsy = examine(step, other, background(config, cell.data)) if result.clock else None
-        return Counterfactual(result, autopsy)
+        if result.clock is None:
+            return Counterfactual(result, None)
+        return Counterfactual(result, examine(step, other, background(config, cell.data), experiments=False))
 
     return at_train_begin(config, ask)
 

@@ -119,7 +119,7 @@ class Autopsy:
     variants: list[Trial] = field(default_factory=list)
     """Other ways to compute this step, tried where the mechanism alone explains little."""
     verdict: str = ""
-    """What the variants show, in one sentence; empty if nothing."""
+    """What the variants show, in one sentence, which the explanation ends with; empty if nothing."""
     alone: bool = False
     """Whether `operation.py`, next to the autopsy, makes the failing operation fail alone."""
     schema: int = SCHEMA

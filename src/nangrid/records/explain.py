@@ -39,8 +39,6 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
     if autopsy.parameters:
         yield f"  {_parameters(autopsy.parameters)}"
     yield f"  {autopsy.mechanism}: {autopsy.explanation}"
-    if autopsy.verdict:
-        yield f"  {autopsy.verdict}"
     if autopsy.suggestions:
         yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
     if not autopsy.reproduced:

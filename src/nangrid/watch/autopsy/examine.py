@@ -49,10 +49,18 @@ class Background:
     """Whether the run is a cell: its reader can type overrides."""
 
 
-def examine(step: Step, snapshot: Snapshot, background: Background, directory: Path | None = None) -> Autopsy:
+def examine(
+    step: Step,
+    snapshot: Snapshot,
+    background: Background,
+    directory: Path | None = None,
+    *,
+    experiments: bool = True,
+) -> Autopsy:
     """Replay the snapshot's step, compare it with the live step, and report what was found.
 
-    The failing operation and its operands are written to `directory`, if one is given.
+    The failing operation and its operands are written to `directory`, if one is given. `experiments`: run the step a
+    few times more, with the operation changed or computed in other ways.
     """
     replayed = replay(step, snapshot)
     # At step 0 the trainables still are the initial ones.
@@ -60,7 +68,9 @@ def examine(step: Step, snapshot: Snapshot, background: Background, directory: P
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
     autopsy = _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
-    return experiment(step, snapshot, replayed, autopsy, directory)
+    if not experiments:
+        return autopsy
+    return experiment(step, snapshot, replayed, autopsy, is_compiled(step.model), directory)
 
 
 class _Report:

@@ -143,7 +143,7 @@ def measured_operands(
     measured, waiting = [], list(reads)
     places = {read.place for read in reads}
     for argument, place, value in numbers(func, *before):
-        if place is not None and places and place not in places:
+        if place is not None and place not in places:
             continue
         if not isinstance(value, Tensor):
             measured.append(Operand(argument, measure_number(argument, value), ()))

@@ -29,6 +29,8 @@ from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State, restore
 from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups
 
 EVALUATION = "eval_loss"
+EAGER = "force_eager"
+"""The stance of torch.compile under which compiled models run eagerly."""
 FROZEN = "frozen"
 """Not a clock: the gradients are finite but their norm is inf, so that clipping makes every update zero."""
 RAISED = "raised"
@@ -98,9 +100,14 @@ def replay_untrained(step: Step, snapshot: Snapshot) -> Replay:
         return _run_under(None, step, snapshot, Progress())[0]
 
 
-def rerun(step: Step, snapshot: Snapshot, mode: AbstractContextManager[Any] | None = None) -> Replay:
-    """Run the step once more, under a mode of torch if one is given, without looking for an origin."""
-    with _replaying(step, snapshot, snapshot.parameters, snapshot.state):
+def rerun(
+    step: Step, snapshot: Snapshot, mode: AbstractContextManager[Any] | None = None, stance: str = EAGER
+) -> Replay:
+    """Run the step once more, under a mode of torch if one is given, without looking for an origin.
+
+    `stance`: what torch.compile does meanwhile; `default` runs compiled models as they are.
+    """
+    with _replaying(step, snapshot, snapshot.parameters, snapshot.state, stance):
         return _run_under(mode, step, snapshot, Progress())[0]
 
 
@@ -124,14 +131,16 @@ def _last_before_raising(step: Step, snapshot: Snapshot, tracer: Tracer) -> list
 
 
 @contextmanager
-def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor], state: State) -> Iterator[None]:
+def _replaying(
+    step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor], state: State, stance: str = EAGER
+) -> Iterator[None]:
     """Put the step into the snapshot's state with these parameters and this optimizer state; restore all at the end."""
     module_state = snapshot.module_state
     with (
         preserving(step.model, module_state.frozen),
         _preserving_step(step),
         # Compiled models are run eagerly, because fused kernels hide their operations from the tracer.
-        torch.compiler.set_stance("force_eager"),
+        torch.compiler.set_stance(stance),
     ):
         restore(step.trainables, step.optimizer, parameters, state, snapshot.groups)
         for name, gradient in snapshot.gradients.items():

@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from nangrid.records.autopsy import Autopsy, Suggestion
+from nangrid.records.mechanisms import UNKNOWN
 from nangrid.watch.autopsy.experiments.call import Call, Catch
 from nangrid.watch.autopsy.experiments.cures import tried_cures
 from nangrid.watch.autopsy.experiments.operation_file import write_operation
-from nangrid.watch.autopsy.producer import Producer
+from nangrid.watch.autopsy.experiments.variants import Variants
 from nangrid.watch.autopsy.replay import Replay, Step, rerun
 from nangrid.watch.state.snapshot import Snapshot
 
+logger = logging.getLogger(__name__)
 
-def experiment(step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy, directory: Path | None) -> Autopsy:
-    """The autopsy with what the failing operation does alone, and with the changes that were tried."""
-    producer = replayed.origin.write.producer if replayed.origin else None
-    if producer is None or not autopsy.reproduced:
+_FUSED = ("attention", "_fused_", "_cdist", "_ctc_loss", "native_")
+"""Operations that compute several things at once, so that their name says little."""
+
+
+def experiment(
+    step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy, compiled: bool, directory: Path | None
+) -> Autopsy:
+    """The autopsy with what the failing operation does alone, the changes that were tried, and variants of the step."""
+    call = None
+    try:
+        call = _caught(step, snapshot, replayed)
+        autopsy = _with_cures(step, snapshot, replayed, autopsy)
+        autopsy = _with_variants(step, snapshot, replayed, autopsy, call, compiled)
+    except Exception:  # the user's code runs again and may raise anything: the autopsy stands
+        logger.info("the experiments on step %d ended early", snapshot.step, exc_info=True)
+    if call is None:
         return autopsy
-    call = _caught(step, snapshot, replayed, producer)
-    title = (
-        f"{autopsy.op} fails on these operands: {autopsy.phase} {autopsy.kind}, step {autopsy.step}, {autopsy.source}"
-    )
-    alone = directory is not None and call is not None and write_operation(directory, call, title)
-    cures = tried_cures(step, snapshot, producer, autopsy.op)
-    told = [Suggestion(f"{trial.change}: tested, the step is finite") for trial in cures if trial.finite]
-    return replace(autopsy, alone=alone, cures=cures, suggestions=[*autopsy.suggestions, *told])
+    where = f"{autopsy.phase} {autopsy.kind}, step {autopsy.step}, {autopsy.source}"
+    return replace(autopsy, alone=write_operation(directory, call, f"{autopsy.op} fails on these operands: {where}"))
 
 
-def _caught(step: Step, snapshot: Snapshot, replayed: Replay, producer: Producer) -> Call | None:
-    if replayed.origin is None:
+def _caught(step: Step, snapshot: Snapshot, replayed: Replay) -> Call | None:
+    origin = replayed.origin
+    if origin is None or origin.write.producer is None:
         return None
-    catch = Catch(replayed.origin.write.at, producer.first_index)
+    catch = Catch(origin.write.at, origin.write.producer.first_index)
     rerun(step, snapshot, catch)
     return catch.call
+
+
+def _with_cures(step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy) -> Autopsy:
+    producer = replayed.origin.write.producer if replayed.origin else None
+    if producer is None:
+        return autopsy
+    cures = tried_cures(step, snapshot, producer, autopsy.op)
+    # The reader of a cell types overrides; the line is often one of a library.
+    for_scripts = not any(suggestion.override for suggestion in autopsy.suggestions)
+    finite = [trial for trial in cures if trial.finite and for_scripts]
+    tested = [Suggestion(f"{trial.change}: tested, the step is finite") for trial in finite]
+    return replace(autopsy, cures=cures, suggestions=[*autopsy.suggestions, *tested])
+
+
+def _with_variants(
+    step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy, call: Call | None, compiled: bool
+) -> Autopsy:
+    fused = any(name in autopsy.op for name in _FUSED)
+    if autopsy.preexisting or not (autopsy.mechanism == UNKNOWN or fused):
+        return autopsy
+    variants = Variants(step, snapshot, replayed)
+    variants.run(autopsy.op, call, compiled, autopsy.micro_batch)
+    verdict = variants.verdict()
+    explanation = f"{autopsy.explanation} {verdict}" if verdict else autopsy.explanation
+    return replace(autopsy, variants=variants.trials, verdict=verdict, explanation=explanation)

@@ -40,8 +40,11 @@ print(given if result is None else result)
 """
 
 
-def write_operation(directory: Path, call: Call, title: str) -> bool:
-    """Write both files if the operation fails alone on the CPU and its operands are small; True if they were."""
+def write_operation(directory: Path | None, call: Call, title: str) -> bool:
+    """Whether the operation fails alone on the CPU with small operands; then both files are written.
+
+    `directory`: None writes nothing. False, too, if the disk takes no more: the autopsy stands without the files.
+    """
     alone = call.mapped(lambda tensor: tensor.cpu().contiguous())
     namespace = alone.func.namespace
     if namespace not in ("aten", "prims") or alone.size() > LARGEST or not alone.fails():
@@ -56,12 +59,13 @@ def write_operation(directory: Path, call: Call, title: str) -> bool:
     given = ", ".join(f'"{name}": load("{name}", {tensor.dtype})' for name, tensor in tensors.items())
     called = f"torch.ops.{namespace}.{str(alone.func).removeprefix(namespace + '.')}({', '.join(words)})"
     script = _TEMPLATE.format(title=title, operands=OPERANDS, given=given, call=called)
-    try:
-        # no two of them may share memory
-        write_bytes(directory / OPERANDS, save({name: tensor.clone() for name, tensor in tensors.items()}))
-        write_bytes(directory / SCRIPT, script.encode())
-    except OSError:  # a full disk must not take the autopsy with it
-        return False
+    if directory is not None:
+        try:
+            # no two of them may share memory
+            write_bytes(directory / OPERANDS, save({name: tensor.clone() for name, tensor in tensors.items()}))
+            write_bytes(directory / SCRIPT, script.encode())
+        except OSError:
+            return False
     return True
 
 
