@@ -141,7 +141,9 @@ CASES: dict[str, Case] = {}
 
 
 @dataclass(frozen=True)
-class _Declared:
+class Declared:
+    """An origin whose line is still a mark."""
+
     phase: str
     kinds: str
     ops: str
@@ -165,16 +167,16 @@ class _Declared:
 
 def origin(
     phase: str, kinds: str, ops: str, module: str = "", *, node: str = "", at: str = "DEFECT", first_nan: bool = False
-) -> _Declared:
+) -> Declared:
     """Declare an origin; `kinds`, `ops` and `node` may hold several words. `at`: a mark, or a glob over lines."""
-    return _Declared(phase, kinds, ops, module, node, at, first_nan)
+    return Declared(phase, kinds, ops, module, node, at, first_nan)
 
 
 def case(
     source: str,
     pattern: str,
     onset: tuple[int, str],
-    *origins: _Declared,
+    *origins: Declared,
     mechanism: str = NO_NAME,
     horizon: int | None = None,
 ) -> Callable[[Callable[..., Loop]], Callable[..., Loop]]:
@@ -218,10 +220,10 @@ def add(new: Case) -> None:
     CASES[new.name] = new
 
 
-def marked_lines(build: Callable[..., Loop]) -> dict[str, tuple[str, ...]]:
-    """Mark -> the lines of the builder's source that end in it."""
-    lines, first = inspect.getsourcelines(build)
-    name = Path(inspect.getfile(build)).name
+def marked_lines(source: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
+    """Mark -> the lines of a function's or class's source that end in it."""
+    lines, first = inspect.getsourcelines(source)
+    name = Path(inspect.getfile(source)).name
     return {
         mark: tuple(f"{name}:{first + i}" for i, line in enumerate(lines) if line.rstrip().endswith(f"# {mark}"))
         for mark in MARKS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.traceback
 from case import base_op
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 HERE = Path(__file__).resolve().parent
 ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+FILLS = {"fill", "masked_fill", "index_fill", "full", "full_like", "new_full", "scalar_tensor", "constant_pad_nd"}
+"""Operations whose infinite scalar is intentional, as in a mask."""
 OVERWRITES = {"copy", "fill", "zero", "normal", "uniform", "bernoulli"}
 POLES: dict[str, tuple[int, tuple[float, ...]]] = {
     "div": (1, (0.0,)),
@@ -36,7 +38,6 @@ POLES: dict[str, tuple[int, tuple[float, ...]]] = {
     "xlogy": (1, (0.0,)),
 }
 """Operation -> the operand that has a pole, and where."""
-_IN_TRACEBACK = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def is_bad(value: object) -> bool:
@@ -68,12 +69,12 @@ class Finding:
     kind: str
     line: str
     node: str
-    modules: set[str]
+    module: str
     strict: bool
     """Whether all operands were finite."""
 
     def __str__(self) -> str:
-        place = f"{'|'.join(sorted(self.modules)) or '(no module)'} at {self.line} {self.node}"
+        place = f"{self.module or '(no module)'} at {self.line} {self.node}"
         return f"{self.phase} {self.kind} {self.op} in {place}" + " (first NaN)" * (not self.strict)
 
 
@@ -90,7 +91,6 @@ class Observer(TorchDispatchMode):
         self.optimizing = False
         self.findings: list[Finding] = []
         self._stack: list[str] = []
-        self._modules_of: dict[str, set[str]] = {}
         self._made: set[int] = set()
         self._alive: list[Tensor] = []
 
@@ -103,7 +103,7 @@ class Observer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = base_op(str(func))
-        phase, line, node = self._place()
+        phase, line, node, module = self._place()
         inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if name in OVERWRITES and func._schema.is_mutable:
             inputs = inputs[1:]
@@ -116,11 +116,10 @@ class Observer(TorchDispatchMode):
         if not outputs:
             return result
         strict = not bad or read
-        # A fill with an infinity, as a mask has it, is intentional.
-        intentional = not bad and _has_infinite_scalar(args, kwargs)
+        intentional = not bad and name in FILLS and _has_infinite_scalar(args, kwargs)
         if not intentional and (strict or (not nan_in and any(map(has_nan, outputs)))):
             kind = "nonfinite_input" if read else kind_of(name, before, outputs[0])
-            finding = Finding(name, "input" if read else phase, kind, line, node, self._modules(phase, line), strict)
+            finding = Finding(name, "input" if read else phase, kind, line, node, module, strict)
             if self.replaces(finding):
                 for value in outputs:
                     value.detach().nan_to_num_(self.filler, self.filler, self.filler)
@@ -130,24 +129,22 @@ class Observer(TorchDispatchMode):
         self._made |= {value.untyped_storage()._cdata for value in outputs}
         return result
 
-    def _place(self) -> tuple[str, str, str]:
-        """Phase, line and autograd node of the operation that is running."""
+    def note(self) -> list[str]:
+        """What anomaly mode stores on a new autograd node: the innermost module and the script's line."""
+        return [f"{self._innermost()}\t{_frame_line()}"]
+
+    def _place(self) -> tuple[str, str, str, str]:
+        """Phase, line, autograd node and module of the operation that is running."""
         node = torch._C._current_autograd_node()
         if self.optimizing:
-            return "optimizer", _frame_line("optim"), ""
+            return "optimizer", _frame_line("optim"), "", ""
         if node is not None and not self._stack:
-            found = [m for text in node.metadata.get("traceback_", []) for m in _IN_TRACEBACK.findall(text)]
-            own = [f"{Path(path).name}:{line}" for path, line in found if is_script(path)]
-            return "backward", own[-1] if own else "", node.name()
-        line = _frame_line()
-        self._modules_of.setdefault(line, set()).add(self._innermost())
-        return "forward", line, ""
+            module, _, line = next(iter(node.metadata.get("traceback_", [])), "\t").partition("\t")
+            return "backward", line, node.name(), module
+        return "forward", _frame_line(), "", self._innermost()
 
     def _innermost(self) -> str:
         return self._stack[-1] if self._stack else ""
-
-    def _modules(self, phase: str, line: str) -> set[str]:
-        return set(self._modules_of.get(line, set())) if phase == "backward" else {self._innermost()}
 
 
 def _bad_outputs(func: Any, name: str, args: Any, result: Any) -> list[Tensor]:
@@ -167,7 +164,7 @@ def _has_infinite_scalar(args: Any, kwargs: Any) -> bool:
 
 def _frame_line(folder: str = "") -> str:
     """The innermost line of a case's script, or of a file in `folder`."""
-    frame = sys._getframe(3)
+    frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
         if is_script(path) or (folder and Path(path).parent.name == folder):
@@ -196,9 +193,12 @@ def observing(observer: Observer) -> Iterator[None]:
         module_hooks.register_module_forward_pre_hook(observer.enter),
         module_hooks.register_module_forward_hook(observer.leave, always_call=True),
     ]
+    original = torch.fx.traceback.format_stack
+    torch.fx.traceback.format_stack = observer.note
     try:
         with torch.autograd.set_detect_anomaly(True, check_nan=False), observer:
             yield
     finally:
+        torch.fx.traceback.format_stack = original
         for hook in hooks:
             hook.remove()

@@ -92,7 +92,7 @@ def check(case: Case) -> tuple[list[str], list[str]]:
     wrong = _control(case)
     if bare.onset is None:
         return wrong, told
-    seen = watch(case.build(), case.horizon, bare.onset[0])
+    seen = watch(case.build(), bare.onset[0] + 1, bare.onset[0])
     assert seen.observer is not None
     told += [f"arose: {finding}" for finding in seen.observer.findings[:6]]
     if seen.onset != bare.onset:
@@ -112,7 +112,7 @@ def accepts(origin: Origin, finding: Finding) -> bool:
         and finding.kind in origin.kinds
         and origin.accepts_op(finding.op)
         and origin.accepts_line(finding.line)
-        and (origin.module in finding.modules or finding.phase == "optimizer")
+        and (origin.module == finding.module or finding.phase == "optimizer")
         and (finding.strict or origin.first_nan)
         and (origin.phase != "backward" or origin.accepts_node(finding.node))
     )
@@ -124,16 +124,21 @@ def _declared(case: Case) -> Callable[[Finding], bool]:
 
 def _without(case: Case, replaces: Callable[[Finding], bool], filler: float = 0.0) -> Seen:
     assert case.onset is not None
-    return watch(case.build(), case.horizon, case.onset[0], lambda model: Observer(model, replaces, filler))
+    step = case.onset[0]
+    return watch(case.build(), step + 1, step, lambda model: Observer(model, replaces, filler))
 
 
 def _not_the_cause(case: Case) -> list[str]:
     assert case.onset is not None
-    cured = [_without(case, _declared(case), filler).onset for filler in (0.0, 1.0)]
     # What has diverged may fail in the same step's gradients, too; a parameter that held NaN before still does.
     later = case.pattern == "divergence" or case.origins[0].phase == "input"
-    fails = [onset is not None and (onset == case.onset if later else onset[0] == case.onset[0]) for onset in cured]
-    return [f"with finite numbers on the declared lines it still fails: {cured}"] if all(fails) else []
+    onsets = []
+    for filler in (0.0, 1.0):
+        onset = _without(case, _declared(case), filler).onset
+        if onset is None or (later and onset != case.onset):
+            return []
+        onsets.append(onset)
+    return [f"with finite numbers on the declared lines it still fails: {onsets}"]
 
 
 def _another_cause(case: Case, findings: list[Finding]) -> list[str]:
