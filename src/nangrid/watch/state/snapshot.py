@@ -28,6 +28,8 @@ from nangrid.watch.state.tensors import copy_state
 
 SCHEMA = 2
 TENSORS = "snapshot.safetensors"
+_OF_LIBRARIES = (RuntimeError, SafetensorError)
+"""What torch and safetensors raise about damaged values."""
 
 State = dict[str, dict[str, Any]]
 """Optimizer state by the name of the trainable."""
@@ -125,7 +127,7 @@ class Snapshot:
             # the shapes cannot exceed the file: safetensors checks them against its length
             snapshot = cls._of(facts, load_file(directory / TENSORS))
             snapshot._check()
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, OSError, *_OF_LIBRARIES) as error:
             raise RecordError(f"the snapshot in {directory} cannot be read: {error}.") from error
         return snapshot
 
