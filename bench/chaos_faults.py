@@ -191,10 +191,11 @@ def read_only(grid: Grid, draw: random.Random) -> bool:
 
 def truncate(name: str) -> Fault:
     def cut(grid: Grid, draw: random.Random) -> bool:
-        cells = [cell for cell in grid.finished_cells() if (cell / name).exists()]
-        if not cells:
+        paths = [cell / name for cell in grid.finished_cells()]
+        paths = [path for path in paths if path.is_file() and path.stat().st_size]
+        if not paths:
             return False
-        path = draw.choice(cells) / name
+        path = draw.choice(paths)
         grid.damaged.add(path.parent.name)
         os.truncate(path, draw.randrange(path.stat().st_size))
         return True
@@ -204,7 +205,7 @@ def truncate(name: str) -> Fault:
 
 def truncate_grid(grid: Grid, draw: random.Random) -> bool:
     path = grid.out / GRID
-    if not grid.finished_cells() or not path.exists():
+    if not grid.finished_cells() or not path.is_file():
         return False
     os.truncate(path, draw.randrange(path.stat().st_size))
     return True

@@ -42,7 +42,6 @@ _HALVES = (torch.float16, torch.bfloat16)
 _IN_PARAMETER_DTYPE = ("adamw_torch", "adamw", "adam", "rmsprop", "adagrad")
 """Optimizers that add eps in the dtype of the parameter (torch's, not fused); those of bitsandbytes use float32."""
 _NAMED = 3
-FORWARD_PASS = "forward-pass"
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def preflight(
     ]
     broken = any(finding.severity == "error" for finding in findings)  # why the forward pass raises, if it does
     trial_findings = _without_gradient(model, data) if trial else ()
-    findings += [finding for finding in trial_findings if not (broken and finding.check == FORWARD_PASS)]
+    findings += [finding for finding in trial_findings if not (broken and finding.check == "forward-pass")]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
 
