@@ -54,7 +54,7 @@ evidence.onsets.drop(columns=["error"])
 # %% [markdown]
 # ## Rates over seeds
 #
-# With Wilson's 95 % intervals.
+# With Clopper and Pearson's 95 % intervals.
 
 # %%
 evidence.rates

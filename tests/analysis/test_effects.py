@@ -50,17 +50,28 @@ def test_differences_are_means_of_matched_pairs() -> None:
     table = contrasts(grid(), BASE, {})
     fp16 = row_of(table, factor="dtype", level="fp16")
     assert (fp16["pairs"], fp16["met"], fp16["met_base"]) == (6, 6, 0)
-    assert fp16["difference"] == -16 and (fp16["lower"], fp16["upper"]) == (-16, -16), "every seed agrees"
+    assert fp16["difference"] == -16 and np.isnan(fp16["lower"]), "three seeds are too few for an interval"
     silent = row_of(table, factor="dtype", level="silent_fp16")
     assert silent["difference"] == pytest.approx(-12 * 2 / 6)
-    assert silent["lower"] == pytest.approx(-6) and silent["upper"] == pytest.approx(0), "by the draw of seeds"
+    assert (fp16["telling"], silent["telling"]) == (6, 6)
+
+
+def test_the_interval_is_over_seeds_and_exact() -> None:
+    fp16 = row_of(contrasts(grid(seeds=5), BASE, {}), factor="dtype", level="fp16")
+    least = 0.025 ** (1 / 5)  # the rate at which five of five are no surprise
+    assert fp16["lower"] == -16 and fp16["upper"] == pytest.approx(16 - 32 * least)
+
+
+def test_pairs_that_fail_together_can_tell_nothing() -> None:
+    table = grid(init=("zero", "mean"))
+    assert row_of(contrasts(table, BASE, {}), factor="init", level="zero")["telling"] == 6, "3 of 9 pairs are in fp16"
 
 
 def test_one_seed_has_no_interval() -> None:
     table = contrasts(grid(seeds=1), BASE, {})
     assert table["lower"].isna().all() and table["upper"].isna().all()
     sentences = said(grid(seeds=1), table)
-    assert any("one seed" in s and "79%" in s for s in sentences) and any(
+    assert any("one seed" in s and "95%" in s for s in sentences) and any(
         "no confidence intervals" in s for s in sentences
     )
 
@@ -124,10 +135,12 @@ def test_a_level_that_nothing_is_matched_with_is_said() -> None:
 def test_the_power_of_the_design_is_stated() -> None:
     table = grid(seeds=1)
     sentences = said(table, contrasts(table, BASE, {}))
-    assert any(s.startswith("init: 3 matched pairs are too few") for s in sentences)
-    table = grid()
+    assert any(s.startswith("init: 2 matched pairs that can tell are too few") for s in sentences)
+    table = grid(seeds=5)
     sentences = said(table, contrasts(table, BASE, {}))
-    assert any(s.startswith("init: with 9 matched pairs of runs") and "80% power" in s for s in sentences)
+    assert any(
+        s.startswith("init: with 10 matched pairs of runs that can tell") and "80% power" in s for s in sentences
+    )
     assert not any(s.startswith("dtype: ") for s in sentences), "fp16 always fails, and that is sure"
 
 

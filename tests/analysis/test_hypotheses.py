@@ -39,7 +39,10 @@ CHANGE = {"init": ["zero", "mean"]}
 def test_a_cure_must_train_in_every_pair(cell: Callable[..., CellRecord]) -> None:
     zero, mean = [cell(f"fp16 zero {s}", onset=0) for s in (0, 1)], [cell(f"fp16 mean {s}") for s in (0, 1)]
     good = answer("cures", zero + mean, change=CHANGE)
-    assert good.verdict == "supported" and good.decided[0].says == "2 of 2 failing cells train once init is mean"
+    assert (
+        good.verdict == "supported"
+        and good.decided[0].says == "2 of 2 failing cells (1 combination) train once init is mean"
+    )
     bad = answer("cures", [*zero, mean[0], cell("fp16 mean 1", onset=0)], change=CHANGE)
     assert bad.verdict == "refuted" and bad.decided[0].cells == ("fp16 zero 1", "fp16 mean 1")
 
@@ -57,7 +60,7 @@ def test_a_cure_that_was_not_watched_for_long_enough_decides_nothing(cell: Calla
 def test_a_few_steps_refute_no_prediction_of_a_failure(cell: Callable[..., CellRecord]) -> None:
     short = cell("bf16 zero 0", steps_done=3, horizon=3)
     assert answer("fails", [short]).verdict == "not testable here"
-    assert answer("fails", [short, cell("bf16 zero 1")]).verdict == "refuted"
+    assert answer("fails", [short, cell("bf16 zero 1")]).verdict == "not reproduced here"
 
 
 def test_without_a_failing_cell_there_is_nothing_to_cure(cell: Callable[..., CellRecord]) -> None:
@@ -76,7 +79,7 @@ def test_cells_of_other_seeds_are_no_pair(cell: Callable[..., CellRecord]) -> No
 
 def test_where_restricts(cell: Callable[..., CellRecord]) -> None:
     cells = [cell("fp16 zero 0", onset=0), cell("bf16 zero 0")]
-    assert answer("fails", cells, where={"dtype": "bf16"}).verdict == "refuted"
+    assert answer("fails", cells, where={"dtype": "bf16"}).verdict == "not reproduced here"
     assert answer("fails", cells, where={"dtype": "fp16"}).verdict == "supported"
     assert answer("fails", cells, where={"dtype": "fp32"}).verdict == "not testable here"
 
@@ -101,12 +104,19 @@ def test_bits_decide_a_difference(cell: Callable[..., CellRecord]) -> None:
 
 
 def test_a_warning_counts_only_before_the_onset(cell: Callable[..., CellRecord]) -> None:
-    cells = [cell("fp16 zero 0", onset=2)]
-    early, late = {"fp16 zero 0": history([10, 2e3, np.inf])}, {"fp16 zero 0": history([10, 20, np.inf])}
+    cells = [cell("fp16 zero 0", onset=4)]
+    early, late = ({"fp16 zero 0": history([10, norm, 10, 10, np.inf])} for norm in (2e3, 20))
     assert answer("warned", cells, early, threshold=1000.0).verdict == "supported"
     assert answer("warned", cells, late, threshold=1000.0).verdict == "refuted"
-    at_once = [cell("fp16 zero 0", onset=0)]
-    assert answer("warned", at_once, late, threshold=1000.0).verdict == "not testable here"
+    soon = [cell("fp16 zero 0", onset=2)]
+    assert answer("warned", soon, late, threshold=1000.0).verdict == "not testable here", "no time for a warning"
+
+
+def test_false_alarms_alone_refute_no_warning(cell: Callable[..., CellRecord]) -> None:
+    predictions = [Prediction("it warns", {}, rule, threshold=1000.0) for rule in ("warned", "quiet")]
+    loud = {"bf16 zero 0": history([1e8])}
+    found = decide(Hypothesis("R0", "it warns", predictions), [cell("bf16 zero 0")], loud)
+    assert found.verdict == "not testable here" and "1 of 1 cells that train" in found.decided[1].says
 
 
 def test_a_cell_that_trains_under_a_great_norm_is_a_false_alarm(cell: Callable[..., CellRecord]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
-from scipy.stats import boschloo_exact, hypergeom
+from scipy.stats import beta, boschloo_exact, hypergeom
 from statsmodels.stats.multitest import multipletests
 
 ALPHA = 0.05
@@ -63,6 +63,16 @@ def chance(shown: Count, matched: Count) -> float:
 def _boschloo(shown: Count, matched: Count) -> float:
     table = [[shown.met, matched.met], [shown.missed, matched.missed]]
     return float(boschloo_exact(table, alternative="greater").pvalue)
+
+
+def clopper_pearson(met: float, n: float) -> tuple[float, float]:
+    """The exact 95 % interval of a rate seen `met` times in `n` (Clopper and Pearson 1934).
+
+    A fraction of `met` is allowed: the mean of any n values in 0..1 varies no more than that of n zeros and ones.
+    """
+    lower = float(beta.ppf(ALPHA / 2, met, n - met + 1)) if met > 0 else 0.0
+    upper = float(beta.ppf(1 - ALPHA / 2, met + 1, n - met)) if met < n else 1.0
+    return lower, upper
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[bool]:

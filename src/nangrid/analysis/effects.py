@@ -1,8 +1,8 @@
 """Measures the effect of each factor on the onset, everything else being equal.
 
 Every comparison is of matched cells: equal in all other factors and in the seed, so that a design need not be
-balanced. Effects are differences of the restricted mean steps survived. Their intervals resample seeds within
-combinations, because only seeds were drawn at random: levels were chosen. With one seed there is no interval.
+balanced. Effects are differences of the restricted mean steps survived. Their intervals are over seeds, because only
+seeds were drawn at random: levels were chosen. With fewer than LEAST_SEEDS seeds there is no interval.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
+from nangrid.analysis.claims import clopper_pearson
 from nangrid.analysis.histories import History, past_an_update, same_bits
 from nangrid.analysis.logrank import logrank
 from nangrid.analysis.survival import common_horizon, factors_of, restricted_mean
 
-REPLICATES = 1_000
+LEAST_SEEDS = 5
 ANY = "any event"
 
 Ints = NDArray[np.int64]
@@ -52,9 +53,10 @@ def factor_tests(times: pd.DataFrame) -> pd.DataFrame:
 def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[str, History]) -> pd.DataFrame:
     """One row per level other than the one in `base`, compared with that one over matched cells.
 
-    factor, level, base, pairs, met, met_base (cells with any event), difference (restricted mean steps survived),
-    lower, upper (null with one seed), same_bits (pairs whose histories are equal to the last bit), compared (pairs
-    with histories), updated (of them those that got past their first update).
+    factor, level, base, pairs, telling (of them those in which not both cells fail at the same step), met, met_base
+    (cells with any event), difference (restricted mean steps survived), lower, upper (null with few seeds), same_bits
+    (pairs whose histories are equal to the last bit), compared (pairs with histories), updated (of them those that got
+    past their first update).
     """
     rows = []
     matching = _Matching(times)
@@ -66,9 +68,12 @@ def contrasts(times: pd.DataFrame, base: Mapping[str, str], histories: Mapping[s
             same = sum(same_bits(histories[a], histories[b]) for a, b in known)
             updated = sum(past_an_update(histories[a]) and past_an_update(histories[b]) for a, b in known)
             met = [int(matching.happened[cells].sum()) for cells in corners]
-            estimate = matching.estimate(corners, [1, -1], [factor])
-            rows.append((factor, level, base[factor], len(changed), *met, *estimate, same, len(known), updated))
-    names = ["factor", "level", "base", "pairs", "met", "met_base", "difference", "lower", "upper"]
+            telling = matching.telling(changed, unchanged)
+            estimate = matching.estimate(corners, [1, -1])
+            rows.append(
+                (factor, level, base[factor], len(changed), telling, *met, *estimate, same, len(known), updated)
+            )
+    names = ["factor", "level", "base", "pairs", "telling", "met", "met_base", "difference", "lower", "upper"]
     return pd.DataFrame(rows, columns=[*names, "same_bits", "compared", "updated"])
 
 
@@ -90,7 +95,7 @@ def interactions(times: pd.DataFrame, base: Mapping[str, str]) -> pd.DataFrame:
         for level, second in product(matching.others(factor, base), matching.others(other, base)):
             corners = matching.corners({factor: [level, base[factor]], other: [second, base[other]]})
             if len(corners[0]):
-                estimate = matching.estimate(corners, [1, -1, -1, 1], [factor, other])
+                estimate = matching.estimate(corners, [1, -1, -1, 1])
                 estimates.append((factor, level, other, second, len(corners[0]), *estimate))
         rows += sorted(estimates, key=lambda row: -abs(row[5]))[:1]
     names = ["factor", "level", "other", "other_level", "fours", "difference", "lower", "upper"]
@@ -136,41 +141,28 @@ class _Matching:
         matched = [corner[np.isin(stratum[corner], list(shared))] for corner in cells]
         return [corner[np.argsort(stratum[corner], kind="stable")] for corner in matched]
 
+    def telling(self, cells: Ints, others: Ints) -> int:
+        """The matched pairs that can tell two levels apart: not both cells fail, or they fail at different steps."""
+        alike = self.happened[cells] & self.happened[others] & (self.time[cells] == self.time[others])
+        return int((~alike).sum())
+
     def _index(self, factor: str, level: str) -> int:
         return self.levels[factor].index(level) if level in self.levels[factor] else -1
 
-    def estimate(self, corners: Sequence[Ints], signs: Sequence[int], factors: Sequence[str]) -> Estimate:
-        """The signed sum of the corners' restricted means, and its 95 % percentile interval: NaN with one seed."""
+    def estimate(self, corners: Sequence[Ints], signs: Sequence[int]) -> Estimate:
+        """The signed sum of the corners' restricted means, and its 95 % interval over seeds: NaN with few of them."""
         if not len(corners[0]):
             return np.nan, np.nan, np.nan
-
-        def total(weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
-            means = [restricted_mean(self.time[c], self.happened[c], self.horizon, weights) for c in corners]
-            return np.asarray(signs) @ np.array(means)
-
-        difference = float(total(None)[0])
-        weights = _resampled(self.stratum([*factors, "seed"])[corners[0]])
-        if weights is None:
+        means = [restricted_mean(self.time[c], self.happened[c], self.horizon) for c in corners]
+        difference = float((np.asarray(signs) @ np.array(means))[0])
+        seeds = self.codes.get("seed", np.zeros(len(self.time), np.int64))[corners[0]]
+        watched = np.logical_and.reduce([self.happened[c] | (self.time[c] >= self.horizon) for c in corners])
+        if len(set(seeds[watched])) < LEAST_SEEDS:
             return difference, np.nan, np.nan
-        lower, upper = np.quantile(total(weights), [0.025, 0.975])
-        return difference, float(lower), float(upper)
-
-
-def _resampled(unit: Ints) -> NDArray[np.float64] | None:
-    """Bootstrap weights, (REPLICATES, cells): how often each cell is drawn; None if every unit has one seed.
-
-    `unit` numbers the combination of each cell.
-    """
-    rng = np.random.default_rng(0)
-    codes, counts = np.unique(unit, return_inverse=True, return_counts=True)[1:]
-    if counts.max() == 1:
-        return None
-    weights = np.ones((REPLICATES, len(unit)))
-    # Seeds are drawn within a combination, as many as it has: the levels were fixed by design, so a draw across
-    # combinations would count the grid's own layout as noise. Units of one size share one multinomial call.
-    for seeds in set(counts) - {1}:
-        cells = np.flatnonzero(counts[codes] == seeds)
-        cells = cells[np.argsort(codes[cells], kind="stable")]
-        drawn = rng.multinomial(seeds, [1 / seeds] * seeds, size=(REPLICATES, len(cells) // seeds))
-        weights[:, cells] = drawn.reshape(REPLICATES, -1)
-    return weights
+        signed = np.asarray(signs) @ np.array([np.minimum(self.time[c], self.horizon) for c in corners])
+        of_seeds = [float(signed[watched & (seeds == seed)].mean()) for seed in sorted(set(seeds[watched]))]
+        # the most that the sum can be, up or down: as shares of that range the values of seeds lie in 0..1
+        most = self.horizon * len(signs) / 2
+        shares = [(value + most) / (2 * most) for value in of_seeds]
+        lower, upper = clopper_pearson(sum(shares), len(shares))
+        return difference, 2 * most * lower - most, 2 * most * upper - most

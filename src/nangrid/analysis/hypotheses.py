@@ -7,7 +7,7 @@ change between two levels with all else equal (`change`), and one of RULES, whic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,25 @@ from nangrid.records.cell import CellRecord
 from nangrid.records.codec import decode
 from nangrid.records.errors import InputError
 
-SUPPORTED, REFUTED, NOT_TESTABLE, IN_PART = "supported", "refuted", "not testable here", "in part"
+SUPPORTED, REFUTED, IN_PART = "supported", "refuted", "in part"
+NOT_REPRODUCED, NOT_TESTABLE = "not reproduced here", "not testable here"
 
 _LONG = 16
-"""Steps without an event that refute a prediction of one."""
+"""Steps without an event after which a predicted event counts as not reproduced."""
+_EARLY = 4
+"""Steps before an onset that leave time for a warning."""
 
 RULES = {
-    "fails": "supported if a cell goes non-finite or freezes; refuted if none does "
+    "fails": "supported if a cell goes non-finite or freezes; not reproduced if none does "
     f"within at least {_LONG} steps; not testable without such cells",
     "cures": "pairs whose first cell fails, and whose second fails too or was watched for "
     f"{ENOUGH_STEPS}x the onset: supported if the second always trains (finite, not frozen, all trainables "
     "reached), refuted if not, not testable without such a pair",
     "differs": "pairs: supported if one differs in any bit, refuted if none does, not testable without pairs",
-    "warned": "cells that fail after their first step: supported if each had a gradient norm above the threshold "
-    "before its onset, refuted if not, not testable without such a cell",
-    "quiet": "cells that train: supported if none has a gradient norm above the threshold, refuted if one has",
+    "warned": f"cells that fail after at least {_EARLY} steps: supported if each had a gradient norm above the "
+    "threshold before its onset, refuted if not, not testable without such a cell",
+    "quiet": "cells that train: supported if none has a gradient norm above the threshold, refuted if one has; not "
+    "testable where a warning is not, because a false alarm alone does not refute one",
 }
 
 
@@ -91,8 +95,13 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """Supported or refuted if all testable predictions agree, else in part."""
+        """Supported or refuted if all testable predictions agree, else in part.
+
+        What did not fail here at all is not refuted: larger models may fail.
+        """
         verdicts = {d.verdict for d in self.decided} - {NOT_TESTABLE}
+        if verdicts == {NOT_REPRODUCED, REFUTED}:
+            return NOT_REPRODUCED
         return IN_PART if len(verdicts) > 1 else next(iter(verdicts), NOT_TESTABLE)
 
 
@@ -125,6 +134,8 @@ def decide(hypothesis: Hypothesis, records: Sequence[CellRecord], histories: Map
         cells = [record for record in usable if _has(record, prediction.where)]
         verdict, says, ids = _RULES[prediction.rule](prediction, cells, histories)
         decided.append(Decided(prediction, verdict, says, tuple(dict.fromkeys(ids))))
+    if any(d.prediction.rule == "warned" and d.verdict == NOT_TESTABLE for d in decided):
+        decided = [replace(d, verdict=NOT_TESTABLE) if d.prediction.rule == "quiet" else d for d in decided]
     return Answer(hypothesis, tuple(decided))
 
 
@@ -137,7 +148,7 @@ def _fails(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, Hist
     if not evidence:
         return NOT_TESTABLE, "no such cell", []
     says = f"{len(failing)} of {len(cells)} cells fail"
-    return (SUPPORTED if failing else REFUTED), says, [c.cell_id for c in evidence]
+    return (SUPPORTED if failing else NOT_REPRODUCED), says, [c.cell_id for c in evidence]
 
 
 def _cures(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, History]) -> _Outcome:
@@ -146,7 +157,10 @@ def _cures(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, Hist
         return NOT_TESTABLE, "no failing cell with its counterpart", []
     against = [(a, b) for a, b in pairs if not b.trained]
     ((factor, (_, other)),) = prediction.change.items()
-    says = f"{len(pairs) - len(against)} of {len(pairs)} failing cells train once {factor} is {_override_value(other)}"
+    several = len({_rest(a, factor, "seed") for a, _ in pairs})
+    where = "1 combination" if several == 1 else f"{several} combinations"
+    cured = f"{len(pairs) - len(against)} of {len(pairs)} failing cells ({where})"
+    says = f"{cured} train once {factor} is {_override_value(other)}"
     ids = [c.cell_id for pair in (against or pairs) for c in pair]
     return (REFUTED if against else SUPPORTED), says, ids
 
@@ -161,9 +175,9 @@ def _differs(prediction: Prediction, cells: list[CellRecord], histories: Mapping
 
 
 def _warned(prediction: Prediction, cells: list[CellRecord], histories: Mapping[str, History]) -> _Outcome:
-    late = [c for c in cells if c.onset and c.steps_survived and c.cell_id in histories]
+    late = [c for c in cells if c.onset and c.steps_survived >= _EARLY and c.cell_id in histories]
     if not late:
-        return NOT_TESTABLE, "no cell fails after its first step", []
+        return NOT_TESTABLE, f"no cell fails after {_EARLY} steps or more", []
     silent = [c for c in late if not _above(prediction, histories[c.cell_id][: c.steps_survived])]
     says = f"{len(late) - len(silent)} of {len(late)} cells that fail later had such a norm before"
     return (REFUTED if silent else SUPPORTED), says, [c.cell_id for c in silent or late]
@@ -190,18 +204,24 @@ _RULES: dict[str, Callable[[Prediction, list[CellRecord], Mapping[str, History]]
 def _pairs(prediction: Prediction, cells: list[CellRecord]) -> list[tuple[CellRecord, CellRecord]]:
     """Cells at the first level of the change, each with its matching cell at the second."""
     ((factor, (level, other)),) = prediction.change.items()
-    changed = {_rest(c, factor): c for c in cells if c.factors.get(factor) == other}
-    first = [c for c in cells if c.factors.get(factor) == level]
+    changed = {_rest(c, factor): c for c in cells if _same(c.factors.get(factor), other)}
+    first = [c for c in cells if _same(c.factors.get(factor), level)]
     return [(c, changed[_rest(c, factor)]) for c in first if _rest(c, factor) in changed]
 
 
-def _rest(record: CellRecord, factor: str) -> str:
+def _rest(record: CellRecord, factor: str, *ignored: str) -> str:
     """All other factors, as text. Fields of the group follow from its level."""
-    return str(sorted((k, v) for k, v in record.factors.items() if k != factor and not k.startswith(f"{factor}.")))
+    others = {k: v for k, v in record.factors.items() if k not in (factor, *ignored)}
+    return str(sorted((k, v) for k, v in others.items() if not k.startswith(f"{factor}.")))
 
 
 def _has(record: CellRecord, levels: Mapping[str, Any]) -> bool:
-    return all(record.factors.get(factor) == level for factor, level in levels.items())
+    return all(_same(record.factors.get(factor), level) for factor, level in levels.items())
+
+
+def _same(level: Any, other: Any) -> bool:
+    """Python holds 1 and True to be equal; as levels they are not."""
+    return bool(level == other) and isinstance(level, bool) == isinstance(other, bool)
 
 
 def _failed(record: CellRecord) -> bool:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from nangrid.analysis.effects import ANY, without_effect
+from nangrid.analysis.claims import ALPHA
+from nangrid.analysis.effects import ANY, LEAST_SEEDS, without_effect
 from nangrid.analysis.onsets import level_name, varying_factors
-from nangrid.analysis.rates import ALPHA, POWER, detectable, unseen
+from nangrid.analysis.rates import POWER, detectable, unseen
+from nangrid.analysis.survival import common_horizon
 from nangrid.records.cell import START_FROM, CellRecord
 
 MACHINE = ("device", "cpu", "cpu_capability")
@@ -28,7 +30,7 @@ def limits(
         *_mixed(records),
         *_resumed(records),
         *_flagged(times),
-        *_horizons(records),
+        *_horizons(records, times),
         *_no_ops(compared),
         *_seeds(rates),
         *_power(tested, compared),
@@ -66,13 +68,14 @@ def _flagged(times: pd.DataFrame) -> list[str]:
     return [f"{runs} crashed or timed out; survival is censored where it stopped. Rerun with resume=errored."]
 
 
-def _horizons(records: Sequence[CellRecord]) -> list[str]:
-    horizons = sorted({record.horizon for record in records if record.status == "finite"})
-    if len(horizons) < 2:
+def _horizons(records: Sequence[CellRecord], times: pd.DataFrame) -> list[str]:
+    steps = sorted(record.steps_done for record in records if record.status == "finite")
+    if not steps or steps[0] == steps[-1]:
         return []
-    return [
-        f"Horizons of finite cells range from {horizons[0]} to {horizons[-1]}; survival is compared to {horizons[0]}."
-    ]
+    common = common_horizon(times)
+    short = sum(done < common for done in steps)
+    stopped = f"; {short} of them stopped earlier and {'is' if short == 1 else 'are'} censored there" if short else ""
+    return [f"Finite cells ran for {steps[0]} to {steps[-1]} steps{stopped}. Survival is compared to step {common}."]
 
 
 def _no_ops(compared: pd.DataFrame) -> list[str]:
@@ -97,8 +100,8 @@ def _seeds(rates: pd.DataFrame) -> list[str]:
     lines = [
         f"Each combination ran with {what}: one that never failed may still fail in up to {unseen(seeds):.0%} of runs."
     ]
-    if seeds == 1:
-        lines.append("One seed gives no confidence intervals: run seed=0,1,2 to get them.")
+    if seeds < LEAST_SEEDS:
+        lines.append(f"Effects have no confidence intervals with fewer than {LEAST_SEEDS} seeds: run seed=0,1,2,3,4.")
     return lines
 
 
@@ -107,16 +110,16 @@ def _power(tested: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     lines = []
     family = tested[tested["event"] == ANY]
     for factor, least_p in zip(family["factor"], family["least_p"], strict=True):
-        pairs = int(compared.loc[compared["factor"] == factor, "pairs"].min())
+        pairs = int(compared.loc[compared["factor"] == factor, "telling"].min())
         share = detectable(pairs, len(family))
         if share is not None:
             lines.append(
-                f"{factor}: with {pairs} matched pairs of runs, an effect that changes {share:.0%} of pairs would be "
-                f"detected with {POWER:.0%} power (p < {ALPHA}, Holm over {len(family)} factors)."
+                f"{factor}: with {pairs} matched pairs of runs that can tell, an effect that changes {share:.0%} of "
+                f"them would be detected with {POWER:.0%} power (p < {ALPHA}, Holm over {len(family)} factors)."
             )
         elif least_p * len(family) > ALPHA:
             lines.append(
-                f"{factor}: {pairs} matched pairs are too few for a test (p < {ALPHA}, Holm over {len(family)} "
-                "factors): look at the runs instead."
+                f"{factor}: {pairs} matched pairs that can tell are too few for a test (p < {ALPHA}, Holm over "
+                f"{len(family)} factors): look at the runs instead."
             )
     return lines

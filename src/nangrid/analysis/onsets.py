@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,9 @@ def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:
     }
 
 
+_RESERVED = {*OUTCOMES, "time", "event", "flagged", "seeds", "met", "rate", "lower", "upper", "events"}
+"""Columns of the tables made from the onset table: a factor of that name becomes `factor.NAME`."""
+
 Columns = dict[str, list[Any]]
 """Factor or field -> its value in each cell."""
 
@@ -113,11 +117,25 @@ def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
     fields = _independent_fields(columns)
     _strip_stars(columns, fields)
     varying = {
-        key: pd.Series(values, dtype="object").convert_dtypes()
+        f"factor.{key}" if key in _RESERVED else key: pd.Series(_told_apart(values), dtype="object").convert_dtypes()
         for key, values in _without_determined(columns, fields).items()
-        if len(set(values)) > 1
+        if len({_identity(value) for value in values}) > 1
     }
     return pd.DataFrame(varying, index=range(len(factors)))
+
+
+def _identity(value: Any) -> tuple[bool, Any]:
+    """Python holds 1 and True to be equal; as levels they are not. All NaN are one level."""
+    return isinstance(value, bool), "nan" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _told_apart(values: list[Any]) -> list[Any]:
+    """Levels of one kind as they are; levels of several kinds as text, with quotes where only they tell two apart."""
+    kinds = {float if type(value) is int else type(value) for value in values if value is not None}
+    if len(kinds) < 2 and len(set(values)) == len(set(map(str, values))):  # 1 and 1.0 are two spellings of one number
+        return values
+    others = {str(value) for value in values if not isinstance(value, str)}
+    return [repr(v) if isinstance(v, str) and v in others else v if v is None else str(v) for v in values]
 
 
 def _independent_fields(columns: Columns) -> dict[str, list[str]]:

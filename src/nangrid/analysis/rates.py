@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 from scipy.stats import binom
-from statsmodels.stats.proportion import proportion_confint
 
+from nangrid.analysis.claims import ALPHA, clopper_pearson
 from nangrid.analysis.survival import factors_of
 
-ALPHA = 0.05
 POWER = 0.8
-
-
-def wilson(met: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a rate seen `met` times in `n` (Wilson 1927)."""
-    lower, upper = proportion_confint(met, n, alpha=ALPHA, method="wilson")
-    return max(0.0, float(lower)), min(1.0, float(upper))  # rounding leaves 1e-17 below 0
 
 
 def rates(times: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +22,7 @@ def rates(times: pd.DataFrame) -> pd.DataFrame:
     for levels, cells in groups:
         usable = cells[~cells["flagged"]]
         met, n = int(usable["event"].notna().sum()), len(usable)
-        lower, upper = wilson(met, n) if n else (0.0, 1.0)
+        lower, upper = clopper_pearson(met, n) if n else (0.0, 1.0)
         events = ", ".join(sorted(usable["event"].dropna().unique()))
         row = dict(zip(factors, levels if isinstance(levels, tuple) else (levels,), strict=True))
         flagged = int(cells["flagged"].sum())
@@ -43,8 +36,8 @@ def rates(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def unseen(seeds: int) -> float:
-    """The rate that `seeds` runs without the event still allow: Wilson's upper end."""
-    return wilson(0, seeds)[1]
+    """The highest rate at which `seeds` runs without the event are no surprise: they have a chance of 5 %."""
+    return 1 - float(ALPHA ** (1 / seeds))
 
 
 def detectable(pairs: int, tests: int) -> float | None:

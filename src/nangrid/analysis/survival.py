@@ -12,10 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from statsmodels.duration.survfunc import CumIncidenceRight, SurvfuncRight
 
+from nangrid.analysis.claims import clopper_pearson
 from nangrid.analysis.onsets import factor_columns, level_name
 from nangrid.records.mechanisms import INFINITE_NORM_FREEZE
-
-CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -25,17 +24,16 @@ def durations(table: pd.DataFrame) -> pd.DataFrame:
     """An onset table with `time`, `event` (a mechanism, null where censored) and `flagged` (crash or timeout).
 
     A crash or timeout counts as censored at its last step. The event of a frozen cell happens at the step from which
-    it is frozen. Levels become text, as a user types them.
+    it is frozen; one that crashed later is a crash. Levels become text, as a user types them.
     """
     levels = {factor: table[factor].map(level_name) for factor in factor_columns(table) if factor != "seed"}
     unexplained = "unexplained " + table["onset_clock"]
     event = table["mechanism"].fillna(unexplained).where(table["status"] == "nonfinite")
-    frozen = event.isna() & table["frozen_from"].notna()
+    flagged = table["status"].isin(["error", "timeout"])
+    frozen = event.isna() & table["frozen_from"].notna() & ~flagged
     event = event.mask(frozen, INFINITE_NORM_FREEZE)
     time = table["steps_survived"].where(~frozen, table["frozen_from"] - table["first_step"]).astype("int64")
-    return table.assign(
-        **levels, time=time, event=event.astype("string"), flagged=table["status"].isin(["error", "timeout"])
-    )
+    return table.assign(**levels, time=time, event=event.astype("string"), flagged=flagged)
 
 
 def factors_of(times: pd.DataFrame) -> list[str]:
@@ -44,9 +42,9 @@ def factors_of(times: pd.DataFrame) -> list[str]:
 
 
 def common_horizon(times: pd.DataFrame) -> int:
-    """Steps for which every completed cell was watched: the shortest horizon of the finite cells."""
-    finite = times.loc[times["event"].isna() & ~times["flagged"], "time"]
-    return int(finite.min()) if len(finite) else int(times["time"].max()) + 1
+    """Steps for which half of the finite cells or more were watched. A shorter one is censored where it stopped."""
+    finite = times.loc[times["event"].isna() & ~times["flagged"], "time"].sort_values()
+    return int(finite.iloc[(len(finite) - 1) // 2]) if len(finite) else int(times["time"].max()) + 1
 
 
 def restricted_mean(time: Floats, happened: Bools, horizon: int, weights: Floats | None = None) -> Floats:
@@ -67,7 +65,7 @@ def restricted_mean(time: Floats, happened: Bools, horizon: int, weights: Floats
 
 
 def survival_curves(times: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """Kaplan-Meier per level: level, time, survival, lower, upper (log-log interval), at_risk, censored.
+    """Kaplan-Meier per level: level, time, survival, lower, upper (exact 95 % interval), at_risk, censored.
 
     One row per time with an event or a censored cell, with the number censored there, and one for time 0.
     """
@@ -82,8 +80,8 @@ def survival_curves(times: pd.DataFrame, factor: str) -> pd.DataFrame:
             until = surviving.loc[:moment]
             survival = float(until.iloc[-1]) if len(until) else 1.0
             spread = float(error.loc[:moment].iloc[-1]) if len(until) else 0.0
-            lower, upper = _log_log(survival, spread)
             at_risk = int((cells["time"] >= moment).sum())
+            lower, upper = _interval(survival, spread, len(cells) if survival == 0 else at_risk)
             rows.append((level, moment, survival, lower, upper, at_risk, int(censored.get(moment, 0))))
     return pd.DataFrame(rows, columns=["level", "time", "survival", "lower", "upper", "at_risk", "censored"])
 
@@ -109,11 +107,7 @@ def incidence(times: pd.DataFrame, factor: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["level", "cells", "event", "met", "share"])
 
 
-def _log_log(survival: float, error: float) -> tuple[float, float]:
-    """The log-log interval, which stays inside 0..1; of width 0 where the curve is at 0 or 1."""
-    if survival in (0.0, 1.0):
-        return survival, survival
-    from scipy.stats import norm
-
-    width = norm.ppf((1 + CONFIDENCE) / 2) * error / (survival * abs(np.log(survival)))
-    return float(survival ** np.exp(width)), float(survival ** np.exp(-width))
+def _interval(survival: float, error: float, cells: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval, for as many cells as would give Greenwood's error without censoring."""
+    effective = survival * (1 - survival) / error**2 if error > 0 else cells
+    return clopper_pearson(survival * effective, effective)

@@ -142,10 +142,15 @@ class _CureGroup:
 
 
 def _grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tuple[Cure, ...]]) -> list[_CureGroup]:
-    """Cures by their changes, the most helpful first; of equally helpful ones the smaller."""
+    """Cures by their changes, the most helpful first; of equally helpful ones the smaller.
+
+    Only changes that are in `cures` are listed, each with every failing combination that trained after it.
+    """
+    wanted = {cure.changes for of_one in cures.values() for cure in of_one}
     by_changes: dict[Levels, list[Cure]] = {}
-    for cure in (cure for of_one in cures.values() for cure in of_one):
-        by_changes.setdefault(cure.changes, []).append(cure)
+    for cure in (cure for found in (finding.cures, finding.seen_cures) for of_one in found.values() for cure in of_one):
+        if cure.changes in wanted:
+            by_changes.setdefault(cure.changes, []).append(cure)
 
     def tried(changes: Levels) -> int:
         changed = (c.levels for c in finding.failing if not set(changes) & set(c.levels))

@@ -115,6 +115,7 @@ def _table(frame: pd.DataFrame) -> Markup:
 _HEADINGS = {
     "base": "reference level",
     "pairs": "matched pairs",
+    "telling": "pairs that can tell",
     "met": "events",
     "met_base": "events (reference level)",
     "difference": "difference in steps",

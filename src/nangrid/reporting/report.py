@@ -102,8 +102,9 @@ def _effects(evidence: Evidence) -> Section:
     lead = [
         "What one factor does by itself. Only matched runs are compared: equal in every other factor and in the seed. "
         f"The first table gives the mean number of steps survived, up to step {horizon}, minus that of the reference "
-        "level, with a 95 % interval over seeds. The second asks whether a factor's levels survive equally long: a "
-        "small p (log-rank test, by permutation within matched sets; Holm corrects for testing several factors) says "
+        "level, with an exact 95 % interval over seeds where there are five or more. The second asks whether the "
+        "levels of a factor survive equally long: a small p (log-rank test, by permutation within matched sets; Holm "
+        "corrects for testing several factors) says "
         "they do not. Further tables count one kind of event at a time."
     ]
     tables = [evidence.contrasts, any_event, *([by_event] if len(by_event) else [])]
@@ -120,8 +121,8 @@ def _effects(evidence: Evidence) -> Section:
 def _survival(evidence: Evidence) -> Section:
     lead = [
         "Share of runs still finite after each step (Kaplan-Meier), per level and pooled over all other factors; ticks "
-        "mark censored runs. The first table gives the share of failing seeds per combination, with Wilson's 95 % "
-        "interval. The second gives the share of runs that end in each event (Aalen-Johansen)."
+        "mark censored runs. The first table gives the share of failing seeds per combination, with Clopper and "
+        "Pearson's 95 % interval. The second gives the share of runs that end in each event (Aalen-Johansen)."
     ]
     shares = [
         frame.pivot(index=["level", "cells"], columns="event", values="share").reset_index().assign(factor=factor)
