@@ -211,6 +211,8 @@ class _Report:
         if self.snapshot.step > 0:
             outcome = "also fails" if self.untrained else "is finite"
             lines.append(f"the same batch {outcome} on the untrained weights")
+        if (scale := self.snapshot.scaler.get("scale", math.inf)) <= 1:
+            lines.append(f"the GradScaler has shrunk its scale to {scale:g}: no scale makes these gradients finite")
         if any(group.get("eps") == 0 for group in self.snapshot.groups):
             lines.append("eps is 0 in the optimizer's param_groups")
         return lines

@@ -152,6 +152,7 @@ def test_completion_mask_that_selects_nothing(per_sample: bool, tmp_path: Path) 
     autopsy = diagnose(Completions(per_sample), batches, tmp_path, lambda out: out)
     assert (autopsy.step, autopsy.mechanism) == (1, "empty-labels")
     assert "completion_mask" in autopsy.explanation
+    assert autopsy.cures == [], "another divisor would only hide that there is nothing to learn"
 
 
 def test_three_losses_that_rise_by_batch_noise_are_no_divergence(tmp_path: Path) -> None:

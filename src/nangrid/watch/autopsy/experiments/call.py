@@ -30,8 +30,10 @@ class Call:
     """Which of the tensors that it writes is concerned."""
 
     def run(self) -> Tensor | None:
-        """What the operation writes, from fresh copies of its operands; None if it does not take them."""
-        args, kwargs = tree_map(_fresh, (self.args, self.kwargs))
+        """What the operation writes, with its operands left as they are; None if it does not take them."""
+        args, kwargs = self.args, self.kwargs
+        if self.func._schema.is_mutable:
+            args, kwargs = tree_map(_fresh, (args, kwargs))
         try:
             written = written_tensors(self.func, args, kwargs, self.func(*args, **kwargs))
         except Exception:  # kernels refuse operands with many kinds of errors

@@ -45,7 +45,7 @@ def _inside(limit: float) -> Cure:
         edge = limit - max(_EPS, torch.finfo(x.dtype).eps)
         return x.clamp(-edge, edge)
 
-    return _before(f"clamping its operand to just inside -{limit:g} and {limit:g}", prepare)
+    return _before(f"clamp the operand to just inside -{limit:g} and {limit:g}", prepare)
 
 
 def _safe_divisor(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -71,19 +71,19 @@ def _in_float32(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return func(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
 
 
-_EPS_UNDER = _before(f"eps={_EPS:g} under it", lambda x: x.clamp(min=0) + max(_EPS, torch.finfo(x.dtype).tiny))
-_CLAMP = _before(f"clamp(min={_EPS:g}) before it", lambda x: x.clamp(min=_EPS))
-_BOUND = _before("clamp(max=20) before it", lambda x: x.clamp(max=20.0))
+_EPS_UNDER = _before(f"eps={_EPS:g} under the root", lambda x: x.clamp(min=0) + _EPS)
+_CLAMP = _before(f"clamp(min={_EPS:g}) before the call", lambda x: x.clamp(min=_EPS))
+_BOUND = _before("clamp(max=20) before the call", lambda x: x.clamp(max=20.0))
 _DIVISOR = Cure(f"{_EPS:g} in place of a divisor of 0", _safe_divisor)
 _ROWS = Cure("zeros for rows that are masked everywhere", _safe_softmax)
-_FLOAT32 = Cure("computing this operation in float32", _in_float32)
+_FLOAT32 = Cure("compute this operation in float32", _in_float32)
 
 _CURES: dict[str, Cure] = {
     "sqrt": _EPS_UNDER, "rsqrt": _EPS_UNDER, "log": _CLAMP, "log2": _CLAMP, "log10": _CLAMP, "pow": _CLAMP,
-    "__pow__": _CLAMP, "log1p": _before(f"clamp(min=-1+{_EPS:g}) before it", lambda x: x.clamp(min=_EPS - 1)),
+    "__pow__": _CLAMP, "log1p": _before(f"clamp(min=-1+{_EPS:g}) before the call", lambda x: x.clamp(min=_EPS - 1)),
     "reciprocal": _CLAMP, "exp": _BOUND, "expm1": _BOUND, "cosh": _BOUND, "sinh": _BOUND, "acos": _inside(1.0),
     "asin": _inside(1.0), "atanh": _inside(1.0), "erfinv": _inside(1.0),
-    "logit": _before(f"clamp to {_EPS:g} and 1-{_EPS:g} before it", lambda x: x.clamp(_EPS, 1 - _EPS)),
+    "logit": _before(f"clamp to {_EPS:g} and 1-{_EPS:g} before the call", lambda x: x.clamp(_EPS, 1 - _EPS)),
     "div": _DIVISOR, "true_divide": _DIVISOR, "__truediv__": _DIVISOR, "__div__": _DIVISOR, "divide": _DIVISOR,
     "softmax": _ROWS,
 }  # fmt: skip
@@ -117,9 +117,9 @@ def tried_cures(step: Step, snapshot: Snapshot, producer: Producer, op: str) -> 
     trials = []
     if name in _CURES:
         same = {key: cure for key, cure in _CURES.items() if cure is _CURES[name]}
-        trials += _tried(step, snapshot, producer, same, f"{_CURES[name].words} ({name} at {producer.place.source})")
+        trials += _tried(step, snapshot, producer, same, f"at {producer.place.source}: {_CURES[name].words}")
     if producer.output.dtype in ("float16", "bfloat16") and producer.phase == "forward":
-        words = f"{_FLOAT32.words} (at {producer.place.source})"
+        words = f"at {producer.place.source}: {_FLOAT32.words}"
         trials += _tried(step, snapshot, producer, {"": _FLOAT32}, words)
     return trials
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nangrid.records.autopsy import Autopsy, Suggestion
-from nangrid.records.mechanisms import UNKNOWN
+from nangrid.records.mechanisms import EMPTY_LABELS, UNKNOWN
 from nangrid.watch.autopsy.experiments.call import Call, Catch
 from nangrid.watch.autopsy.experiments.cures import tried_cures
 from nangrid.watch.autopsy.experiments.operation_file import write_operation
@@ -49,7 +49,8 @@ def _caught(step: Step, snapshot: Snapshot, replayed: Replay) -> Call | None:
 
 def _with_cures(step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy) -> Autopsy:
     producer = replayed.origin.write.producer if replayed.origin else None
-    if producer is None:
+    # A loss without labels is not a matter of arithmetic.
+    if producer is None or autopsy.mechanism == EMPTY_LABELS:
         return autopsy
     cures = tried_cures(step, snapshot, producer, autopsy.op)
     # The reader of a cell types overrides; the line is often one of a library.
