@@ -8,7 +8,7 @@ FAST := tests/analysis tests/records tests/reporting tests/sweeps tests/watch te
 export HF_HUB_OFFLINE ?= 1
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: .venv/.ready  ## Create .venv with the versions pinned in constraints.txt
 
@@ -71,6 +71,17 @@ bench: setup  ## Run the benchmarks and write bench/results/
 	$(BIN)/python bench/search_cells.py
 	$(BIN)/python bench/report_scale.py
 
+accuracy: .venv/.accuracy  ## Score nangrid and other tools on a sample of the bank of failures
+	$(BIN)/python bench/accuracy score --sample --jobs $(N_JOBS)
+
+accuracy-full: .venv/.accuracy  ## Prove the truth of the whole bank, score it, write bench/results/accuracy.md
+	$(BIN)/python bench/accuracy check --jobs $(N_JOBS)
+	$(BIN)/python bench/accuracy score --jobs $(N_JOBS) --result bench/results/accuracy.md
+
+.venv/.accuracy: .venv/.ready
+	$(BIN)/pip install --quiet --no-deps sherlorch==0.1.0
+	touch $@
+
 docs: .venv/.docs  ## Build the documentation into site/, links checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
@@ -81,4 +92,4 @@ docs: .venv/.docs  ## Build the documentation into site/, links checked
 clean:  ## Remove everything the targets made, except outputs/
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup grid report smoke test test-fast test-core test-slurm lint dist bench docs clean
+.PHONY: help setup grid report smoke test test-fast test-core test-slurm lint dist bench accuracy accuracy-full docs clean

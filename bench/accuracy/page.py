@@ -1,0 +1,164 @@
+"""Writes the tables of the results: accuracy per part, tools side by side, confusion, cost and every miss."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from statistics import median
+from typing import Any
+
+import torch
+from marks import CLAIMS, FIELDS, described
+from score import complete
+
+Row = dict[str, Any]
+TITLES = {"threads": "public threads", "published": "published patterns", "generated": "generated"}
+PACKAGES = ("torch", "transformers", "sherlorch")
+
+
+def tables(rows: list[Row], command: str, seconds: float) -> str:
+    """The whole page."""
+    failing, healthy = [row for row in rows if not row["healthy"]], [row for row in rows if row["healthy"]]
+    sections = [
+        f"`{command}`",
+        f"{len(failing)} failing and {len(healthy)} healthy runs in {seconds / 60:.0f} minutes. {_versions()}",
+        "### nangrid, part by part",
+        _parts(failing),
+        "### The same cases, every tool on what it claims",
+        _tools(failing),
+        "### Healthy runs",
+        _alarms(healthy),
+        "### Mechanisms: truth and answer",
+        _confusion(failing),
+        "### Cost",
+        _cost(healthy, failing),
+        "### Every miss of nangrid",
+        _misses(rows),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _versions() -> str:
+    found = [f"{name} {_version(name)}" for name in PACKAGES]
+    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
+    return f"Python {platform.python_version()}, {', '.join(found)}; {machine}."
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / whole:.1f} %)" if whole else "-"
+
+
+def _parts(failing: list[Row]) -> str:
+    groups = [(title, [row for row in failing if row["part"] == part]) for part, title in TITLES.items()]
+    groups = [(title, members) for title, members in groups if members] + [("all", failing)]
+    head = ["", "cases", *FIELDS, "all six", "mechanism wrong", "name missed", "reproduced", "bits unchanged"]
+    body = []
+    for title, members in groups:
+        count = len(members)
+        fields = [_share(sum(_marked(row, field) for row in members), count) for field in FIELDS]
+        whole = sum(complete("nangrid", row) for row in members)
+        kinds = Counter(row["mechanism"] for row in members)
+        reproduced = sum(bool(row["answers"].get("nangrid", {}).get("reproduced")) for row in members)
+        bits = sum(row["same_bits"] for row in members)
+        body.append([title, count, *fields, _share(whole, count), kinds["wrong"], kinds["missed"], reproduced, bits])
+    return _table(head, body)
+
+
+def _marked(row: Row, field: str) -> bool:
+    return bool(row["marks"].get("nangrid", {}).get(field))
+
+
+def _tools(failing: list[Row]) -> str:
+    shown = ("step", "op", "module", "line")
+    head = [
+        "tool",
+        "claims",
+        "answers",
+        *(f"{field} right" for field in shown),
+        "all claims",
+    ]
+    body = []
+    for tool, claims in CLAIMS.items():
+        asked = [row for row in failing if tool in row["marks"]]
+        if not asked:
+            continue
+        answers = sum(row["alarm"][tool] for row in asked)
+        fields = [
+            _share(sum(row["marks"][tool][field] for row in asked), len(asked)) if field in claims else "-"
+            for field in shown
+        ]
+        whole = sum(complete(tool, row) for row in asked)
+        body.append([tool, ", ".join(claims), answers, *fields, _share(whole, len(asked))])
+    return _table(head, body)
+
+
+def _alarms(healthy: list[Row]) -> str:
+    body = []
+    for tool in CLAIMS:
+        asked = [row for row in healthy if tool in row["alarm"]]
+        if asked:
+            crashed = sum("crashed" in row["answers"][tool] for row in asked)
+            body.append([tool, len(asked), sum(row["alarm"][tool] for row in asked), crashed])
+    bits = sum(row["same_bits"] for row in healthy)
+    table = _table(["tool", "healthy runs", "false alarms", "crashes"], body)
+    return f"{table}\n\nWith nangrid, {bits} of {len(healthy)} ended with the same losses and parameters, bit for bit."
+
+
+def _confusion(failing: list[Row]) -> str:
+    pairs = Counter(
+        (
+            " or ".join(row["mechanisms"]) or "no name fits",
+            row["answers"].get("nangrid", {}).get("mechanism", "nothing"),
+        )
+        for row in failing
+    )
+    columns = sorted({answer for _, answer in pairs})
+    truths = sorted({truth for truth, _ in pairs})
+    body = [[truth, *(pairs[truth, answer] or "" for answer in columns)] for truth in truths]
+    return _table(["truth \\ said", *columns], body)
+
+
+def _cost(healthy: list[Row], failing: list[Row]) -> str:
+    body = []
+    for tool in CLAIMS:
+        ratios = [_ratios(tool, rows) for rows in (healthy, failing)]
+        if any(ratios):
+            body.append([tool, *(f"{median(values):.1f}" if values else "-" for values in ratios)])
+    table = _table(["tool", "healthy run", "failing run, diagnosis included"], body)
+    note = "CPU time relative to the bare run, median. The models are tiny: fixed costs per step dominate."
+    return f"{note}\n\n{table}"
+
+
+def _ratios(tool: str, rows: list[Row]) -> list[float]:
+    timed = [row["seconds"] for row in rows if tool in row["seconds"] and row["seconds"]["bare"] > 0]
+    return [seconds[tool] / seconds["bare"] for seconds in timed]
+
+
+def _misses(rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        said = described(row["answers"].get("nangrid", {}))
+        if row["healthy"]:
+            if row["alarm"].get("nangrid") or not row["same_bits"]:
+                lines.append(f"- `{row['case']}` is healthy; said: {said}; same bits: {row['same_bits']}")
+            continue
+        wrong = [field for field in FIELDS if not _marked(row, field)]
+        wrong += ["mechanism"] * (row["mechanism"] == "wrong") + ["bits"] * (not row["same_bits"])
+        if wrong:
+            truth = f"{row['truth']} [{' or '.join(row['mechanisms']) or 'no name'}]"
+            lines.append(f"- `{row['case']}` ({row['source']}): {', '.join(wrong)}. Truth: {truth}. Said: {said}.")
+    return "\n".join(lines) or "None."

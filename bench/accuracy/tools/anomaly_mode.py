@@ -1,0 +1,29 @@
+"""Asks torch.autograd.set_detect_anomaly: the node that it names, and the script's line in its traceback."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from case import Case
+from observer import is_script
+from tools.answer import Answer, Counting
+
+
+def ask(case: Case, folder: Path) -> Answer:
+    bare = Counting(case)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            with torch.autograd.set_detect_anomaly(True):
+                bare.run()
+        except RuntimeError as error:
+            node = re.search(r"Function '(\w+)' returned nan", str(error))
+            if not node:
+                raise
+            found = [m for w in heard for m in re.findall(r'File "([^"]+)", line (\d+)', str(w.message))]
+            own = [f"{Path(path).name}:{line}" for path, line in found if is_script(path)]
+            return Answer(step=bare.step, node=node[1], line=own[-1] if own else "")
+    return Answer()
