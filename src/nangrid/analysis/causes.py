@@ -142,10 +142,11 @@ class Cure:
 
 @dataclass(frozen=True)
 class FutileChange:
-    """One change of level that was tried on failing combinations and made none of them train."""
+    """One change of level after which failing combinations failed alike, and none trained."""
 
     change: tuple[str, str]
-    proofs: tuple[Combination, ...]
+    pairs: tuple[tuple[Combination, Combination], ...]
+    """Each failing combination, and what the change made of it."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ class Grid:
         told = {f: tuple(cure for cure in cures[f] if tests.told(f, cure.proof.levels)) for f in cures}
         untold = {f: tuple(cure for cure in cures[f] if cure not in told[f]) for f in cures}
         necessary = () if seen else _necessary(causes)
-        futile = tuple(self._futile(failing))
+        futile = tuple(self._futile(event, failing))
         return EventVerdict(event, failing, tuple(causes), tuple(seen), necessary, told, untold, futile, tests)
 
     def _minimal(self, cures: Mapping[Levels, tuple[Cure, ...]]) -> dict[Levels, tuple[Cure, ...]]:
@@ -330,16 +331,18 @@ class Grid:
             until = min(record.steps_done for record, _ in combination.by_seed.values())
             yield Cure(changes, combination, until, until >= ENOUGH_STEPS * max(1, onset))
 
-    def _futile(self, failing: Iterable[Combination]) -> Iterable[FutileChange]:
-        tried: dict[tuple[str, str], list[Combination]] = {}
+    def _futile(self, event: Event, failing: Iterable[Combination]) -> Iterable[FutileChange]:
+        tried: dict[tuple[str, str], list[tuple[Combination, Combination]]] = {}
         for combination in failing:
             for other in self.combinations.values():
                 changes = differing(other.levels, combination.levels)
                 if len(changes) == 1 and other.tests(combination):
-                    tried.setdefault(changes[0], []).append(other)
-        for change, others in sorted(tried.items()):
-            if not any(other.trains for other in others):
-                yield FutileChange(change, tuple(others))
+                    tried.setdefault(changes[0], []).append((combination, other))
+        for change, pairs in sorted(tried.items()):
+            # a run that failed in another way first says nothing about this event
+            alike = tuple((before, after) for before, after in pairs if event in after.events)
+            if alike and not any(after.trains for _, after in pairs):
+                yield FutileChange(change, alike)
 
 
 def _groups_suggested(autopsy: Autopsy) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nangrid.analysis.causes import (
@@ -23,6 +24,7 @@ from nangrid.analysis.losses import WORSE
 
 _IDS_SHOWN = 4
 _CURES_SHOWN = 3
+_PAIRS_SHOWN = 2
 _SEEN_SHOWN = 3
 
 
@@ -103,8 +105,8 @@ def _seen_lines(finding: EventVerdict) -> list[str]:
     seen = sorted(finding.seen, key=lambda cause: (-len(cause.proof.onsets(finding.event)), len(cause.levels)))
     lines = []
     for cause in seen[:_SEEN_SHOWN]:
-        rate = f"{_rate(cause.proof, finding.event)}, {_ids(cause.proof)}"
-        lines.append(f"  {graded(Grade.SEEN, cause.more)}: {format_levels(cause.levels)} ({rate})")
+        proof = _proof(cause.proof, finding.event)
+        lines.append(f"  {graded(Grade.SEEN, cause.more)}: {format_levels(cause.levels)} ({proof})")
     if more := len(seen) - _SEEN_SHOWN:
         lines += [f"  and {more} more seen, not told from chance"] if more > 0 else []
     return lines
@@ -113,7 +115,7 @@ def _seen_lines(finding: EventVerdict) -> list[str]:
 def _cause_lines(cause: Cause, event: Event) -> list[str]:
     if not cause.levels:
         return ["  no cause: the reference itself fails this way with some seed"]
-    lines = [f"  sufficient: {format_levels(cause.levels)} ({_rate(cause.proof, event)}, {_ids(cause.proof)})"]
+    lines = [f"  sufficient: {format_levels(cause.levels)} ({_proof(cause.proof, event)})"]
     if cause.without:
         named = " or ".join(_described(combination, cause, event) for combination in cause.without)
         lines.append(f"    minimal: no such failure in {named}")
@@ -129,20 +131,42 @@ class _CureGroup:
 
     changes: Levels
     cures: tuple[Cure, ...]
-    tried: int
-    """Number of failing combinations for which the grid has a run with these changes."""
+    rest: tuple[Combination, ...]
+    """What the changes made of the other failing combinations for which the grid has a run with them."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether some combination still fails, in this way or in another."""
+        return any(any(combination.events) for combination in self.rest)
 
     @property
     def line(self) -> str:
         until = min(cure.until for cure in self.cures)
         short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
         ids = _few([record.cell_id for cure in self.cures for record in cure.proof.records])
-        tries = f"{len(self.cures)} of {_tries(self.tried)}"
-        return f"  cure: {format_levels(self.changes)} ({tries}: {ids}; finite to step {until}{short})"
+        tries = f"{len(self.cures)} of {_tries(len(self.cures) + len(self.rest))}"
+        word = "partial cure" if self.partial else "cure"
+        return f"  {word}: {format_levels(self.changes)} ({tries}: {ids}; finite to step {until}{short}{self._others})"
+
+    @property
+    def _others(self) -> str:
+        """How the other tries ended."""
+        ends = Counter(_event(combination) for combination in self.rest)
+        return "".join(f"; {_ended(count, event)}" for event, count in ends.most_common())
+
+
+def _event(combination: Combination) -> str:
+    """The events of a combination, without their phases; empty if it is finite."""
+    return " or ".join(dict.fromkeys(str(event).partition(" (")[0] for event in combination.events if event))
+
+
+def _ended(count: int, event: str) -> str:
+    fails, is_finite = ("fails", "is") if count == 1 else ("fail", "are")
+    return f"{count} {fails} by {event}" if event else f"{count} {is_finite} finite with a worse loss"
 
 
 def _grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tuple[Cure, ...]]) -> list[_CureGroup]:
-    """Cures by their changes, the most helpful first; of equally helpful ones the smaller.
+    """Cures by their changes: full cures first, then the most helpful; of equally helpful ones the smaller.
 
     Only changes that are in `cures` are listed, each with every failing combination that trained after it.
     """
@@ -152,13 +176,17 @@ def _grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tup
         if cure.changes in wanted:
             by_changes.setdefault(cure.changes, []).append(cure)
 
-    def tried(changes: Levels) -> int:
-        changed = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
-        results = (grid.with_levels(levels, changes) for levels in changed)
-        return sum(result is not None and result.usable for result in results)
+    def rest(changes: Levels, cured: Sequence[Cure]) -> Iterator[Combination]:
+        proofs = {cure.proof.levels for cure in cured}
+        for failing in finding.failing:
+            result = None if set(changes) & set(failing.levels) else grid.with_levels(failing.levels, changes)
+            if result is not None and result.usable and result.levels not in proofs:
+                yield result
 
-    groups = [_CureGroup(changes, tuple(cures), tried(changes)) for changes, cures in by_changes.items()]
-    return sorted(groups, key=lambda group: (-len(group.cures), len(group.changes)))
+    groups = [
+        _CureGroup(changes, tuple(of_one), tuple(rest(changes, of_one))) for changes, of_one in by_changes.items()
+    ]
+    return sorted(groups, key=lambda group: (group.partial, -len(group.cures), len(group.changes)))
 
 
 def _shown_cures(groups: Sequence[_CureGroup]) -> list[_CureGroup]:
@@ -199,9 +227,11 @@ def _futile_lines(futile: Sequence[FutileChange]) -> list[str]:
     lines = []
     for factor, changes in by_factor.items():
         levels = ",".join(change.change[1] for change in changes)
-        proofs = [proof for change in changes for proof in change.proofs]
-        ids = _few([r.cell_id for proof in proofs for r in proof.records if not r.trained and r.error is None])
-        lines.append(f"  does not help: {factor}={levels} (0 of {_tries(len(proofs))}: {ids})")
+        pairs = {frozenset((a.levels, b.levels)): (a, b) for change in changes for a, b in change.pairs}
+        named = [f"{a.records[0].cell_id[:8]}/{b.records[0].cell_id[:8]}" for a, b in pairs.values()]
+        count = "1 pair fails" if len(named) == 1 else f"{len(named)} pairs fail"
+        more = f" and {len(named) - _PAIRS_SHOWN} more" if len(named) > _PAIRS_SHOWN else ""
+        lines.append(f"  does not help: {factor}={levels} ({count} alike: {', '.join(named[:_PAIRS_SHOWN])}{more})")
     return lines
 
 
@@ -216,17 +246,22 @@ def _few(cells: Sequence[str]) -> str:
     return ", ".join(unique[:_IDS_SHOWN]) + (f" and {len(unique) - _IDS_SHOWN} more" * (len(unique) > _IDS_SHOWN))
 
 
+def _proof(combination: Combination, event: Event) -> str:
+    """The runs that failed: `run 0d288941`, or `2 of 3 seeds, ...`."""
+    return f"{_rate(combination, event) or 'run '}{_ids(combination)}"
+
+
 def _rate(combination: Combination, event: Event) -> str:
+    """`2 of 3 seeds, `, or nothing for a single run."""
     total = len(combination.by_seed)
-    return f"{len(combination.onsets(event))} of {total} seeds" if total > 1 else "one seed"
+    return f"{len(combination.onsets(event))} of {total} seeds, " if total > 1 else ""
 
 
 def _described(combination: Combination, cause: Cause, event: Event) -> str:
     """The combination by the levels of the cause that it has."""
     levels = tuple(pair for pair in cause.levels if pair in combination.levels)
     what = f"{format_levels(levels)} alone" if levels else "the reference"
-    several = f"{_rate(combination, event)}, " if len(combination.by_seed) > 1 else ""
-    return f"{what} ({several}{_ids(combination)})"
+    return f"{what} ({_rate(combination, event)}{_ids(combination)})"
 
 
 def _ids(combination: Combination) -> str:

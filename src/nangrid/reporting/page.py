@@ -32,6 +32,8 @@ class Section:
     figures: Sequence[str] = ()
     """SVG."""
     tables: Sequence[pd.DataFrame] = ()
+    folded: str = ""
+    """Why the section is folded; empty if it is open."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _effects(evidence: Evidence) -> Section:
             "leaves its reference level."
         )
         tables.append(crossed)
-    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables)
+    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables, _why_folded(evidence))
 
 
 def _survival(evidence: Evidence) -> Section:
@@ -133,7 +133,14 @@ def _survival(evidence: Evidence) -> Section:
     if shares:
         joined = pd.concat(shares)
         tables.append(joined[["factor", *joined.columns.drop("factor")]].rename_axis(columns=None))
-    return Section("Survival", lead, [survival_figure(evidence.curves, common_horizon(evidence.times))], tables)
+    figures = [survival_figure(evidence.curves, common_horizon(evidence.times))]
+    return Section("Survival", lead, figures, tables, _why_folded(evidence))
+
+
+def _why_folded(evidence: Evidence) -> str:
+    """With one seed the statistics of the sections add nothing to the verdict."""
+    seeds = evidence.times["seed"].nunique() if "seed" in evidence.times else 1
+    return "" if seeds > 1 else "One seed: counting cannot tell these from chance. The verdict and the autopsies can."
 
 
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
