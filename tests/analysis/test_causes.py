@@ -290,4 +290,5 @@ def test_a_cure_counts_the_failing_combinations_that_tried_it(make_record: MakeR
         {"dtype": "bf16", "init": "zero", "optim": "sgd", "losses": [9.0] * 16},
     )
     lines = [line for line in verdict(grid) if line.startswith("  cure: dtype=bf16 (")]
-    assert len(lines) == 1 and lines[0].startswith("  cure: dtype=bf16 (1 of 2 tries: ")
+    assert len(lines) == 1 and lines[0].startswith("  cure: dtype=bf16 (2 of 2 tries finite to step 16: ")
+    assert "; 1 with a worse loss: " in lines[0]

@@ -216,7 +216,7 @@ class Grid:
         A neighbour differs in one factor. Fewest failing neighbours first, then most that train, then the lowest loss.
         None if no combination trains with every seed.
         """
-        good = [c for c in self.combinations.values() if c.trains and self._no_worse(c)]
+        good = [c for c in self.combinations.values() if c.trains and self.no_worse(c)]
         neighbours = {c.levels: self._neighbours(c) for c in good}
         # in a sparse grid a combination with hardly a neighbour would win by having none that fails
         explored = max((len(others) for others in neighbours.values()), default=0) / 2
@@ -228,7 +228,8 @@ class Grid:
 
         return min((c for c in good if len(neighbours[c.levels]) >= explored), key=risk, default=None)
 
-    def _no_worse(self, combination: Combination) -> bool:
+    def no_worse(self, combination: Combination) -> bool:
+        """Whether the combination trains to a loss that is no worse than the best one's."""
         return self.excess.get(combination.levels, math.inf) <= 1
 
     def _neighbours(self, combination: Combination) -> list[tuple[bool, bool]]:
@@ -324,7 +325,7 @@ class Grid:
         others = self.combinations.values()
         for combination in sorted(others, key=lambda c: len(differing(c.levels, failing.levels))):
             changes = differing(combination.levels, failing.levels)
-            trains = combination.trains and combination.tests(failing) and self._no_worse(combination)
+            trains = combination.trains and combination.tests(failing) and self.no_worse(combination)
             if not changes or not trains or any(set(cure) <= set(changes) for cure in known):
                 continue
             known.append(changes)

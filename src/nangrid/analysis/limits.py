@@ -98,7 +98,8 @@ def _seeds(rates: pd.DataFrame) -> list[str]:
         return []
     what = "one seed" if seeds == 1 else f"{seeds} seeds"
     lines = [
-        f"Each combination ran with {what}: one that never failed may still fail in up to {unseen(seeds):.0%} of runs."
+        f"Each combination ran with {what}: one that never failed may still fail in up to {unseen(seeds):.0%} of runs "
+        "(one-sided 95% bound)."
     ]
     if seeds < LEAST_SEEDS:
         lines.append(f"Effects have no confidence intervals with fewer than {LEAST_SEEDS} seeds: run seed=0,1,2,3,4.")

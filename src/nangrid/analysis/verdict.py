@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nangrid.analysis.causes import (
@@ -127,66 +127,56 @@ def _cause_lines(cause: Cause, event: Event) -> list[str]:
 
 @dataclass(frozen=True)
 class _CureGroup:
-    """One set of changes, and the failing combinations that it cures."""
+    """One set of changes, and what it made of each failing combination for which the grid has a run with it."""
 
     changes: Levels
     cures: tuple[Cure, ...]
-    rest: tuple[Combination, ...]
-    """What the changes made of the other failing combinations for which the grid has a run with them."""
-
-    @property
-    def partial(self) -> bool:
-        """Whether some combination still fails, in this way or in another."""
-        return any(any(combination.events) for combination in self.rest)
+    finite: tuple[Combination, ...]
+    worse: tuple[Combination, ...]
+    """Those of `finite` that do not train, or to a worse loss than the reference."""
+    failing: tuple[Combination, ...]
 
     @property
     def line(self) -> str:
+        tries = f"{len(self.finite)} of {_tries(len(self.finite) + len(self.failing))}"
         until = min(cure.until for cure in self.cures)
         short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
-        ids = _few([record.cell_id for cure in self.cures for record in cure.proof.records])
-        tries = f"{len(self.cures)} of {_tries(len(self.cures) + len(self.rest))}"
-        word = "partial cure" if self.partial else "cure"
-        return f"  {word}: {format_levels(self.changes)} ({tries}: {ids}; finite to step {until}{short}{self._others})"
-
-    @property
-    def _others(self) -> str:
-        """How the other tries ended."""
-        ends = Counter(_event(combination) for combination in self.rest)
-        return "".join(f"; {_ended(count, event)}" for event, count in ends.most_common())
+        ends = Counter(_event(combination) for combination in self.failing)
+        others = [f"; {len(self.worse)} with a worse loss: {_few_of(self.worse)}"] if self.worse else []
+        others += [f"; {count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
+        word = "partial cure" if self.failing else "cure"
+        kept = f"{tries} finite to step {until}{short}: {_few_of(self.finite)}"
+        return f"  {word}: {format_levels(self.changes)} ({kept}{''.join(others)})"
 
 
 def _event(combination: Combination) -> str:
-    """The events of a combination, without their phases; empty if it is finite."""
+    """The events of a combination, without their phases."""
     return " or ".join(dict.fromkeys(str(event).partition(" (")[0] for event in combination.events if event))
 
 
-def _ended(count: int, event: str) -> str:
-    fails, is_finite = ("fails", "is") if count == 1 else ("fail", "are")
-    return f"{count} {fails} by {event}" if event else f"{count} {is_finite} finite with a worse loss"
+def _few_of(combinations: Sequence[Combination]) -> str:
+    return _few([record.cell_id for combination in combinations for record in combination.records])
 
 
 def _grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tuple[Cure, ...]]) -> list[_CureGroup]:
     """Cures by their changes: full cures first, then the most helpful; of equally helpful ones the smaller.
 
-    Only changes that are in `cures` are listed, each with every failing combination that trained after it.
+    Only changes that are in `cures` are listed, each with every failing combination for which the grid ran them.
     """
-    wanted = {cure.changes for of_one in cures.values() for cure in of_one}
     by_changes: dict[Levels, list[Cure]] = {}
-    for cure in (cure for found in (finding.cures, finding.seen_cures) for of_one in found.values() for cure in of_one):
-        if cure.changes in wanted:
-            by_changes.setdefault(cure.changes, []).append(cure)
+    for cure in (cure for of_one in cures.values() for cure in of_one):
+        by_changes.setdefault(cure.changes, []).append(cure)
 
-    def rest(changes: Levels, cured: Sequence[Cure]) -> Iterator[Combination]:
-        proofs = {cure.proof.levels for cure in cured}
-        for failing in finding.failing:
-            result = None if set(changes) & set(failing.levels) else grid.with_levels(failing.levels, changes)
-            if result is not None and result.usable and result.levels not in proofs:
-                yield result
+    def group(changes: Levels, of_one: Sequence[Cure]) -> _CureGroup:
+        failing = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
+        tried = (grid.with_levels(levels, changes) for levels in failing)
+        usable = list({result.levels: result for result in tried if result is not None and result.usable}.values())
+        finite = tuple(result for result in usable if not any(result.events))
+        worse = tuple(result for result in finite if not (result.trains and grid.no_worse(result)))
+        return _CureGroup(changes, tuple(of_one), finite, worse, tuple(r for r in usable if r not in finite))
 
-    groups = [
-        _CureGroup(changes, tuple(of_one), tuple(rest(changes, of_one))) for changes, of_one in by_changes.items()
-    ]
-    return sorted(groups, key=lambda group: (group.partial, -len(group.cures), len(group.changes)))
+    groups = (group(changes, of_one) for changes, of_one in by_changes.items())
+    return sorted(groups, key=lambda g: (bool(g.failing), len(g.worse) - len(g.finite), len(g.changes)))
 
 
 def _shown_cures(groups: Sequence[_CureGroup]) -> list[_CureGroup]:
@@ -236,7 +226,7 @@ def _futile_lines(futile: Sequence[FutileChange]) -> list[str]:
 
 
 def _tries(count: int) -> str:
-    """Failing combinations for which the grid also ran the change."""
+    """Runs of failing combinations with the change."""
     return "1 try" if count == 1 else f"{count} tries"
 
 
