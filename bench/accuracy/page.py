@@ -33,7 +33,7 @@ def tables(rows: list[Row], command: str, seconds: float) -> str:
         "### Mechanisms: truth and answer",
         _confusion(failing),
         "### Cost",
-        _cost(healthy, failing),
+        _cost(healthy),
         "### Every miss of nangrid",
         _misses(rows),
     ]
@@ -132,15 +132,13 @@ def _confusion(failing: list[Row]) -> str:
     return _table(["truth \\ said", *columns], body)
 
 
-def _cost(healthy: list[Row], failing: list[Row]) -> str:
-    body = []
-    for tool in CLAIMS:
-        ratios = [_ratios(tool, rows) for rows in (healthy, failing)]
-        if any(ratios):
-            body.append([tool, *(f"{median(values):.1f}" if values else "-" for values in ratios)])
-    table = _table(["tool", "healthy run", "failing run, diagnosis included"], body)
-    note = "CPU time relative to the bare run, median. The models are tiny: fixed costs per step dominate."
-    return f"{note}\n\n{table}"
+def _cost(healthy: list[Row]) -> str:
+    ratios = {tool: _ratios(tool, healthy) for tool in CLAIMS}
+    body = [[tool, f"{median(values):.1f}"] for tool, values in ratios.items() if values]
+    note = (
+        "CPU time of a healthy run, relative to the bare run: medians. Models are tiny: fixed costs per step dominate."
+    )
+    return f"{note}\n\n{_table(['tool', 'times the bare run'], body)}"
 
 
 def _ratios(tool: str, rows: list[Row]) -> list[float]:

@@ -72,6 +72,7 @@ def _same_bits(bare: dict[str, Any], watched: dict[str, Any]) -> bool:
 def _asked(case: Case, folder: Path, only: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    _bare(case)  # warms up what a first step of a process costs
     began = time.process_time()
     bare = _bare(case)
     seconds = {"bare": time.process_time() - began}
