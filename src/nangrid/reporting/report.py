@@ -140,9 +140,7 @@ def _survival(evidence: Evidence) -> Section:
 def _why_folded(evidence: Evidence) -> str:
     """With one seed the statistics of the sections add nothing to the verdict."""
     seeds = evidence.times["seed"].nunique() if "seed" in evidence.times else 1
-    return (
-        "" if seeds > 1 else "Statistics: with one seed, the verdict rests on the single runs and their replays"
-    )
+    return "" if seeds > 1 else "Statistics: with one seed, the verdict rests on the single runs and their replays"
 
 
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
