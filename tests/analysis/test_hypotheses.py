@@ -47,6 +47,14 @@ def test_a_cure_must_train_in_every_pair(cell: Callable[..., CellRecord]) -> Non
     assert bad.verdict == "refuted" and bad.decided[0].cells == ("fp16 zero 1", "fp16 mean 1")
 
 
+def test_one_testable_prediction_of_three_does_not_decide_a_claim(cell: Callable[..., CellRecord]) -> None:
+    cures = Prediction("it does", {}, "cures", change=CHANGE)
+    untested = Prediction("it does", {"dtype": "fp32"}, "fails")
+    records = [cell("fp16 zero 0", onset=0), cell("fp16 mean 0")]
+    assert decide(Hypothesis("S0", "", [cures, untested, untested]), records, {}).verdict == "undecided here"
+    assert decide(Hypothesis("S0", "", [cures, untested]), records, {}).verdict == "supported"
+
+
 def test_a_finite_cell_that_does_not_learn_is_no_cure(cell: Callable[..., CellRecord]) -> None:
     frozen = cell("fp16 mean 0", trains=Trains(0, [], 0.0, 4.0, 4.0))
     assert answer("cures", [cell("fp16 zero 0", onset=0), frozen], change=CHANGE).verdict == "refuted"

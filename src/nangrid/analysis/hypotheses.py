@@ -21,7 +21,7 @@ from nangrid.records.codec import decode
 from nangrid.records.errors import InputError
 
 SUPPORTED, REFUTED, IN_PART = "supported", "refuted", "in part"
-NOT_REPRODUCED, NOT_TESTABLE = "not reproduced here", "not testable here"
+NOT_REPRODUCED, NOT_TESTABLE, UNDECIDED = "not reproduced here", "not testable here", "undecided here"
 
 _LONG = 16
 """Steps without an event after which a predicted event counts as not reproduced."""
@@ -97,9 +97,13 @@ class Answer:
     def verdict(self) -> str:
         """Supported or refuted if all testable predictions agree, else in part.
 
-        What did not fail here at all is not refuted: larger models may fail.
+        What did not fail here at all is not refuted: larger models may fail. Where most predictions could not be
+        tested, the others do not decide the claim.
         """
-        verdicts = {d.verdict for d in self.decided} - {NOT_TESTABLE}
+        testable = [d.verdict for d in self.decided if d.verdict != NOT_TESTABLE]
+        if 0 < 2 * len(testable) < len(self.decided):
+            return UNDECIDED
+        verdicts = set(testable)
         if verdicts == {NOT_REPRODUCED, REFUTED}:
             return NOT_REPRODUCED
         return IN_PART if len(verdicts) > 1 else next(iter(verdicts), NOT_TESTABLE)
