@@ -14,10 +14,15 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 @pytest.fixture(autouse=True)
 def loggers_speak() -> None:
-    """Hydra's job_logging=disabled, in a test before, silences the loggers that exist by then."""
+    """Undo what Hydra's job_logging=disabled, and libraries that quieten their logs, left behind in earlier tests."""
+    logging.disable(logging.NOTSET)
     for logger in logging.Logger.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.disabled = False
+            if logger.name.partition(".")[0] == "nangrid":
+                logger.setLevel(logging.NOTSET)
+                logger.propagate = True
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture

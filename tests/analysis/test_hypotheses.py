@@ -23,7 +23,7 @@ def cell(make_record: MakeRecord) -> Callable[..., CellRecord]:
         dtype, init, seed = name.split()
         factors = {"dtype": dtype, "dtype.storage": f"{dtype}'s", "init": init, "seed": int(seed)}
         rung = None if onset is None else {"gradient": onset}
-        return make_record(rung, cell_id=name, factors=factors, **more)
+        return make_record(rung, cell_id=name.replace(" ", "-"), factors=factors, **more)
 
     return make
 
@@ -44,7 +44,7 @@ def test_a_cure_must_train_in_every_pair(cell: Callable[..., CellRecord]) -> Non
         and good.decided[0].says == "2 of 2 failing cells (1 combination) train once init is mean"
     )
     bad = answer("cures", [*zero, mean[0], cell("fp16 mean 1", onset=0)], change=CHANGE)
-    assert bad.verdict == "refuted" and bad.decided[0].cells == ("fp16 zero 1", "fp16 mean 1")
+    assert bad.verdict == "refuted" and bad.decided[0].cells == ("fp16-zero-1", "fp16-mean-1")
 
 
 def test_one_testable_prediction_of_three_does_not_decide_a_claim(cell: Callable[..., CellRecord]) -> None:
@@ -131,7 +131,7 @@ def test_a_cell_that_trains_under_a_great_norm_is_a_false_alarm(cell: Callable[.
     cells = [cell("bf16 zero 0"), cell("bf16 mean 0")]
     norms = {"bf16 zero 0": history([1e8]), "bf16 mean 0": history([40.0])}
     found = answer("quiet", cells, norms, threshold=1000.0)
-    assert found.verdict == "refuted" and found.decided[0].cells == ("bf16 zero 0",)
+    assert found.verdict == "refuted" and found.decided[0].cells == ("bf16-zero-0",)
 
 
 def test_predictions_that_disagree_hold_in_part(cell: Callable[..., CellRecord]) -> None:

@@ -165,7 +165,7 @@ def test_loop_with_two_watches_or_none_is_refused_in_one_sentence(
     loop: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     _, done = loop
-    assert "refused: loop.py:train made two nangrid.Watch: let one of them take all steps of the run." in done.stdout
+    assert "refused: loop.py:train made two nangrid.Watch: let one take all steps of the run." in done.stdout
     assert "refused: loop.py:train took no step: give it data for at least one." in done.stdout
 
 

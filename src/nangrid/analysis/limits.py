@@ -107,10 +107,11 @@ def _seeds(rates: pd.DataFrame) -> list[str]:
 
 
 def _power(tested: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
-    """Power of each factor's test, for the two of its levels that have the fewest matched pairs."""
+    """Power of each factor's test that decided nothing, for the two levels with the fewest matched pairs."""
     lines = []
     family = tested[tested["event"] == ANY]
-    for factor, least_p in zip(family["factor"], family["least_p"], strict=True):
+    undecided = family[~(family["p_holm"] <= ALPHA)]
+    for factor, least_p in zip(undecided["factor"], undecided["least_p"], strict=True):
         pairs = int(compared.loc[compared["factor"] == factor, "telling"].min())
         share = detectable(pairs, len(family))
         if share is not None:

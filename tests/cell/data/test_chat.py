@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nangrid.cell.config import Config, DataConfig, ModelConfig, VocabConfig
+from nangrid.cell.config import Config, DataConfig, ModelConfig, TargetsConfig, VocabConfig
 from nangrid.cell.data.chat import template_sha256
 from nangrid.cell.data.dataset import CellData, load_data
 from nangrid.cell.model.checkpoint import Checkpoint, locate_checkpoint
@@ -77,7 +77,8 @@ def write(tmp_path: Path) -> Callable[..., str]:
 def _config(path: str, vocab: VocabConfig | None = None, **data: Any) -> Config:
     vocab = vocab or VocabConfig(name="none", size=0)
     fields = {"name": "jsonl", "length": 128, "packing": False, "held_out": 1, "batch": 1}
-    return Config(model=TINY, vocab=vocab, data=DataConfig(path=path, **fields | data))
+    targets = TargetsConfig("qv", ["q_proj"])
+    return Config(model=TINY, vocab=vocab, targets=targets, data=DataConfig(path=path, **fields | data))
 
 
 def _chats(count: int) -> list[dict[str, Any]]:

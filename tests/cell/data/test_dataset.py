@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nangrid.cell.config import Config, DataConfig, ModelConfig, VocabConfig
+from nangrid.cell.config import Config, DataConfig, ModelConfig, TargetsConfig, VocabConfig
 from nangrid.cell.data.dataset import CellData, Collate, data_sha256, load_data
 from nangrid.cell.model.checkpoint import Checkpoint, locate_checkpoint
 from nangrid.records.errors import InputError
@@ -38,7 +38,7 @@ def pydoc(tiny: Checkpoint) -> CellData:
 
 def _config(size: int = 0, **data: Any) -> Config:
     vocab = VocabConfig(name="spm" if size else "none", size=size)
-    return Config(model=TINY, vocab=vocab, data=DataConfig(**data))
+    return Config(model=TINY, vocab=vocab, targets=TargetsConfig("qv", ["q_proj"]), data=DataConfig(**data))
 
 
 def _jsonl(path: Path, records: list[dict[str, str]]) -> str:
@@ -92,7 +92,7 @@ def test_glossary_has_only_new_tokens(tiny: Checkpoint) -> None:
 def test_a_second_call_needs_neither_torch_nor_the_tokenizer(pydoc: CellData, tiny: Checkpoint) -> None:
     code = f"""
 import sys
-from nangrid.cell.config import Config, DataConfig, ModelConfig, VocabConfig
+from nangrid.cell.config import Config, DataConfig, ModelConfig, TargetsConfig, VocabConfig
 from nangrid.cell.model.checkpoint import Checkpoint
 from nangrid.cell.data.dataset import load_data
 from nangrid.cell.data.documents import data_sha256

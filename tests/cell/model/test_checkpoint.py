@@ -89,7 +89,12 @@ def test_damaged_entry_is_set_aside_and_rebuilt(
 def test_entry_is_built_once_per_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANGRID_CACHE", str(tmp_path))
     made: list[Path] = []
-    folders = [entry("words", {"recipe": recipe}, made.append) for recipe in (1, 1, 2)]
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        _write(folder / "words.txt", "spam")
+
+    folders = [entry("words", {"recipe": recipe}, make) for recipe in (1, 1, 2)]
     assert folders[0] == folders[1] != folders[2]
     assert len(made) == 2
 
