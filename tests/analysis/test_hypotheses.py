@@ -30,7 +30,8 @@ def cell(make_record: MakeRecord) -> Callable[..., CellRecord]:
 
 def answer(rule: str, records: list[CellRecord], histories: dict[str, History] | None = None, **more: Any) -> Answer:
     prediction = Prediction("it does", more.pop("where", {}), rule, **more)
-    return decide(Hypothesis("S0", "it does", [prediction]), records, histories or {})
+    by_id = {name.replace(" ", "-"): history for name, history in (histories or {}).items()}
+    return decide(Hypothesis("S0", "it does", [prediction]), records, by_id)
 
 
 CHANGE = {"init": ["zero", "mean"]}
@@ -122,7 +123,7 @@ def test_a_warning_counts_only_before_the_onset(cell: Callable[..., CellRecord])
 
 def test_false_alarms_alone_refute_no_warning(cell: Callable[..., CellRecord]) -> None:
     predictions = [Prediction("it warns", {}, rule, threshold=1000.0) for rule in ("warned", "quiet")]
-    loud = {"bf16 zero 0": history([1e8])}
+    loud = {"bf16-zero-0": history([1e8])}
     found = decide(Hypothesis("R0", "it warns", predictions), [cell("bf16 zero 0")], loud)
     assert found.verdict == "not testable here" and "1 of 1 cells that train" in found.decided[1].says
 

@@ -97,7 +97,8 @@ from nangrid.cell.model.checkpoint import Checkpoint
 from nangrid.cell.data.dataset import load_data
 from nangrid.cell.data.documents import data_sha256
 model = ModelConfig(name='tiny', source='tiny', layers=1)
-config = Config(model=model, vocab=VocabConfig(name='spm', size=64), data=DataConfig(name='pydoc'))
+targets = TargetsConfig('qv', ['q_proj'])
+config = Config(model=model, vocab=VocabConfig(name='spm', size=64), targets=targets, data=DataConfig(name='pydoc'))
 assert data_sha256(config.data) and 'datasets' not in sys.modules
 data = load_data(config, Checkpoint('/no/such/folder', {tiny.tokenizer_sha256!r}))
 print(data.new_token_count, data.sha256, 'torch' in sys.modules)
