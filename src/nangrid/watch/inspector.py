@@ -7,9 +7,12 @@ Every training loop calls the same methods: `begin`, then for each micro-batch `
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,9 @@ from nangrid.records.explain import explain
 from nangrid.records.mechanisms import UNKNOWN
 from nangrid.records.start_from import KEPT, kept_in
 from nangrid.watch.autopsy.examine import Background, examine
-from nangrid.watch.autopsy.replay import FROZEN, RAISED, Step, digest
-from nangrid.watch.clocks import Clocks, StepReading
+from nangrid.watch.autopsy.live import LiveStep, read_live_step, unreplayed
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, FROZEN, RAISED, NotRepeatableError, Step, digest, fails
+from nangrid.watch.clocks import Clocks, StepReading, Trainables
 from nangrid.watch.growth import Growth
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
@@ -30,6 +34,10 @@ from nangrid.watch.state.tensors import gradients
 
 logger = logging.getLogger(__name__)
 
+_LIGHT = (
+    "The update was not replayed, because the light snapshot holds no copy of the parameters from before it. Pass "
+    'snapshot="full" to find the operation.'
+)
 SNAPSHOTS_KEPT = 2
 """Snapshots that stay on disk while all is finite."""
 
@@ -51,6 +59,8 @@ class SnapshotPolicy:
     """Keep a snapshot on disk every so many steps, to start a run from; 0: none. Only the last two stay."""
     initial: dict[str, Tensor] | None = None
     """The trainables before the run's first step, if watching began at a later one."""
+    light: bool = False
+    """Keep no copy of parameters and optimizer state; a failure in the optimizer is then not replayed."""
 
 
 class Inspector:
@@ -66,7 +76,9 @@ class Inspector:
         self.policy = policy = policy or SnapshotPolicy()
         self.clocks = Clocks(step.trainables)
         self.growth = Growth({parameter.dtype for parameter in step.trainables.values()})
-        self.recorder = Recorder(step.model, step.trainables, step.optimizer, step.scaler, policy.initial)
+        self.recorder = Recorder(
+            step.model, step.trainables, step.optimizer, step.scaler, policy.initial, light=policy.light
+        )
         self.autopsy: Autopsy | None = None
         """The autopsy of the onset."""
         self.frozen: Autopsy | None = None
@@ -76,6 +88,8 @@ class Inspector:
         self.replaying = False
         self.replay_seconds = 0.0
         self._losses: list[Tensor] = []
+        self._skipping = False
+        """Whether a GradScaler has skipped the step before."""
         self._frozen_snapshot: Snapshot | None = None
 
     def begin(self, step: int) -> None:
@@ -83,6 +97,11 @@ class Inspector:
         self._losses = []
         self.clocks.begin(step)
         self.recorder.begin(step)
+
+    def restart(self) -> None:
+        """Begin the step again with the next micro-batch; nothing was updated since it began."""
+        self._losses = []
+        self.recorder.restart()
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Keep a micro-batch that is about to run."""
@@ -98,17 +117,46 @@ class Inspector:
         # A replay after running out of memory would run out of memory again.
         if self.autopsy is not None or self.replaying or isinstance(error, torch.OutOfMemoryError):
             return
-        self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
+        self.left()
         if self.autopsy is not None:
             error.add_note(f"a number was already non-finite:\n{explain(self.autopsy)}\n{self.out_dir}/{AUTOPSY}")
 
-    def gradients(self, ignore_nonfinite: bool = False) -> None:
-        """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean."""
+    def left(self) -> None:
+        """Examine the current step of a loop that was left before an optimizer ran."""
+        self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
+
+    def gradients(
+        self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
+    ) -> None:
+        """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean.
+
+        See `Clocks.gradients`; `clipped` is None if the loop has not clipped yet.
+        """
         self.recorder.copy_new_trainables()
-        self.clocks.gradients(ignore_nonfinite)
+        self.clocks.gradients(ignore_nonfinite, of, 1.0 if clipped is None else float(clipped))
+        skipped = ignore_nonfinite and not math.isfinite(self.clocks.reading.max_gradient)
+        if skipped:
+            self.skipped()
+        else:
+            self._skipping = False
         if self._tripped_now("loss", "gradient"):
-            bits = digest(gradients(self.step.trainables).values())
-            self._examine({"loss": digest(self._losses), "gradients": bits})
+            outcome = {"loss": digest(self._losses)}
+            # Clipped or scaled gradients have other bits than those of the replay.
+            if clipped is None and not skipped:
+                outcome["gradients"] = digest(gradients(self.step.trainables if of is None else of).values())
+            self._examine(outcome)
+
+    def skipped(self) -> None:
+        """Trip the gradient clock if a step that a GradScaler skips fails with a scale of 1 as well.
+
+        Only the first of several skipped steps is tried: if that is finite, the scaler searches for its scale.
+        """
+        if self._skipping or self.out_dir is None:
+            return
+        self._skipping = True
+        with self._replay():
+            if fails(self.step, self._snapshot("gradient", {})):
+                self.clocks.trip("gradient", 1)
 
     def norm(self, norm: Tensor | float) -> None:
         """Record the gradient norm from before clipping."""
@@ -116,9 +164,9 @@ class Inspector:
         if self.clocks.reading.frozen:
             self._keep_frozen({"loss": digest(self._losses)})
 
-    def updated(self) -> None:
+    def updated(self, of: Trainables | None = None) -> None:
         """Check parameters and optimizer state right after the optimizer step."""
-        self.clocks.updated(self.step.optimizer, self.recorder.before)
+        self.clocks.updated(self.step.optimizer, self.recorder.before(of), of)
         if self._tripped_now("parameter", "optimizer_state"):
             parameters = digest(self.step.trainables.values())
             self._examine({"loss": digest(self._losses), "parameters": parameters})
@@ -171,7 +219,9 @@ class Inspector:
             self._examine_frozen()
 
     def _snapshot(self, clock: str, outcome: dict[str, str]) -> Snapshot:
-        return self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
+        snapshot = self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
+        # A step that fails with a scale of 1 as well is examined there: a larger one only adds overflows.
+        return replace(snapshot, scaler=snapshot.scaler | {"scale": 1.0}) if self._skipping else snapshot
 
     def _keep_frozen(self, outcome: dict[str, str]) -> None:
         """Save a snapshot of the first frozen step; it is replayed when the run ends."""
@@ -191,25 +241,49 @@ class Inspector:
     def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
         if self.out_dir is None:
             return None
-        self.replaying, began = True, time.perf_counter()
-        autopsy = None
+        live = self._live(snapshot)
+        with self._replay():
+            autopsy = self._replayed(snapshot, live)
+        if snapshot.clock == RAISED and autopsy.phase == UNKNOWN:
+            return None  # the exception has nothing to do with non-finite numbers
+        (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
+        write_autopsy(self.out_dir / folder, autopsy)
+        if not self._lacks_copies(snapshot):
+            with suppress(NotRepeatableError), self.step.repeating(snapshot):
+                self._save(snapshot, folder)
+        return autopsy
+
+    def _live(self, snapshot: Snapshot) -> LiveStep:
+        # A frozen step is examined when the run ends.
+        return LiveStep() if snapshot.clock == FROZEN else read_live_step(self.step, snapshot.clock)
+
+    def _lacks_copies(self, snapshot: Snapshot) -> bool:
+        return self.policy.light and snapshot.clock in AFTER_UPDATE
+
+    def _replayed(self, snapshot: Snapshot, live: LiveStep) -> Autopsy:
+        """The autopsy by a replay, or else by the live step alone."""
+        if self._lacks_copies(snapshot):
+            return unreplayed(snapshot, _LIGHT, live)
         try:
-            autopsy = examine(self.step, snapshot, self.background)
+            with self.step.repeating(snapshot):
+                return examine(self.step, snapshot, self.background, live.evidence)
         except OSError:  # a full disk is the caller's to report
             raise
+        except NotRepeatableError as error:
+            return unreplayed(snapshot, f"The step could not be replayed: {error}", live)
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"
+            return unreplayed(snapshot, f"The replay raised {type(error).__name__}.", live)
+
+    @contextmanager
+    def _replay(self) -> Iterator[None]:
+        self.replaying, began = True, time.perf_counter()
+        try:
+            yield
         finally:
             self.replaying = False
             self.replay_seconds += time.perf_counter() - began
-        if snapshot.clock == RAISED and (autopsy is None or autopsy.phase == UNKNOWN):
-            return None  # the exception has nothing to do with non-finite numbers
-        if autopsy is not None:
-            (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
-            write_autopsy(self.out_dir / folder, autopsy)
-        self._save(snapshot, folder)
-        return autopsy
 
     def _save(self, snapshot: Snapshot, folder: str) -> None:
         if self.out_dir is None:

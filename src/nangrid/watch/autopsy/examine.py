@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,25 +43,42 @@ class Background:
     """The storage dtype that was requested, such as `bfloat16`."""
 
 
-def examine(step: Step, snapshot: Snapshot, background: Background) -> Autopsy:
-    """Replay the snapshot's step, compare it with the live step, and report what was found."""
+def examine(step: Step, snapshot: Snapshot, background: Background, live: Sequence[str] = ()) -> Autopsy:
+    """Replay the snapshot's step, compare it with the live step, and report what was found.
+
+    `live`: evidence read off the live step, reported if the replay does not reproduce it.
+    """
     replayed = replay(step, snapshot)
-    # At step 0 the trainables still are the initial ones.
-    untrained_clock = replayed.clock if snapshot.step == 0 else replay_untrained(step, snapshot).clock
+    untrained = _fails_untrained(step, snapshot, replayed)
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
-    return _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
+    return _Report(step, snapshot, replayed, background, untrained, live).autopsy(reproduced, same)
+
+
+def _fails_untrained(step: Step, snapshot: Snapshot, replayed: Replay) -> bool | None:
+    """Whether the initial trainables fail as well; None if they were not kept."""
+    # At step 0 the trainables still are the initial ones.
+    if snapshot.step == 0:
+        return replayed.clock is not None
+    return replay_untrained(step, snapshot).clock is not None if snapshot.initial else None
 
 
 class _Report:
     def __init__(
-        self, step: Step, snapshot: Snapshot, replayed: Replay, background: Background, untrained: bool
+        self,
+        step: Step,
+        snapshot: Snapshot,
+        replayed: Replay,
+        background: Background,
+        untrained: bool | None,
+        live: Sequence[str],
     ) -> None:
         self.step = step
         self.snapshot = snapshot
         self.replayed = replayed
         self.background = background
         self.untrained = untrained
+        self.live = live
         self.producer = replayed.origin.write.producer if replayed.origin else None
         self.preexisting = replayed.origin.write.preexisting if replayed.origin else ""
         self.reader = replayed.origin.reader if replayed.origin else None
@@ -138,7 +155,7 @@ class _Report:
                 eps_underflows=_eps_underflows(self.step),
                 losses=self.snapshot.losses,
                 untrained=self.untrained,
-                growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
+                growth=_growth(self.snapshot),
                 norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
                 silent_half=self.background.requested_storage not in (None, "float16"),
@@ -163,7 +180,8 @@ class _Report:
             changed = ", ".join(key for key, equal in same.items() if not equal) or "the clock"
             tripped = self.replayed.clock or "no clock"
             lines.append(f"the replay tripped {tripped}; it differs from the live run in: {changed}")
-        if self.snapshot.step > 0:
+            lines += self.live
+        if self.snapshot.step > 0 and self.untrained is not None:
             outcome = "also fails" if self.untrained else "is finite"
             lines.append(f"the same batch {outcome} on the untrained weights")
         if any(group.get("eps") == 0 for group in self.snapshot.groups):
@@ -222,6 +240,12 @@ def _eps_underflows(step: Step) -> list[str]:
             if isinstance(eps, float) and eps > 0 and rounds_to_zero(eps, parameter.dtype):
                 dtypes.add(dtype_name(parameter.dtype))
     return sorted(dtypes)
+
+
+def _growth(snapshot: Snapshot) -> float:
+    """The largest |parameter|, divided by the largest before training; 1 if those were not kept."""
+    initial = _absmax(snapshot.initial)
+    return _absmax(snapshot.parameters) / (initial or 1.0) if snapshot.initial else 1.0
 
 
 def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from nangrid.watch.state.module_state import load_module_state, preserving, pres
 from nangrid.watch.state.random_state import random_states, set_random_states
 from nangrid.watch.state.recorder import shallow
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State, restore
-from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups
+from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups, wide
 
 EVALUATION = "eval_loss"
 FROZEN = "frozen"
@@ -36,11 +36,21 @@ RAISED = "raised"
 """Not a clock: an exception left the step, such as a guard against NaN in the training loop."""
 
 
+AFTER_UPDATE = ("parameter", "optimizer_state")
+"""The clocks that trip after the optimizer has run."""
+
+
+class NotRepeatableError(Exception):
+    """A step cannot be run again; the message is one sentence that says why."""
+
+
 class Step(Protocol):
     """How one training loop runs the parts of an optimizer step."""
 
     model: nn.Module
     trainables: dict[str, nn.Parameter]
+    progress: Progress = Progress()
+    """How far the replay under way is; a step that runs several phases at once moves it on."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -49,6 +59,7 @@ class Step(Protocol):
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """The GradScaler, or None."""
+        return None
 
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
         """Accumulate the gradients of one micro-batch and return its loss; in an evaluation, only compute the loss."""
@@ -58,6 +69,22 @@ class Step(Protocol):
 
     def update(self) -> None:
         """Take the optimizer step."""
+
+    @property
+    def updated(self) -> Mapping[str, nn.Parameter]:
+        """The trainables that the optimizer under way updates."""
+        return self.trainables
+
+    def unscale(self) -> None:
+        """Unscale the gradients as the live step did; a trainer's clipping unscales them once more, by 1."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": 1.0})
+            _forget_unscaled(self.scaler)
+
+    def repeating(self, snapshot: Snapshot) -> AbstractContextManager[None]:
+        """Put what this loop changes besides model and optimizer back within the block."""
+        return nullcontext()
 
 
 @dataclass
@@ -97,6 +124,12 @@ def replay_untrained(step: Step, snapshot: Snapshot) -> Replay:
     """Run the step's micro-batches through the run's initial trainables, with an empty optimizer and no origin."""
     with _replaying(step, snapshot, snapshot.initial, {}):
         return _run_under(None, step, snapshot, Progress())[0]
+
+
+def fails(step: Step, snapshot: Snapshot) -> bool:
+    """Whether the snapshot's step trips a clock, too."""
+    with _replaying(step, snapshot, snapshot.parameters, snapshot.state):
+        return _run_under(None, step, snapshot, Progress())[0].clock in ("loss", "gradient")
 
 
 def _replay_ablated(step: Step, snapshot: Snapshot, writes: Collection[tuple[int, int]]) -> Replay:
@@ -139,7 +172,8 @@ def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor],
         if step.scaler is not None:
             step.scaler.load_state_dict(snapshot.scaler)
         set_random_states(snapshot.rng)
-        yield
+        with step.repeating(snapshot):
+            yield
 
 
 def _run_under(
@@ -176,6 +210,7 @@ def _in_every_thread(mode: TorchDispatchMode) -> Iterator[None]:
 def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, list[Tensor]]:
     """Run the step up to the first clock that trips; the result, and the tensors that tripped it."""
     losses: list[Tensor] = []
+    step.progress = progress
     for number, micro_batch in enumerate(snapshot.micro_batches):
         progress.micro_batch = number
         losses.append(step.forward_backward(replace(micro_batch, inputs=shallow(micro_batch.inputs))).detach())
@@ -185,15 +220,16 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
         clock = EVALUATION if bad_losses else None
         return Replay(clock, {"loss": digest(losses)}), [losses[i] for i in bad_losses[:1]]
     progress.phase = "backward"
-    _unscale(step)
-    outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
-    bad = _nonfinite(gradients(step.trainables))
+    step.unscale()
+    found = gradients(step.updated)
+    outcome = {"loss": digest(losses), "gradients": digest(found.values())}
+    bad = nonfinite(found)
     if bad_losses:
         return Replay("loss", outcome, _masks(bad), bad_losses[0]), [losses[bad_losses[0]]]
     if bad:
         return Replay("gradient", outcome, _masks(bad)), list(bad.values())
     norm = step.clip()
-    loss = float(sum(losses))
+    loss = float(sum(loss.sum() for loss in losses))
     if not torch.isfinite(norm):
         return Replay(FROZEN, outcome, loss=loss, norm=float(norm)), [norm]
     progress.phase = "optimizer"
@@ -203,23 +239,15 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
     return Replay(clock, outcome, _masks(bad), loss=loss, norm=float(norm)), list(bad.values())
 
 
-def _unscale(step: Step) -> None:
-    """Unscale the gradients as the live step did; a trainer's clipping unscales them once more, by a scale of 1."""
-    if step.scaler is not None:
-        step.scaler.unscale_(step.optimizer)
-        step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 1.0})
-        _forget_unscaled(step.scaler)
-
-
 def _forget_unscaled(scaler: torch.amp.GradScaler) -> None:
     # A GradScaler refuses to unscale twice between two updates, and the live step has unscaled already.
     scaler._per_optimizer_states.clear()
 
 
 def _after_update(step: Step) -> tuple[str | None, dict[str, Tensor]]:
-    if bad := _nonfinite(step.trainables):
+    if bad := nonfinite(step.trainables):
         return "parameter", bad
-    bad = _nonfinite({f"{key} of {name}": value for name, key, value in named_state(step)})
+    bad = nonfinite({f"{key} of {name}": value for name, key, value in named_state(step)})
     return "optimizer_state" if bad else None, bad
 
 
@@ -232,14 +260,22 @@ def named_state(step: Step) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def digest(tensors: Any) -> str:
-    """sha256 over the bits of some tensors."""
+    """sha256 over the bits of some tensors; every NaN counts as the same one."""
     sha256 = hashlib.sha256()
     for tensor in tensors:
-        sha256.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+        sha256.update(_one_nan(tensor.detach()).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return sha256.hexdigest()
 
 
-def _nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def _one_nan(tensor: Tensor) -> Tensor:
+    # Sign and payload of a NaN differ between kernels that compute the same numbers: fused and eager ones.
+    if not tensor.is_floating_point() or is_finite(tensor):
+        return tensor
+    return tensor.masked_fill(wide(tensor).isnan(), math.nan)
+
+
+def nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those of the tensors that are not finite."""
     return {name: t for name, t in tensors.items() if t.numel() and not is_finite(t)}
 
 
