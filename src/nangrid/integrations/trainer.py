@@ -21,7 +21,6 @@ from transformers import Trainer, TrainerCallback
 from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
-from nangrid.watch.autopsy.replay import Step
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import FailedEvalBatch, Inspector, SnapshotPolicy, still_searching
 from nangrid.watch.state.optimizers import unwrapped
@@ -32,7 +31,7 @@ from nangrid.watch.state.tensors import trainables
 logger = logging.getLogger(__name__)
 
 
-class TrainerStep(Step):
+class TrainerStep:
     """The parts of a Trainer's optimizer step, as they were before the trainer was watched."""
 
     def __init__(self, trainer: Trainer) -> None:

@@ -16,14 +16,14 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nangrid.records.explain import explain
 from nangrid.watch.body_step import BodyStep, as_loss
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
 from nangrid.watch.inspector import Inspector
-from nangrid.watch.state.loop_objects import find_scaler
+from nangrid.watch.state.loop_objects import find_scaler, own_objects
 from nangrid.watch.state.tensors import add_new_trainables, gradients, is_finite
 from nangrid.watch.taps import tapping
 from nangrid.watch.window import Iteration, Taken, Window
@@ -66,6 +66,7 @@ class BatchLoop:
         self._began = 0.0
         self._lr = math.nan
         self._scale: float | None = None
+        self._modules: list[nn.Module] | None = None
         self._norm: Tensor | None = None
         self._clipped: Tensor | None = None
         self._mended = False
@@ -88,7 +89,7 @@ class BatchLoop:
                 try:
                     yield batch
                 except GeneratorExit:
-                    self._left()
+                    self._left(sys._getframe(1))
                     raise
                 self._end()
             self.observer.complete(self.inspector.flush())
@@ -114,12 +115,19 @@ class BatchLoop:
             self.inspector.restart()
             window.clear()
         self._rounds += 1
-        iteration = Iteration(self._rounds, index, batch, frame)
+        iteration = Iteration(self._rounds, index, batch, frame, self._modules_of(frame))
         window.iterations.append(iteration)
         self.inspector.micro_batch(batch, number=self._rounds)
         if self.step.live_scaler is None:
-            self.step.live_scaler = find_scaler(iteration.objects)
+            self.step.live_scaler = find_scaler(iteration.reachable())
         self._scale = self.step.live_scaler.get_scale() if self.step.live_scaler else None
+
+    def _modules_of(self, frame: FrameType | None) -> list[nn.Module]:
+        """The modules of the model that are written where the loop is, and may keep state in plain attributes."""
+        if self._modules is None:
+            package = frame.f_globals.get("__name__", "").partition(".")[0] if frame else ""
+            self._modules = own_objects(self.step.model.modules(), package)
+        return self._modules
 
     def _end(self) -> None:
         """End an iteration, and with it the step if an optimizer has run."""
@@ -136,14 +144,16 @@ class BatchLoop:
             self.stop()
         elif scaler is not None and self._scale is not None and scaler.get_scale() < self._scale:
             window.taken.append(Taken(None, window.backwards))
-            self.inspector.skipped()
+            self.inspector.skipped(window.losses)
             self.stop()
             window.taken.pop()
 
-    def _left(self) -> None:
+    def _left(self, frame: FrameType) -> None:
         """Explain why the loop was left, if a number was non-finite: by `break`, or by an exception of its own."""
         window, inspector = self._window, self.inspector
-        if window is None or inspector.clocks.onset is not None or all(map(is_finite, window.losses)):
+        if window is None or inspector.clocks.onset is not None or window.stepped:
+            return
+        if not any(map(_is_nonfinite, [*window.losses, *frame.f_locals.values()])):
             return
         inspector.left()
         if inspector.autopsy is not None:
@@ -276,3 +286,10 @@ class BatchLoop:
                 yield
             finally:
                 self._tapped = before
+
+
+def _is_nonfinite(value: Any) -> bool:
+    """Whether a variable of the loop is one number, and not a finite one."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return isinstance(value, Tensor) and value.numel() == 1 and not is_finite(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, Step, nonfinite
+from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, WholeStep, nonfinite
 from nangrid.watch.autopsy.trace import Progress
 from nangrid.watch.state.optimizers import together
 from nangrid.watch.state.random_state import set_random_states
@@ -27,7 +27,7 @@ class _LeftError(Exception):
     """The body came to its end, as it did in the live run."""
 
 
-class BodyStep(Step):
+class BodyStep(WholeStep):
     """The step of a loop whose body runs forward, backward and optimizers by itself."""
 
     def __init__(
@@ -37,8 +37,9 @@ class BodyStep(Step):
         self.optimizers = list(optimizers)
         self.trainables = trainables
         self.progress = Progress()
+        self.scaler: torch.amp.GradScaler | None = None
+        """None: the body unscales by itself, and the scaler is restored with the loop's other objects."""
         self.live_scaler: torch.amp.GradScaler | None = None
-        """Restored with the loop's other objects; `scaler` is None, because the body unscales by itself."""
         self.windows: deque[Window] = deque(maxlen=1)
         self.replaying = False
         """Whether the body runs again; hooks and taps then report to this step."""
@@ -75,9 +76,6 @@ class BodyStep(Step):
     def will_update(self, trainables: dict[str, nn.Parameter]) -> None:
         """Note which trainables the live loop is about to update."""
         self._updated = trainables
-
-    def unscale(self) -> None:
-        """Do nothing: where the body was stopped, its gradients are as the live ones were."""
 
     @contextmanager
     def repeating(self, snapshot: Snapshot) -> Iterator[None]:

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,16 @@ from nangrid.records.mechanisms import UNKNOWN
 from nangrid.records.start_from import KEPT, kept_in
 from nangrid.watch.autopsy.examine import Background, examine
 from nangrid.watch.autopsy.live import LiveStep, read_live_step, unreplayed
-from nangrid.watch.autopsy.replay import AFTER_UPDATE, FROZEN, RAISED, NotRepeatableError, Step, digest, fails
+from nangrid.watch.autopsy.replay import (
+    AFTER_UPDATE,
+    FROZEN,
+    RAISED,
+    NotRepeatableError,
+    Step,
+    digest,
+    fails,
+    repeating,
+)
 from nangrid.watch.clocks import Clocks, StepReading, Trainables
 from nangrid.watch.growth import Growth
 from nangrid.watch.state.recorder import Recorder
@@ -146,17 +155,29 @@ class Inspector:
                 outcome["gradients"] = digest(gradients(self.step.trainables if of is None else of).values())
             self._examine(outcome)
 
-    def skipped(self) -> None:
-        """Trip the gradient clock if a step that a GradScaler skips fails with a scale of 1 as well.
+    def skipped(self, losses: Sequence[Tensor] = ()) -> None:
+        """Trip a clock if a step that a GradScaler skips fails with a scale of 1 as well.
 
         Only the first of several skipped steps is tried: if that is finite, the scaler searches for its scale.
+        `losses`: those that were not noted yet.
         """
         if self._skipping or self.out_dir is None:
             return
         self._skipping = True
         with self._replay():
-            if fails(self.step, self._snapshot("gradient", {})):
-                self.clocks.trip("gradient", 1)
+            lasting = self._fails_unscaled()
+        if lasting:
+            for loss in losses:
+                self.loss(loss)
+            self.clocks.trip("gradient", 1)
+            self._examine({"loss": digest(self._losses)})
+
+    def _fails_unscaled(self) -> bool:
+        try:
+            return fails(self.step, self._snapshot("gradient", {}))
+        except Exception:  # the user's code runs again and may raise anything: the scaler goes on
+            logger.info("the step that the GradScaler skipped could not be replayed", exc_info=True)
+            return False
 
     def norm(self, norm: Tensor | float) -> None:
         """Record the gradient norm from before clipping."""
@@ -249,7 +270,7 @@ class Inspector:
         (self.out_dir / folder).mkdir(parents=True, exist_ok=True)
         write_autopsy(self.out_dir / folder, autopsy)
         if not self._lacks_copies(snapshot):
-            with suppress(NotRepeatableError), self.step.repeating(snapshot):
+            with suppress(NotRepeatableError), repeating(self.step, snapshot):
                 self._save(snapshot, folder)
         return autopsy
 
@@ -265,7 +286,7 @@ class Inspector:
         if self._lacks_copies(snapshot):
             return unreplayed(snapshot, _LIGHT, live)
         try:
-            with self.step.repeating(snapshot):
+            with repeating(self.step, snapshot):
                 return examine(self.step, snapshot, self.background, live.evidence)
         except OSError:  # a full disk is the caller's to report
             raise

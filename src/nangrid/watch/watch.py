@@ -18,7 +18,6 @@ from nangrid.records.autopsy import AUTOPSY, Autopsy
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch.autopsy.examine import Background
-from nangrid.watch.autopsy.replay import Step
 from nangrid.watch.batches import BatchLoop
 from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
@@ -280,7 +279,7 @@ def _is_light(snapshot: str, trainables: Mapping[str, nn.Parameter], keep_every:
     return True
 
 
-class _Loop(Step):
+class _Loop:
     """The parts of a hand-written loop's step; implements nangrid.watch.autopsy.replay.Step."""
 
     def __init__(
@@ -292,7 +291,7 @@ class _Loop(Step):
     ) -> None:
         self.model = model
         self._optimizer = optimizer
-        self._scaler = scaler
+        self.scaler = scaler
         self.max_grad_norm = max_grad_norm
         self.trainables = trainables(model)
         self.closure: Callable[..., Tensor] = lambda: torch.zeros(())
@@ -301,11 +300,6 @@ class _Loop(Step):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that was passed to the Watch."""
         return self._optimizer
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler | None:
-        """The GradScaler that was passed to the Watch."""
-        return self._scaler
 
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
         """Call the closure, with the batch if one was passed to `step`."""

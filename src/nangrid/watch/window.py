@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from nangrid.watch.autopsy.replay import NotRepeatableError
 from nangrid.watch.body import Body, find_body
-from nangrid.watch.state.loop_objects import Restore, restorers
+from nangrid.watch.state.loop_objects import Restore, attributes, own_objects, restorers
 from nangrid.watch.state.random_state import random_states
 
 COPIED = 1 << 20
@@ -36,7 +36,10 @@ class Taken:
 class Iteration:
     """One round of the loop: the batch, and the loop's variables and objects from before it."""
 
-    def __init__(self, number: int, index: int, batch: Any, frame: FrameType | None) -> None:
+    def __init__(
+        self, number: int, index: int, batch: Any, frame: FrameType | None, modules: Sequence[nn.Module] = ()
+    ) -> None:
+        """`modules`: those of the model whose Python attributes may change."""
         self.number = number
         """Counts all rounds that the watch has seen."""
         self.index = index
@@ -45,20 +48,22 @@ class Iteration:
         found = find_body(frame)
         self.body: Body | None = found[0] if found else None
         self.variables: dict[str, Any] = self.body.variables(found[1]) if self.body and found else {}
-        self.objects = self._objects(found[1] if found else None)
-        self.restorers: list[Restore] = restorers(self.objects)
+        self.objects = [*self.variables.values(), *self.body.module_values()] if self.body else []
+        package = found[1].f_globals.get("__name__", "").partition(".")[0] if found else ""
+        self._own = [*own_objects(self.objects, package), *modules]
+        self.restorers = self._restorers()
         self.rng = random_states()
         self._contents = [_Content(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor | np.ndarray)]
         self._autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES]
 
-    def _objects(self, frame: FrameType | None) -> list[Any]:
-        """The objects that the body can reach by a name or by an attribute of `self`."""
-        if self.body is None or frame is None:
-            return []
-        named = [*self.variables.values(), *self.body.module_values()]
-        own = self.variables.get("self")
-        attributes = [] if own is None or isinstance(own, nn.Module) else list(vars(own).values())
-        return [value for value in (*named, *attributes)]
+    def _restorers(self) -> list[Restore]:
+        return [*restorers(self.objects), *(restore for value in self._own for restore in attributes(value))]
+
+    def reachable(self) -> Iterator[Any]:
+        """The loop's objects, and those that its own objects have as attributes."""
+        yield from self.objects
+        for value in self._own:
+            yield from vars(value).values()
 
     def restore(self) -> None:
         """Give the loop's objects and the batch the state from before the iteration."""
@@ -70,7 +75,7 @@ class Iteration:
     def restorers_now(self) -> list[Restore]:
         """Functions that give the loop's objects and the batch the state that they have now."""
         changed = [content.tensor for content in self._contents if content.changed]
-        return [*restorers(self.objects), *(_Content(tensor, always=True).restore for tensor in changed)]
+        return [*self._restorers(), *(_Content(tensor, always=True).restore for tensor in changed)]
 
     def run(self) -> None:
         """Run the loop's body again."""

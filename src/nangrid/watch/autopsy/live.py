@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.mechanisms import UNKNOWN
-from nangrid.watch.autopsy.replay import AFTER_UPDATE, Step, named_state, nonfinite
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, Step, named_state, nonfinite, updated
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import extent, gradients, is_finite, rounds_to_zero
 
@@ -27,7 +27,7 @@ class LiveStep:
 
 def read_live_step(step: Step, clock: str) -> LiveStep:
     """The tensors that are non-finite now, right after the clock tripped."""
-    found = gradients(step.updated)
+    found = gradients(updated(step))
     bad = {
         "gradients": nonfinite(found),
         "parameters": nonfinite(dict(step.model.named_parameters()) | step.trainables),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -49,8 +50,6 @@ class Step(Protocol):
 
     model: nn.Module
     trainables: dict[str, nn.Parameter]
-    progress: Progress = Progress()
-    """How far the replay under way is; a step that runs several phases at once moves it on."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -59,7 +58,6 @@ class Step(Protocol):
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """The GradScaler, or None."""
-        return None
 
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
         """Accumulate the gradients of one micro-batch and return its loss; in an evaluation, only compute the loss."""
@@ -70,21 +68,31 @@ class Step(Protocol):
     def update(self) -> None:
         """Take the optimizer step."""
 
+
+class WholeStep(ABC):
+    """A step that runs forward, backward, clipping and optimizers at once, up to where it fails."""
+
+    progress: Progress
+    """How far the replay under way is; this step moves it on."""
+
     @property
+    @abstractmethod
     def updated(self) -> Mapping[str, nn.Parameter]:
         """The trainables that the optimizer under way updates."""
-        return self.trainables
 
-    def unscale(self) -> None:
-        """Unscale the gradients as the live step did; a trainer's clipping unscales them once more, by 1."""
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": 1.0})
-            _forget_unscaled(self.scaler)
-
+    @abstractmethod
     def repeating(self, snapshot: Snapshot) -> AbstractContextManager[None]:
-        """Put what this loop changes besides model and optimizer back within the block."""
-        return nullcontext()
+        """Put what the loop changes besides model and optimizer back within the block."""
+
+
+def updated(step: Step) -> Mapping[str, nn.Parameter]:
+    """The trainables that the optimizer under way updates."""
+    return step.updated if isinstance(step, WholeStep) else step.trainables
+
+
+def repeating(step: Step, snapshot: Snapshot) -> AbstractContextManager[None]:
+    """Put what the loop changes besides model and optimizer back within the block."""
+    return step.repeating(snapshot) if isinstance(step, WholeStep) else nullcontext()
 
 
 @dataclass
@@ -172,7 +180,7 @@ def _replaying(step: Step, snapshot: Snapshot, parameters: Mapping[str, Tensor],
         if step.scaler is not None:
             step.scaler.load_state_dict(snapshot.scaler)
         set_random_states(snapshot.rng)
-        with step.repeating(snapshot):
+        with repeating(step, snapshot):
             yield
 
 
@@ -210,7 +218,8 @@ def _in_every_thread(mode: TorchDispatchMode) -> Iterator[None]:
 def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, list[Tensor]]:
     """Run the step up to the first clock that trips; the result, and the tensors that tripped it."""
     losses: list[Tensor] = []
-    step.progress = progress
+    if isinstance(step, WholeStep):
+        step.progress = progress
     for number, micro_batch in enumerate(snapshot.micro_batches):
         progress.micro_batch = number
         losses.append(step.forward_backward(replace(micro_batch, inputs=shallow(micro_batch.inputs))).detach())
@@ -220,8 +229,8 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
         clock = EVALUATION if bad_losses else None
         return Replay(clock, {"loss": digest(losses)}), [losses[i] for i in bad_losses[:1]]
     progress.phase = "backward"
-    step.unscale()
-    found = gradients(step.updated)
+    _unscale(step)
+    found = gradients(updated(step))
     outcome = {"loss": digest(losses), "gradients": digest(found.values())}
     bad = nonfinite(found)
     if bad_losses:
@@ -237,6 +246,14 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
     outcome["parameters"] = digest(step.trainables.values())
     clock, bad = _after_update(step)
     return Replay(clock, outcome, _masks(bad), loss=loss, norm=float(norm)), list(bad.values())
+
+
+def _unscale(step: Step) -> None:
+    """Unscale the gradients as the live step did; a trainer's clipping unscales them once more, by a scale of 1."""
+    if step.scaler is not None:
+        step.scaler.unscale_(step.optimizer)
+        step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 1.0})
+        _forget_unscaled(step.scaler)
 
 
 def _forget_unscaled(scaler: torch.amp.GradScaler) -> None:

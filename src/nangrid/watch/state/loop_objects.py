@@ -38,6 +38,24 @@ def restorer(value: Any) -> Restore | None:
     return None if inner is None else _attributes(inner)
 
 
+def own_objects(values: Iterable[Any], package: str) -> list[Any]:
+    """Those of the objects whose class is written in a package, such as the loop's own, and that have attributes."""
+    return [
+        value
+        for value in values
+        if not isinstance(value, type)
+        and type(value).__module__.partition(".")[0] == package
+        and hasattr(value, "__dict__")
+    ]
+
+
+def attributes(value: Any) -> list[Restore]:
+    """Functions that give an object's attributes, and what is in them, the state it has now."""
+    # What begins with an underscore is, in a module, torch's own.
+    state = {key: v for key, v in vars(value).items() if not (isinstance(value, nn.Module) and key.startswith("_"))}
+    return [lambda: vars(value).update(state), *restorers(state.values())]
+
+
 def find_scaler(values: Iterable[Any]) -> torch.amp.GradScaler | None:
     """The GradScaler among these objects, or the one of an Accelerator among them; None if it is off."""
     for value in values:
