@@ -125,7 +125,9 @@ class BodyStep(WholeStep):
         try:
             with suppress(_ReachedError):
                 iteration.run()
-                if self._ends_by_itself and iteration is self._window.iterations[-1]:
+                last = iteration is self._window.iterations[-1]
+                # A body that goes further than the live one did was not left.
+                if self._ends_by_itself and last and self._backwards == self._window.backwards:
                     raise _LeftError
         finally:
             self.replaying = False

@@ -191,11 +191,10 @@ class DeferredInspector(Inspector):
             self.skipped()
         else:
             self._skipping = False
-        outcome = {"loss": digest(pending.losses)}
         if self._tripped_now("loss", "gradient", "parameter", "optimizer_state"):
-            self._examine(outcome)
+            self._examine({"loss": digest(pending.losses)})
         elif self.clocks.reading.frozen:
-            self._keep_frozen(outcome)
+            self._keep_frozen({"loss": digest(pending.losses)})
 
 
 def inspector_for(

@@ -150,9 +150,9 @@ class Inspector:
             self._skipping = False
         if self._tripped_now("loss", "gradient"):
             outcome = {"loss": digest(self._losses)}
-            # Clipped or scaled gradients have other bits than those of the replay.
-            if clipped is None and not skipped:
-                outcome["gradients"] = digest(gradients(self.step.trainables if of is None else of).values())
+            # A loop may have clipped or scaled its gradients since the backward pass, where its replay stops.
+            if of is None and not skipped:
+                outcome["gradients"] = digest(gradients(self.step.trainables).values())
             self._examine(outcome)
 
     def skipped(self, losses: Sequence[Tensor] = ()) -> None:
