@@ -225,3 +225,26 @@ def test_a_healthy_loop_is_not_changed(loop: Loop, tmp_path: Path) -> None:
     assert all(map(torch.equal, s.model.parameters(), unwatched.model.parameters()))
     assert torch.equal(state, torch.get_rng_state())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loop_that_an_exception_left_hears_of_no_later_loop(tmp_path: Path) -> None:
+    s = Scene("forward")
+    abandoned = Watch(s.model, s.optimizer, tmp_path / "abandoned").batches(s.inputs)
+    next(abandoned)  # as in a notebook, where the traceback keeps an interrupted loop alive
+    autopsy = stopped(plain, s, tmp_path / "second")
+    assert (autopsy.step, autopsy.op, autopsy.reproduced) == (BAD, "aten.log.default", True)
+    assert not (tmp_path / "abandoned").exists()
+
+
+def test_the_experiments_run_the_body_for_a_part_of_its_batch(tmp_path: Path) -> None:
+    model, odd = nn.Linear(3, 3), torch.ones(4, 3)
+    odd[2] = 1e30
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(NonFiniteError) as raised:
+        for x in Watch(model, optimizer, tmp_path).batches([torch.ones(4, 3), odd]):
+            optimizer.zero_grad()
+            (x * x * model(x)).mean().backward()
+            optimizer.step()
+    autopsy = raised.value.autopsy
+    assert autopsy is not None and autopsy.reproduced and autopsy.op == "aten.mul.Tensor"
+    assert autopsy.verdict == "A part of the batch is enough: sample 2 of micro-batch 0."

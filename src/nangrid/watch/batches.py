@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,15 @@ class Observer(Protocol):
 
 
 class _PostponedError(BaseException):
-    """Leaves a backward pass in which an optimizer step failed."""
+    """Leaves a backward pass in which an optimizer step of a loop failed, so that the check runs after it."""
+
+    def __init__(self, loop: BatchLoop, check: Callable[[], None]) -> None:
+        super().__init__()
+        self.loop, self.check = loop, check
+
+
+# A loop that an exception has left stays alive with the traceback, and would hear of the next loop's steps.
+_latest: WeakKeyDictionary[torch.optim.Optimizer, ref[BatchLoop]] = WeakKeyDictionary()
 
 
 class BatchLoop:
@@ -71,7 +80,6 @@ class BatchLoop:
         self._clipped: Tensor | None = None
         self._mended = False
         self._in_backward = self._tapped = False
-        self._postponed: Callable[[], None] | None = None
         self._hooks = [
             hook
             for optimizer in step.optimizers
@@ -80,6 +88,11 @@ class BatchLoop:
                 optimizer.register_step_post_hook(self._after_step),
             )
         ]
+        for optimizer in step.optimizers:
+            before = _latest.get(optimizer)
+            if before is not None and (loop := before()) is not None:
+                loop.retire()
+            _latest[optimizer] = ref(self)
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of the loader; each round of the loop is watched until the next batch is drawn."""
@@ -97,7 +110,14 @@ class BatchLoop:
 
     def close(self) -> None:
         """End the step under way and hear of no more."""
-        self._end()
+        try:
+            self._end()
+        finally:
+            self.retire()
+
+    def retire(self) -> None:
+        """Hear of no more steps."""
+        self._window = None
         for hook in self._hooks:
             hook.remove()
 
@@ -167,7 +187,7 @@ class BatchLoop:
             self.step.backward(roots, run)
             return
         window = self._window
-        if window is None or self.inspector.replaying:
+        if window is None or self.inspector.replaying or self.inspector.clocks.onset is not None:
             run()
             return
         if window.carried is None:
@@ -185,10 +205,11 @@ class BatchLoop:
         self._in_backward = True
         try:
             run()
-        except _PostponedError:
+        except _PostponedError as postponed:
+            if postponed.loop is not self:
+                raise
             self._in_backward = False
-            assert self._postponed is not None
-            self._postponed()
+            postponed.check()
         finally:
             self._in_backward = False
 
@@ -272,8 +293,7 @@ class BatchLoop:
         """Run a check; one that will fail within a backward pass, only when that pass has been left."""
         # A replay runs backward passes, whose operations would be taken for those of the one under way.
         if self._in_backward and not self._late and not all(map(is_finite, tensors)):
-            self._postponed = check
-            raise _PostponedError
+            raise _PostponedError(self, check)
         with self._tapping():
             check()
 
