@@ -3,12 +3,14 @@
 import math
 import types
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from nangrid import NonFiniteError, Watch
 from nangrid.records.autopsy import Autopsy, read_autopsy
@@ -235,6 +237,63 @@ def after_the_loop(watch: Watch, model: nn.Module, optimizer: Any) -> None:
     optimizer.step()
 
 
+def drawn_through(wrap: Callable[[Iterator[Tensor]], Any], draws: str, out_dir: Path) -> Autopsy:
+    """The autopsy of a loop whose third batch has a 0, which draws its batches through something else."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = [torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3), torch.ones(2, 3)]
+    watched = wrap(Watch(model, optimizer, out_dir).batches(inputs))
+
+    def by_for() -> None:
+        for drawn in watched:
+            x = drawn if isinstance(drawn, Tensor) else drawn[0]
+            loss = model(x.log()).sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def by_next() -> None:
+        while True:
+            drawn = next(watched)
+            x = drawn if isinstance(drawn, Tensor) else drawn[0]
+            loss = model(x.log()).sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return autopsy_of({"for": by_for, "next": by_next}[draws])
+
+
+def doubled(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch * 2
+
+
+def drawn_ahead(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    before = next(batches)
+    for batch in batches:
+        yield before
+        before = batch
+
+
+@pytest.mark.parametrize("draws", ["for", "next"])
+@pytest.mark.parametrize("wrap", [iter, lambda batches: iter(tqdm(batches, disable=True))], ids=["iter", "tqdm"])
+def test_batches_that_are_passed_on_are_replayed(wrap: Any, draws: str, tmp_path: Path) -> None:
+    autopsy = drawn_through(wrap, draws, tmp_path)
+    assert (autopsy.step, autopsy.op, autopsy.reproduced) == (2, "aten.log.default", True)
+
+
+@pytest.mark.parametrize("draws", ["for", "next"])
+@pytest.mark.parametrize(
+    "wrap", [doubled, drawn_ahead, lambda batches: zip(batches, "abcd", strict=False), pairwise],
+    ids=["doubled", "drawn_ahead", "zip", "pairwise"],
+)  # fmt: skip
+def test_batches_that_may_be_changed_or_drawn_ahead_are_not_replayed(wrap: Any, draws: str, tmp_path: Path) -> None:
+    autopsy = drawn_through(wrap, draws, tmp_path)
+    assert (autopsy.op, autopsy.reproduced) == ("", False)
+    assert "takes its batches through something other than enumerate" in autopsy.explanation
+
+
 class Unwatched:
     """Hands the batches out as they are."""
 
@@ -330,7 +389,8 @@ def accelerated(watch: Callable[..., Any], tmp_path: Path, fault: bool) -> list[
         data[9] = 0
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data), batch_size=2)
     model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.01), loader)
-    for (x,) in watch(model, optimizer)(loader):
+    batches = watch(model, optimizer)
+    for (x,) in batches(loader):
         with accelerator.accumulate(model):
             loss = model(torch.log(x)).pow(2).mean()
             accelerator.backward(loss)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nangrid.records.explain import explain
+from nangrid.watch.body import find_body
 from nangrid.watch.body_step import BodyStep, as_loss
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
@@ -145,6 +146,8 @@ class BatchLoop:
     def _modules_of(self, frame: FrameType | None) -> list[nn.Module]:
         """The modules of the model that are written where the loop is, and may keep state in plain attributes."""
         if self._modules is None:
+            found = find_body(frame)
+            frame = found[1] if found else frame
             package = frame.f_globals.get("__name__", "").partition(".")[0] if frame else ""
             self._modules = own_objects(self.step.model.modules(), package)
         return self._modules

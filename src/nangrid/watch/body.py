@@ -11,10 +11,14 @@ import copy
 import dis
 import linecache
 from collections.abc import Iterable, Iterator, Mapping
-from types import CellType, CodeType, FrameType, FunctionType
+from types import CellType, CodeType, FrameType, FunctionType, GeneratorType
 from typing import Any
 
 _BATCH, _NUMBER, _ONCE = "nangrid_batch_", "nangrid_number_", "nangrid_once_"
+_PASSING = ("enumerate", "iter", "islice", "tqdm", "tqdm_notebook", "track", "alive_it", "progress_bar")
+"""What passes each batch on when it is drawn; anything else may change batches or draw them ahead."""
+_PROGRESS_BARS = ("tqdm", "rich", "alive_progress", "fastprogress")
+"""The packages of progress bars, whose frames may be between the loop and its batches."""
 
 
 class Body:
@@ -66,19 +70,22 @@ class Body:
 
 
 def find_body(frame: FrameType | None) -> tuple[Body, FrameType] | None:
-    """The loop under way in the innermost of these frames that has one, and its frame; None if there is no source."""
+    """The loop that draws the batch, and its frame; None without source, or with something between loop and batches."""
     while frame is not None:
-        key = (frame.f_code, frame.f_lineno)
+        # The same loop may be handed the batches in one call, and pairs of them in another.
+        key = (frame.f_code, frame.f_lineno, frozenset(n for n, value in frame.f_locals.items() if _is_batches(value)))
         if key not in _found:
             _found[key] = _body_at(frame)
         body = _found[key]
         if body is not None:
             return body, frame
+        if not _is_progress_bar(frame):
+            return None
         frame = frame.f_back
     return None
 
 
-_found: dict[tuple[CodeType, int], Body | None] = {}
+_found: dict[tuple[CodeType, int, frozenset[str]], Body | None] = {}
 
 
 def _body_at(frame: FrameType) -> Body | None:
@@ -96,7 +103,7 @@ def _body_at(frame: FrameType) -> Body | None:
         return None
     loop = max(inside, key=lambda node: node.lineno)
     draws = frame.f_code.co_code[frame.f_lasti] == dis.opmap["FOR_ITER"]
-    statements = _from_for(loop) if draws else _from_next(loop, frame.f_lineno)
+    statements = _from_for(loop, frame) if draws else _from_next(loop, frame)
     if statements is None or any(isinstance(n, ast.Yield | ast.YieldFrom | ast.Await) for n in _walk(statements)):
         return None
     return Body(statements, frame, tree, owner)
@@ -112,36 +119,62 @@ def _owner(tree: ast.Module, code: CodeType) -> ast.FunctionDef | None:
     return None
 
 
-def _from_for(loop: ast.For | ast.While) -> list[ast.stmt] | None:
+def _from_for(loop: ast.For | ast.While, frame: FrameType) -> list[ast.stmt] | None:
     """The body of a `for` that draws the batches itself."""
-    drawn = _drawn(loop.iter) if isinstance(loop, ast.For) else None
+    drawn = _drawn(loop.iter, frame) if isinstance(loop, ast.For) else None
     if drawn is None or isinstance(loop, ast.While):
         return None
     return _once(loop, [ast.copy_location(ast.Assign([loop.target], drawn), loop), *loop.body])
 
 
-def _drawn(iterated: ast.expr) -> ast.expr | None:
+def _drawn(iterated: ast.expr, frame: FrameType) -> ast.expr | None:
     """What the loop's target is assigned, as `enumerate` and progress bars pass the batch on; None if not known."""
-    if not isinstance(iterated, ast.Call) or not iterated.args or _called(iterated) == "batches":
+    if not isinstance(iterated, ast.Call):
+        return ast.Name(_BATCH, ast.Load()) if _is_batches(_value(iterated, frame)) else None
+    if _calls_batches(iterated, frame):
         return ast.Name(_BATCH, ast.Load())
-    inner = _drawn(iterated.args[0])
-    if _called(iterated) in ("zip", "map", "filter") or inner is None:
-        return None
-    if _called(iterated) != "enumerate":
+    inner = _drawn(iterated.args[0], frame) if iterated.args and _called(iterated) in _PASSING else None
+    if inner is None or _called(iterated) != "enumerate":
         return inner
     start = [*iterated.args[1:], *(keyword.value for keyword in iterated.keywords), ast.Constant(0)][0]
     return ast.Tuple([ast.BinOp(start, ast.Add(), ast.Name(_NUMBER, ast.Load())), inner], ast.Load())
+
+
+def _calls_batches(call: ast.Call, frame: FrameType) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr == "batches"
+    return getattr(_value(call.func, frame), "__qualname__", "") == "Watch.batches"
+
+
+def _is_batches(value: Any) -> bool:
+    """Whether an object is what `watch.batches` has returned, or a progress bar."""
+    if not isinstance(value, GeneratorType):
+        return str(type(value).__module__).partition(".")[0] in _PROGRESS_BARS
+    return value.gi_code.co_qualname == "BatchLoop.batches" or _is_progress_bar(value.gi_frame)
+
+
+def _is_progress_bar(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PROGRESS_BARS
+
+
+def _value(expression: ast.expr, frame: FrameType) -> Any:
+    """The value of a variable or an attribute; None for other expressions. It runs no code of the loop's."""
+    if isinstance(expression, ast.Name):
+        return frame.f_locals.get(expression.id, frame.f_globals.get(expression.id))
+    if isinstance(expression, ast.Attribute):
+        return getattr(_value(expression.value, frame), "__dict__", {}).get(expression.attr)
+    return None
 
 
 def _called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _from_next(loop: ast.For | ast.While, line: int) -> list[ast.stmt] | None:
+def _from_next(loop: ast.For | ast.While, frame: FrameType) -> list[ast.stmt] | None:
     """The rest of a loop's body, from the statement that calls `next`."""
     for index, statement in enumerate(loop.body):
-        if statement.lineno <= line <= (statement.end_lineno or 0):
-            replaces = _BatchForNext(line)
+        if statement.lineno <= frame.f_lineno <= (statement.end_lineno or 0):
+            replaces = _BatchForNext(frame)
             first: ast.stmt = replaces.visit(copy.deepcopy(statement))
             return _once(loop, [first, *loop.body[index + 1 :]]) if replaces.done else None
     return None
@@ -150,13 +183,14 @@ def _from_next(loop: ast.For | ast.While, line: int) -> list[ast.stmt] | None:
 class _BatchForNext(ast.NodeTransformer):
     """Puts the batch in place of the call of `next` in one line."""
 
-    def __init__(self, line: int) -> None:
-        self.line = line
+    def __init__(self, frame: FrameType) -> None:
+        self.frame = frame
         self.done = False
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Replace `next(batches)`."""
-        if _called(node) == "next" and node.lineno == self.line:
+        here = _called(node) == "next" and node.lineno == self.frame.f_lineno
+        if here and node.args and _is_batches(_value(node.args[0], self.frame)):
             self.done = True
             return ast.copy_location(ast.Name(_BATCH, ast.Load()), node)
         return self.generic_visit(node)

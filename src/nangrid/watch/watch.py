@@ -145,7 +145,7 @@ class Watch:
         """The batches of `loader`, for a loop whose body is any training code.
 
         A step ends with the iteration in which an optimizer steps. When a number went non-finite, the loop's body is
-        run again from its source, a few times, and NonFiniteError is raised: from the optimizer's `step`, before it
+        run again from its source, several times, and NonFiniteError is raised: from the optimizer's `step`, before it
         updates if a loss or gradient is non-finite, right after it if a parameter or its state is. On a GPU it is
         raised up to two steps later, as from `step`. What the body does besides training, such as logging, it does
         again in a replay.

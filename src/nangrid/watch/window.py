@@ -79,7 +79,10 @@ class Iteration:
     def run(self, batch: Any) -> None:
         """Run the loop's body again, for its batch or a part of it."""
         if self.body is None:
-            raise NotRepeatableError("the source of the loop's body was not found.")
+            raise NotRepeatableError(
+                "the source of the loop's body was not found, or it takes its batches through something other than "
+                "enumerate, islice or a progress bar."
+            )
         with self._as_outside():
             self.body.run(self.variables, batch, self.index)
 

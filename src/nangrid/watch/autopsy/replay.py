@@ -210,11 +210,20 @@ def _run_under(
 def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Enter a dispatch mode here and in every other thread that runs a backward pass within the block."""
     # Dispatch modes are thread-local, and a training loop may call backward in a thread of its own.
-    original, here = torch.autograd.backward, threading.get_ident()
+    original, entered = torch.autograd.backward, {threading.get_ident()}
 
     def backward(*args: Any, **kwargs: Any) -> None:
-        with nullcontext() if threading.get_ident() == here else mode:
+        thread = threading.get_ident()
+        # A mode for functions calls this one again, by its name in torch.autograd.
+        if thread in entered:
             original(*args, **kwargs)
+            return
+        entered.add(thread)
+        try:
+            with mode:
+                original(*args, **kwargs)
+        finally:
+            entered.discard(thread)
 
     torch.autograd.backward = backward
     try:
