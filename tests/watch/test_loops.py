@@ -366,13 +366,17 @@ def test_light_replays_a_gradient_and_says_what_it_lacks_for_an_update(tmp_path:
     assert 'Pass snapshot="full"' in update.explanation
 
 
-def test_auto_is_light_for_many_trainables(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_is_light_for_many_trainables_and_wrong_arguments_are_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("nangrid.watch.watch.LIGHT_FROM", 3)
     model = nn.Linear(3, 1)
     watch = Watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert watch.inspector.policy.light and "snapshot=light" in caplog.text
     with pytest.raises(InputError, match="pass one of auto, full, light"):
         Watch(model, torch.optim.SGD(model.parameters(), lr=0.1), snapshot="lite")
+    with pytest.raises(InputError, match="list of optimizers is empty"):
+        Watch(model, [])
 
 
 # other libraries

@@ -247,6 +247,8 @@ class Watch:
 
 
 def _refuse(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], scheduler: Any) -> None:
+    if not optimizers:
+        raise InputError("The list of optimizers is empty: pass those that the loop steps.")
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise InputError("LBFGS runs its closure several times per step, which Watch cannot follow: use another one.")
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
