@@ -56,8 +56,8 @@ def test_a_tensor_that_was_nonfinite_before_the_step_is_the_origin() -> None:
         "origin: batch was non-finite before it was read: 5 of 16 elements non-finite"
     )
     lines = explain(make_autopsy(**nothing, reproduced=False)).splitlines()
-    assert lines[0] == "origin: not found, the replay met no non-finite value"
-    assert lines[-1] == "  CAUTION: the replay did not reproduce the original step exactly"
+    assert lines[0] == "origin: not found, no replay met a non-finite value"
+    assert lines[-1] == "  CAUTION: no replay reproduced the original step exactly"
 
 
 def test_the_first_reader_of_a_nonfinite_tensor_is_named() -> None:

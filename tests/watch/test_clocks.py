@@ -143,3 +143,13 @@ def test_sparse_gradients_are_watched() -> None:
     clocks.gradients()
     assert clocks.onset == Onset(0, "gradient")
     assert clocks.reading.nonfinite["gradient"] == 2
+
+
+def test_infinite_gradients_of_a_searching_scaler_are_not_frozen() -> None:
+    """Clipping sees an infinite norm, but the scaler skips the step."""
+    clocks = Clocks({"weight": nn.Parameter(torch.ones(2))})
+    clocks.begin(0)
+    clocks.trainables["weight"].grad = torch.full((2,), math.inf)
+    clocks.gradients(ignore_nonfinite=True)
+    clocks.reading.grad_norm = math.inf
+    assert not clocks.reading.frozen and clocks.onset is None and clocks.frozen_from is None

@@ -28,9 +28,9 @@ from transformers.trainer_callback import ExportableState
 
 from nangrid.integrations.optimizer_state import fitted_state
 from nangrid.integrations.torch_file import load_pickle
-from nangrid.integrations.trainer import unwrapped
 from nangrid.records.errors import InputError
 from nangrid.records.start_from import CHECKPOINT, Start
+from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states, set_random_states
 from nangrid.watch.state.snapshot import Snapshot, restore
 from nangrid.watch.state.tensors import param_groups, trainables

@@ -23,17 +23,12 @@ from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import FailedEvalBatch, Inspector, SnapshotPolicy, still_searching
+from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
 logger = logging.getLogger(__name__)
-
-
-def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer inside Accelerate's wrapper."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return inner
 
 
 class TrainerStep:

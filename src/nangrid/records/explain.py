@@ -42,7 +42,7 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
     if autopsy.suggestions:
         yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
     if not autopsy.reproduced:
-        yield "  CAUTION: the replay did not reproduce the original step exactly"
+        yield "  CAUTION: no replay reproduced the original step exactly"
 
 
 def operands(autopsy: Autopsy) -> str:
@@ -73,7 +73,7 @@ def _origin(autopsy: Autopsy) -> str:
     if autopsy.preexisting:
         return _preexisting(autopsy)
     if not autopsy.op:
-        return "not found, the replay met no non-finite value"
+        return "not found, no replay met a non-finite value"
     place = f" in {autopsy.module}" if autopsy.module else ""
     source = f" ({autopsy.source})" if autopsy.source else ""
     return f"{autopsy.op}{place}{source}, {autopsy.phase} {_KINDS.get(autopsy.kind, autopsy.kind)}"

@@ -8,7 +8,7 @@ check share one such pass, over the difference to the weights before the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from nangrid.records.cell import CLOCKS, Onset, earliest_onset
 from nangrid.watch.state.tensors import extent, gradients, state_tensors
+
+Trainables = Mapping[str, torch.nn.Parameter]
 
 STEPS_AFTER_ONSET = 3
 """Steps that a run continues after its onset, waiting for the loss clock: the one a user sees."""
@@ -43,7 +45,13 @@ class StepReading:
     def frozen(self) -> bool:
         """Whether the gradients are finite but their norm is inf, so that clipping multiplied them by zero."""
         # https://github.com/pytorch/pytorch/issues/46849
-        return math.isinf(self.grad_norm) and not self.nonfinite["gradient"]
+        # Infinite gradients of a GradScaler that searches its scale trip no clock, and are no frozen step.
+        return math.isinf(self.grad_norm) and math.isfinite(self.max_gradient) and not self.nonfinite["gradient"]
+
+
+def _larger(one: float, other: float) -> float:
+    """The larger of two sizes; one that is not finite counts as the largest."""
+    return max(one, other) if math.isfinite(one) and math.isfinite(other) else one + other
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
@@ -57,7 +65,7 @@ class Clocks:
     `evaluated` after an evaluation. `readings` has one entry per step, `first` the step at which each clock tripped.
     """
 
-    def __init__(self, trainables: Mapping[str, torch.nn.Parameter]) -> None:
+    def __init__(self, trainables: Trainables) -> None:
         self.trainables = trainables
         self.readings: list[StepReading] = []
         self.first: dict[str, int | None] = dict.fromkeys(CLOCKS)
@@ -87,34 +95,41 @@ class Clocks:
         self._reached.update(gradients)
 
     @torch.no_grad()
-    def gradients(self, ignore_nonfinite: bool = False) -> None:
+    def gradients(self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: float = 1.0) -> None:
         """Check the unscaled gradients of the whole accumulation window, before clipping spreads a NaN to all.
 
-        `ignore_nonfinite`: a GradScaler is still searching for its scale and skips this step by itself.
+        `ignore_nonfinite`: a GradScaler is still searching for its scale and skips this step by itself. `of`: the
+        trainables of the optimizer under way, where there are several. `clipped`: what clipping divided them by.
         """
-        by_name = gradients(self.trainables)
+        by_name = gradients(self.trainables if of is None else of)
         self.note_reached(by_name)
-        self.reading.max_gradient = extent(by_name.values()).item()
-        if not math.isfinite(self.reading.max_gradient) and not ignore_nonfinite:
+        largest = extent(by_name.values()).item() * clipped
+        self.reading.max_gradient = _larger(self.reading.max_gradient, largest)
+        if not math.isfinite(largest) and not ignore_nonfinite:
             self.trip("gradient", _count(by_name.values()))
 
     @torch.no_grad()
-    def updated(self, optimizer: torch.optim.Optimizer, before: list[Tensor]) -> None:
+    def updated(
+        self, optimizer: torch.optim.Optimizer, before: Sequence[Tensor] | None, of: Trainables | None = None
+    ) -> None:
         """Check trainables and floating-point optimizer state right after the optimizer step.
 
-        `before`: the values of the trainables before that step, in the same order.
+        `before`: the values of the trainables before that step, in the same order; None if they were not kept.
         """
-        self.reading.max_update = self.update(before).item()
-        if not math.isfinite(self.reading.max_update):
-            self.trip("parameter", _count(self.trainables.values()))
+        trainables = self.trainables if of is None else of
+        largest = extent(trainables.values()).item() if before is None else self.update(before, trainables).item()
+        self.reading.max_update = math.nan if before is None else _larger(self.reading.max_update, largest)
+        if not math.isfinite(largest):
+            self.trip("parameter", _count(trainables.values()))
         state = list(state_tensors(optimizer))
         if not math.isfinite(extent(state).item()):
             self.trip("optimizer_state", _count(state))
 
     @torch.no_grad()
-    def update(self, before: list[Tensor]) -> Tensor:
+    def update(self, before: Sequence[Tensor], of: Trainables | None = None) -> Tensor:
         """Largest |change| of a trainable, on its device; NaN or inf also where a trainable is not finite."""
-        return extent(now - then for now, then in zip(self.trainables.values(), before, strict=True))
+        trainables = self.trainables if of is None else of
+        return extent(now - then for now, then in zip(trainables.values(), before, strict=True))
 
     def evaluated(self, eval_loss: float) -> None:
         """Record the loss of an evaluation that ran right after the current step."""

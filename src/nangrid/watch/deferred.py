@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from nangrid.watch.autopsy.examine import Background
+from nangrid.watch.autopsy.live import LiveStep
 from nangrid.watch.autopsy.replay import Step, digest
-from nangrid.watch.clocks import StepReading
+from nangrid.watch.clocks import StepReading, Trainables
 from nangrid.watch.inspector import Inspector, SnapshotPolicy
 from nangrid.watch.state.recorder import Recorder
+from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import extent, gradients, state_tensors
 
 IN_FLIGHT = 2
@@ -38,14 +40,25 @@ class _PendingStep:
     losses: list[Tensor] = field(default_factory=list)
     measures: dict[str, Tensor] = field(default_factory=dict)
     ignore_nonfinite: bool = False
+    mendable: bool = False
+    """Whether the loop had a chance to change the gradients before they were measured."""
     lr: float = 0.0
     seconds: float = 0.0
     numbers: Tensor | None = None
     event: Any = None
 
+    def measure(self, name: str, size: Tensor) -> None:
+        """Note a size; the largest of several counts."""
+        known = self.measures.get(name)
+        self.measures[name] = size if known is None else torch.maximum(known, size.to(known.device))
+
     def send(self) -> None:
         """Queue the copy of the numbers to the host, behind the step's kernels."""
-        numbers = torch.stack([value.detach().double() for value in self.measures.values()])
+        self.measures |= {f"loss {number}": loss for number, loss in enumerate(self.losses)}
+        # Parameters may be spread over devices; one stack and one copy need them on one.
+        device = self.measures["gradient"].device
+        sizes = [value.detach().to(device, non_blocking=True).double() for value in self.measures.values()]
+        numbers = torch.stack(sizes)
         # Only a copy to pinned memory is asynchronous; the event tells when it has arrived.
         if numbers.is_cuda:
             self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(
@@ -85,6 +98,11 @@ class DeferredInspector(Inspector):
         self._pending = _PendingStep(step, self._recorders[0])
         self._pending.recorder.begin(step)
 
+    def restart(self) -> None:
+        """Begin the step again with the next micro-batch."""
+        self._pending.losses.clear()
+        self._pending.recorder.restart()
+
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Keep a micro-batch that is about to run."""
         self._pending.recorder.micro_batch(inputs, **extra)
@@ -93,35 +111,36 @@ class DeferredInspector(Inspector):
         """Keep the loss of a micro-batch."""
         self._pending.losses.append(loss.detach())
 
-    def raised(self, error: Exception) -> None:
+    def left(self) -> None:
         """Examine the current step, whose numbers were never sent."""
         self.recorder = self._pending.recorder
-        super().raised(error)
+        super().left()
 
     @torch.no_grad()
-    def gradients(self, ignore_nonfinite: bool = False) -> None:
+    def gradients(
+        self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
+    ) -> None:
         """Measure the gradients."""
         self._pending.recorder.copy_new_trainables()
-        by_name = gradients(self.step.trainables)
+        by_name = gradients(self.step.trainables if of is None else of)
         self.clocks.note_reached(by_name)
         self._warn_without_gradient()
-        self._pending.measures["gradient"] = extent(by_name.values())
-        self._pending.ignore_nonfinite = ignore_nonfinite
+        self._pending.measure("gradient", extent(by_name.values()) * (1.0 if clipped is None else clipped))
+        self._pending.ignore_nonfinite, self._pending.mendable = ignore_nonfinite, of is not None
 
     def norm(self, norm: Tensor | float) -> None:
         """Keep the gradient norm before clipping."""
         self._pending.measures["norm"] = torch.as_tensor(norm)
 
     @torch.no_grad()
-    def updated(self) -> None:
+    def updated(self, of: Trainables | None = None) -> None:
         """Measure parameters and optimizer state."""
-        pending, device = self._pending, self._pending.losses[0].device
-        pending.measures["update"] = self.clocks.update(pending.recorder.before)
-        pending.measures["parameter"] = extent(self.step.trainables.values())
-        pending.measures["optimizer_state"] = extent(state_tensors(self.step.optimizer))
-        pending.measures |= {f"loss {number}": loss for number, loss in enumerate(pending.losses)}
-        # Parameters may be spread over devices; one stack and one copy need them on one.
-        pending.measures = {name: value.to(device, non_blocking=True) for name, value in pending.measures.items()}
+        pending, trainables = self._pending, self.step.trainables if of is None else of
+        before = pending.recorder.before(trainables)
+        assert before is not None, "a deferred inspector keeps copies"
+        pending.measure("update", self.clocks.update(before, trainables))
+        pending.measure("parameter", extent(trainables.values()))
+        pending.measure("optimizer_state", extent(state_tensors(self.step.optimizer)))
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
         """Send the step's numbers; the readings of the steps that are no longer in flight."""
@@ -145,8 +164,12 @@ class DeferredInspector(Inspector):
         clocks = self.clocks
         clocks.begin(pending.step)
         reading = clocks.reading
-        for number in range(len(pending.losses)):
-            clocks.note_loss(numbers[f"loss {number}"])
+        losses = [numbers[f"loss {number}"] for number in range(len(pending.losses))]
+        # A loop that mends or drops the gradients of a non-finite loss trains on.
+        if pending.mendable and math.isfinite(numbers["gradient"]):
+            losses = [loss for loss in losses if math.isfinite(loss)]
+        for loss in losses:
+            clocks.note_loss(loss)
         reading.max_gradient, reading.max_update = numbers["gradient"], numbers["update"]
         reading.grad_norm, reading.lr, reading.seconds = numbers["norm"], pending.lr, pending.seconds
         checked = ["parameter", "optimizer_state"]
@@ -158,14 +181,21 @@ class DeferredInspector(Inspector):
         self.growth.note(pending.step, reading.max_gradient)
         self._examine_late(pending)
 
+    def _live(self, snapshot: Snapshot) -> LiveStep:
+        # By now the live model is some steps further.
+        return LiveStep()
+
     def _examine_late(self, pending: _PendingStep) -> None:
         # Only the losses can be compared: gradients and parameters have been overwritten by later steps.
         self.recorder = pending.recorder
-        outcome = {"loss": digest(pending.losses)}
+        if pending.ignore_nonfinite and not math.isfinite(self.clocks.reading.max_gradient):
+            self.skipped()
+        else:
+            self._skipping = False
         if self._tripped_now("loss", "gradient", "parameter", "optimizer_state"):
-            self._examine(outcome)
+            self._examine({"loss": digest(pending.losses)})
         elif self.clocks.reading.frozen:
-            self._keep_frozen(outcome)
+            self._keep_frozen({"loss": digest(pending.losses)})
 
 
 def inspector_for(
@@ -173,4 +203,6 @@ def inspector_for(
 ) -> Inspector:
     """The inspector for the device that the trainables are on."""
     on_gpu = any(parameter.is_cuda for parameter in step.trainables.values())
-    return (DeferredInspector if on_gpu else Inspector)(step, out_dir, background, policy)
+    # Without copies a failing update must be stopped before it, and that needs its numbers at once.
+    late = on_gpu and not (policy and policy.light)
+    return (DeferredInspector if late else Inspector)(step, out_dir, background, policy)

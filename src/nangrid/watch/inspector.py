@@ -7,9 +7,11 @@ Every training loop calls the same methods: `begin`, then for each micro-batch `
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,19 @@ from torch import Tensor
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.explain import explain
 from nangrid.records.mechanisms import UNKNOWN
-from nangrid.watch.autopsy.examine import Background, examine
-from nangrid.watch.autopsy.replay import FROZEN, RAISED, Step, digest
-from nangrid.watch.clocks import Clocks, StepReading
+from nangrid.watch.autopsy.examine import SKIPPED, Background, examine
+from nangrid.watch.autopsy.live import LiveStep, read_live_step, unreplayed
+from nangrid.watch.autopsy.replay import (
+    AFTER_UPDATE,
+    FROZEN,
+    RAISED,
+    NotRepeatableError,
+    Step,
+    digest,
+    fails,
+    repeating,
+)
+from nangrid.watch.clocks import Clocks, StepReading, Trainables
 from nangrid.watch.growth import Growth
 from nangrid.watch.run_directory import RunDirectory
 from nangrid.watch.state.recorder import Recorder
@@ -30,6 +42,11 @@ from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import gradients
 
 logger = logging.getLogger(__name__)
+
+_LIGHT = (
+    "The update was not replayed, because the light snapshot holds no copy of the parameters from before it. Pass "
+    'snapshot="full" to find the operation.'
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,8 @@ class SnapshotPolicy:
     """Keep a snapshot on disk every so many steps, to start a run from; 0: none. Only the last two stay."""
     initial: dict[str, Tensor] | None = None
     """The trainables before the run's first step, if watching began at a later one."""
+    light: bool = False
+    """Keep no copy of parameters and optimizer state; a failure in the optimizer is then not replayed."""
 
 
 class Inspector:
@@ -65,7 +84,9 @@ class Inspector:
         self.policy = policy = policy or SnapshotPolicy()
         self.clocks = Clocks(step.trainables)
         self.growth = Growth({parameter.dtype for parameter in step.trainables.values()})
-        self.recorder = Recorder(step.model, step.trainables, step.optimizer, step.scaler, policy.initial)
+        self.recorder = Recorder(
+            step.model, step.trainables, step.optimizer, step.scaler, policy.initial, light=policy.light
+        )
         self.autopsy: Autopsy | None = None
         """The autopsy of the onset."""
         self.frozen: Autopsy | None = None
@@ -76,6 +97,8 @@ class Inspector:
         self.replay_seconds = 0.0
         self._losses: list[Tensor] = []
         self._gradients_seen = False
+        self._skipping = False
+        """Whether a GradScaler has skipped the step before."""
         self._frozen_snapshot: Snapshot | None = None
 
     @property
@@ -88,6 +111,11 @@ class Inspector:
         self._losses = []
         self.clocks.begin(step)
         self.recorder.begin(step)
+
+    def restart(self) -> None:
+        """Begin the step again with the next micro-batch; nothing was updated since it began."""
+        self._losses = []
+        self.recorder.restart()
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Keep a micro-batch that is about to run."""
@@ -103,18 +131,59 @@ class Inspector:
         # A replay after running out of memory would run out of memory again.
         if self.autopsy is not None or self.replaying or isinstance(error, torch.OutOfMemoryError):
             return
-        self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
+        self.left()
         if self.autopsy is not None:
             error.add_note(f"a number was already non-finite:\n{explain(self.autopsy)}\n{self.autopsy_place}")
 
-    def gradients(self, ignore_nonfinite: bool = False) -> None:
-        """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean."""
+    def left(self) -> None:
+        """Examine the current step of a loop that was left before an optimizer ran."""
+        self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
+
+    def gradients(
+        self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
+    ) -> None:
+        """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean.
+
+        See `Clocks.gradients`; `clipped` is None if the loop has not clipped yet.
+        """
         self.recorder.copy_new_trainables()
-        self.clocks.gradients(ignore_nonfinite)
         self._warn_without_gradient()
+        self.clocks.gradients(ignore_nonfinite, of, 1.0 if clipped is None else float(clipped))
+        skipped = ignore_nonfinite and not math.isfinite(self.clocks.reading.max_gradient)
+        if skipped:
+            self.skipped()
+        else:
+            self._skipping = False
         if self._tripped_now("loss", "gradient"):
-            bits = digest(gradients(self.step.trainables).values())
-            self._examine({"loss": digest(self._losses), "gradients": bits})
+            outcome = {"loss": digest(self._losses)}
+            # A loop may have clipped or scaled its gradients since the backward pass, where its replay stops.
+            if of is None and not skipped:
+                outcome["gradients"] = digest(gradients(self.step.trainables).values())
+            self._examine(outcome)
+
+    def skipped(self, losses: Sequence[Tensor] = ()) -> None:
+        """Trip a clock if a step that a GradScaler skips fails with a scale of 1 as well.
+
+        Only the first of several skipped steps is tried: if that is finite, the scaler searches for its scale.
+        `losses`: those that were not noted yet.
+        """
+        if self._skipping or self.out_dir is None:
+            return
+        self._skipping = True
+        with self._replay():
+            lasting = self._fails_unscaled()
+        if lasting:
+            for loss in losses:
+                self.loss(loss)
+            self.clocks.trip("gradient", 1)
+            self._examine({"loss": digest(self._losses)})
+
+    def _fails_unscaled(self) -> bool:
+        try:
+            return fails(self.step, self._snapshot("gradient", {}))
+        except Exception:  # the user's code runs again and may raise anything: the scaler goes on
+            logger.info("the step that the GradScaler skipped could not be replayed", exc_info=True)
+            return False
 
     def _warn_without_gradient(self) -> None:
         """Warn at the first step if the optimizer has no gradient: the run would train nothing, and look healthy."""
@@ -133,9 +202,9 @@ class Inspector:
         if self.clocks.reading.frozen:
             self._keep_frozen({"loss": digest(self._losses)})
 
-    def updated(self) -> None:
+    def updated(self, of: Trainables | None = None) -> None:
         """Check parameters and optimizer state right after the optimizer step."""
-        self.clocks.updated(self.step.optimizer, self.recorder.before)
+        self.clocks.updated(self.step.optimizer, self.recorder.before(of), of)
         if self._tripped_now("parameter", "optimizer_state"):
             parameters = digest(self.step.trainables.values())
             self._examine({"loss": digest(self._losses), "parameters": parameters})
@@ -173,7 +242,7 @@ class Inspector:
             return
         losses = [reading.loss for reading in clocks.readings if reading.step < step]
         # Nothing failed, so there is neither a clock nor an outcome to compare with.
-        self._save(recorder.snapshot("", {}, losses), self.records.keep)
+        self._save(step, partial(self.records.keep, recorder.snapshot("", {}, losses)))
 
     def _tripped_now(self, *clocks: str) -> bool:
         onset = self.clocks.onset
@@ -186,14 +255,16 @@ class Inspector:
             self._examine_frozen()
 
     def _snapshot(self, clock: str, outcome: dict[str, str]) -> Snapshot:
-        return self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
+        snapshot = self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
+        # A step that fails with a scale of 1 as well is examined there: a larger one only adds overflows.
+        return replace(snapshot, scaler=snapshot.scaler | {"scale": 1.0, SKIPPED: True}) if self._skipping else snapshot
 
     def _keep_frozen(self, outcome: dict[str, str]) -> None:
         """Save a snapshot of the first frozen step; it is replayed when the run ends."""
         if self._frozen_snapshot is None:
             self._frozen_snapshot = self._snapshot(FROZEN, outcome).detached()
             if self.records is not None:
-                self._save(self._frozen_snapshot, partial(self.records.write, folder=FROZEN))
+                self._save(self._frozen_snapshot.step, partial(self.records.write, self._frozen_snapshot, FROZEN))
             logger.warning(
                 "step %d is frozen: its gradients are finite but their norm is inf, and clipping divides by it. The "
                 "model learns nothing from such steps.",
@@ -207,28 +278,52 @@ class Inspector:
     def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
         if self.records is None:
             return None
-        self.replaying, began = True, time.perf_counter()
-        autopsy = None
+        live = self._live(snapshot)
+        with self._replay():
+            autopsy = self._replayed(snapshot, live, self.records.prepared(folder))
+        if snapshot.clock == RAISED and autopsy.phase == UNKNOWN:
+            return None  # the exception has nothing to do with non-finite numbers
+        self._save(snapshot.step, partial(self.records.write_autopsy, autopsy, folder))
+        if not self._lacks_copies(snapshot):
+            with suppress(NotRepeatableError), repeating(self.step, snapshot):
+                self._save(snapshot.step, partial(self.records.write, snapshot, folder))
+        return autopsy
+
+    def _live(self, snapshot: Snapshot) -> LiveStep:
+        # A frozen step is examined when the run ends.
+        return LiveStep() if snapshot.clock == FROZEN else read_live_step(self.step, snapshot.clock)
+
+    def _lacks_copies(self, snapshot: Snapshot) -> bool:
+        return self.policy.light and snapshot.clock in AFTER_UPDATE
+
+    def _replayed(self, snapshot: Snapshot, live: LiveStep, directory: Path | None) -> Autopsy:
+        """The autopsy by a replay, or else by the live step alone."""
+        if self._lacks_copies(snapshot):
+            return unreplayed(snapshot, _LIGHT, live)
         try:
-            autopsy = examine(self.step, snapshot, self.background, self.records.prepared(folder))
+            with repeating(self.step, snapshot):
+                return examine(self.step, snapshot, self.background, live.evidence, directory)
+        except NotRepeatableError as error:
+            return unreplayed(snapshot, f"The step could not be replayed: {error}", live)
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"
+            return unreplayed(snapshot, f"The replay raised {type(error).__name__}.", live)
+
+    @contextmanager
+    def _replay(self) -> Iterator[None]:
+        self.replaying, began = True, time.perf_counter()
+        try:
+            yield
         finally:
             self.replaying = False
             self.replay_seconds += time.perf_counter() - began
-        if snapshot.clock == RAISED and (autopsy is None or autopsy.phase == UNKNOWN):
-            return None  # the exception has nothing to do with non-finite numbers
-        self._save(snapshot, partial(self.records.write, autopsy=autopsy, folder=folder))
-        return autopsy
 
-    def _save(self, snapshot: Snapshot, write: Callable[[Snapshot], None]) -> None:
+    def _save(self, step: int, write: Callable[[], None]) -> None:
         try:
-            write(snapshot)
+            write()
         except Exception as error:  # a batch of the user's may hold anything
-            self.unexplained = (
-                self.unexplained or f"the snapshot of step {snapshot.step} could not be saved: {_one_line(error)}"
-            )
+            self.unexplained = self.unexplained or f"the snapshot of step {step} could not be saved: {_one_line(error)}"
 
 
 def _one_line(error: Exception) -> str:

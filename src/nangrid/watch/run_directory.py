@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
@@ -57,14 +58,19 @@ class RunDirectory:
             return None
         return self.path / folder
 
-    def write(self, snapshot: Snapshot, autopsy: Autopsy | None = None, folder: str = ".") -> None:
-        """Write the records of a failing step; `error` says why if that is not possible."""
+    def write_autopsy(self, autopsy: Autopsy, folder: str) -> None:
+        """Write the autopsy of a failing step; `error` says why if that is not possible."""
+        if (directory := self.prepared(folder)) is not None:
+            self._write(lambda: write_autopsy(directory, autopsy))
+
+    def write(self, snapshot: Snapshot, folder: str) -> None:
+        """Write the snapshot of a failing step; `error` says why if that is not possible."""
+        if (directory := self.prepared(folder)) is not None:
+            self._write(lambda: snapshot.save(directory))
+
+    def _write(self, write: Callable[[], None]) -> None:
         try:
-            self._begin()
-            if autopsy is not None:
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
-                write_autopsy(self.path / folder, autopsy)
-            snapshot.save(self.path / folder)
+            write()
         except OSError as error:
             self.error = error
 

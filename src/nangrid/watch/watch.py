@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,22 @@ from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch.autopsy.examine import Background
+from nangrid.watch.batches import BatchLoop
+from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import SnapshotPolicy, still_searching
+from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
 _NO_BATCH = object()
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+SNAPSHOTS = ("auto", "full", "light")
+LIGHT_FROM = 64_000_000
+"""Trainables from which on `auto` is light: copies of them and of their AdamW state would take 1 GB."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -74,23 +84,31 @@ def observing_watches(observer: WatchObserver) -> Iterator[None]:
 
 
 class Watch:
-    """Runs the optimizer steps of a training loop and stops it at the first non-finite value.
+    """Stops a training loop at the first non-finite value and explains where it arose.
 
-        watch = Watch(model, optimizer, out_dir="autopsy", max_grad_norm=1.0)
-        for batch in batches:
-            loss = watch.step(closure, batch)      # closure(batch): forward, backward, return the loss
+        watch = Watch(model, optimizer, out_dir="autopsy")
+        for batch in watch.batches(loader):
+            ...                                    # the loop's body, as it was
+
+    Or, if the loop's step is a closure (batch: forward, backward, return the loss):
+
+            loss = watch.step(closure, batch)
         watch.close()
 
-    `accumulate`: micro-batches per optimizer step; every call of `step` is one. `scheduler` is stepped after the
-    optimizer. With a `scaler` the closure scales its loss itself, as usual. `texts` maps token ids to text for the
-    report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and keep the last
-    two, so that a run can be started shortly before a later failure; 0: none.
+    `model` and `optimizer` may be one or several, also as Accelerate has prepared them. `texts` maps token ids to text
+    for the report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and keep
+    the last two, so that a run can be started shortly before a later failure; 0: none. `snapshot`: "full" copies
+    parameters and optimizer state before every step; "light" copies neither, and cannot replay a failing update;
+    "auto" is light from 64 million trainables on.
+
+    For `step` alone: `accumulate` is the number of micro-batches per optimizer step; every call of `step` is one.
+    `scheduler` is stepped after the optimizer. With a `scaler` the closure scales its loss itself, as usual.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        model: nn.Module | Sequence[nn.Module],
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         out_dir: str | Path = "autopsy",
         *,
         scheduler: Any = None,
@@ -99,21 +117,51 @@ class Watch:
         accumulate: int = 1,
         texts: Mapping[int, str] | None = None,
         keep_every: int = 0,
+        snapshot: str = "auto",
     ) -> None:
-        _refuse(model, optimizer, scheduler)
+        model = model if isinstance(model, nn.Module) else nn.ModuleList(model)
+        self._given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+        self._optimizers = [unwrapped(given) for given in self._given]
+        _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
         self.scheduler = scheduler
         self.scaler = scaler
         self.accumulate = accumulate
         self.background = Background(texts=texts or {})
         self._observer = _observers[-1] if _observers else WatchObserver(Path(out_dir))
-        self._loop = _Loop(model, optimizer, scaler, max_grad_norm)
-        self.inspector = inspector_for(self._loop, self._observer.out_dir, self.background, SnapshotPolicy(keep_every))
+        self._loop = _Loop(model, together(self._optimizers), scaler, max_grad_norm)
+        policy = SnapshotPolicy(keep_every, light=_is_light(snapshot, self._loop.trainables, keep_every))
+        self.inspector = inspector_for(self._loop, self._observer.out_dir, self.background, policy)
+        self._batch_loop: BatchLoop | None = None
         self.started_at = 0.0
         """time.perf_counter() at the start of the first step."""
         self._calls = 0
+        self._failed = False
+        """Whether a closure raised, so that its gradients are incomplete."""
         self._began = 0.0
         self._observer.on_watch_created(self)
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of `loader`, for a loop whose body is any training code.
+
+        A step ends with the iteration in which an optimizer steps. When a number went non-finite, the loop's body is
+        run again from its source, several times, and NonFiniteError is raised: from the optimizer's `step`, before it
+        updates if a loss or gradient is non-finite, right after it if a parameter or its state is. On a GPU it is
+        raised up to two steps later, as from `step`. What the body does besides training, such as logging, it does
+        again in a replay.
+        """
+        if self._calls:
+            raise InputError("This Watch has taken steps by watch.step: make another one for watch.batches.")
+        if self._batch_loop is None:
+            self._batch_loop = self._follow()
+        self.started_at = self.started_at or time.perf_counter()
+        return self._batch_loop.batches(loader)
+
+    def _follow(self) -> BatchLoop:
+        step = BodyStep(self._loop.model, self._optimizers, self._loop.trainables)
+        step.live_scaler = self.scaler
+        self.inspector.step = step
+        return BatchLoop(step, self.inspector, self._observer, self._raise_on_onset)
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
         """Run `closure` on a micro-batch; after `accumulate` of them check, clip, update and check again.
@@ -127,17 +175,14 @@ class Watch:
         """
         self._loop.closure = closure
         if self._calls % self.accumulate == 0:
-            self._observer.begin(self._calls // self.accumulate)
-            self._began = time.perf_counter()
-            self.started_at = self.started_at or self._began
-            self._loop.optimizer.zero_grad()
-            self.inspector.begin(self._calls // self.accumulate)
+            self._open()
         self._calls += 1
         micro_batch = MicroBatch(None if batch is _NO_BATCH else batch, {"given": batch is not _NO_BATCH})
         self.inspector.micro_batch(micro_batch.inputs, **micro_batch.extra)
         try:
             loss = self._loop.forward_backward(micro_batch)
         except Exception as error:
+            self._failed = True
             self.inspector.raised(error)
             raise
         _check_loss(loss)
@@ -146,9 +191,19 @@ class Watch:
             self._finish()
         return loss
 
+    def _open(self) -> None:
+        if self._calls == 0:
+            _refuse_for_closures(self._given, self._batch_loop)
+        step = self._calls // self.accumulate
+        self._observer.begin(step)
+        self._began = time.perf_counter()
+        self.started_at = self.started_at or self._began
+        self._loop.optimizer.zero_grad()
+        self.inspector.begin(step)
+
     def _finish(self) -> None:
         loop, inspector = self._loop, self.inspector
-        self._observer.backward_done(self._calls // self.accumulate - 1)
+        self._observer.backward_done((self._calls - 1) // self.accumulate)
         if self.scaler is not None:
             # Magnitudes are recorded, and clipped, without the scale.
             self.scaler.unscale_(loop.optimizer)
@@ -169,7 +224,14 @@ class Watch:
         self._raise_on_onset()
 
     def close(self) -> None:
-        """Check the last steps, which on a GPU may still be in flight; NonFiniteError as from `step`."""
+        """End the run; NonFiniteError as from `step`, because on a GPU the last steps may still be in flight.
+
+        With `accumulate`, micro-batches that are left over make a last, smaller step.
+        """
+        if self._batch_loop is not None:
+            self._batch_loop.close()
+        elif self._calls % self.accumulate and not self._failed and self.inspector.clocks.onset is None:
+            self._finish()
         self.inspector.finish()
         self._raise_on_onset()
         if self.inspector.frozen is not None:
@@ -179,18 +241,21 @@ class Watch:
         onset = self.inspector.clocks.onset
         if onset is not None:
             autopsy, place = self.inspector.autopsy, self.inspector.autopsy_place
-            detail = f"{explain(autopsy)}\n{place}" if autopsy else self.inspector.unexplained
-            raise NonFiniteError(autopsy, f"{onset.clock} went non-finite at step {onset.step}\n{detail}")
+            explained = [explain(autopsy), place] if autopsy else []
+            lines = [f"{onset.clock} went non-finite at step {onset.step}", self.inspector.unexplained, *explained]
+            raise NonFiniteError(autopsy, "\n".join(filter(None, lines)))
 
 
-def _refuse(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS):
+def _refuse(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], scheduler: Any) -> None:
+    if not optimizers:
+        raise InputError("The list of optimizers is empty: pass those that the loop steps.")
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise InputError("LBFGS runs its closure several times per step, which Watch cannot follow: use another one.")
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise InputError("ReduceLROnPlateau needs a metric: step it yourself after watch.step, without scheduler=.")
     if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
         raise InputError("The model has lazy parameters: run it on one batch before creating the Watch.")
-    optimized = [p for group in optimizer.param_groups for p in group["params"]]
+    optimized = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     if not any(p.requires_grad for p in (*model.parameters(), *optimized)):
         raise InputError("No parameter of the model or the optimizer requires a gradient: nothing would be trained.")
     if any(p.is_meta for p in optimized):
@@ -208,6 +273,35 @@ def _check_loss(loss: Any) -> None:
         raise InputError(f"The closure returned a {type(loss).__name__}: let it return the loss, a tensor.")
     if loss.numel() != 1:
         raise InputError(f"The closure returned a loss of shape {list(loss.shape)}: let it return one number.")
+
+
+def _refuse_for_closures(optimizers: Sequence[torch.optim.Optimizer], batch_loop: BatchLoop | None) -> None:
+    if batch_loop is not None:
+        raise InputError("This Watch follows a loop by watch.batches: make another one for watch.step.")
+    if len(optimizers) > 1:
+        raise InputError("watch.step takes one optimizer: use `for batch in watch.batches(loader)` with several.")
+    gradient_state = getattr(optimizers[0], "gradient_state", None)
+    if gradient_state is not None and gradient_state.num_steps > 1:
+        raise InputError(
+            "Accelerate's optimizer decides itself when to zero and to step, which watch.step would change: use "
+            "`for batch in watch.batches(loader)` with gradient_accumulation_steps > 1."
+        )
+
+
+def _is_light(snapshot: str, trainables: Mapping[str, nn.Parameter], keep_every: int) -> bool:
+    if snapshot not in SNAPSHOTS:
+        raise InputError(f"snapshot={snapshot!r} is unknown: pass one of {', '.join(SNAPSHOTS)}.")
+    if snapshot == "light" and keep_every:
+        raise InputError("keep_every saves copies, and snapshot='light' keeps none: pass snapshot='full'.")
+    count = sum(parameter.numel() for parameter in trainables.values())
+    if snapshot != "auto" or keep_every or count < LIGHT_FROM:
+        return snapshot == "light"
+    logger.warning(
+        "snapshot=light, because %d million trainables are to be watched: a failure in the optimizer's update will not "
+        "be replayed. snapshot='full' would copy them and their optimizer state.",
+        count // 1_000_000,
+    )
+    return True
 
 
 class _Loop:

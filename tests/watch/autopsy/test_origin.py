@@ -169,6 +169,7 @@ def test_backward_in_another_thread_has_the_same_origin(tmp_path: Path) -> None:
     autopsy = diagnose(Net(), [torch.ones(2, 8)], tmp_path, root_of_zero, in_thread=True)
     assert autopsy.clock == "gradient"
     assert located(autopsy) == ("backward", "divide_by_zero", "aten.div.Tensor")
+    assert autopsy.cures and autopsy.cures == diagnose(Net(), [torch.ones(2, 8)], tmp_path / "here", root_of_zero).cures
 
 
 def test_torch_style_closure_and_a_finite_run(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from nangrid.watch.autopsy.tokens import (
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import dtype_name, rounds_to_zero
 
+SKIPPED = "skipped"
+"""Marks the scaler of a snapshot whose step is replayed with a scale of 1, because the GradScaler skipped it."""
 _LONGEST_PATH = 12
 _MOST_PARAMETERS = 4
 
@@ -53,35 +55,51 @@ def examine(
     step: Step,
     snapshot: Snapshot,
     background: Background,
+    live: Sequence[str] = (),
     directory: Path | None = None,
     *,
     experiments: bool = True,
 ) -> Autopsy:
     """Replay the snapshot's step, compare it with the live step, and report what was found.
 
-    The failing operation and its operands are written to `directory`, if one is given. `experiments`: run the step a
-    few times more, with the operation changed or computed in other ways.
+    `live`: evidence read off the live step, reported if the replay does not reproduce it. The failing operation and
+    its operands are written to `directory`, if one is given. `experiments`: run the step a few times more, with the
+    operation changed or computed in other ways.
     """
     replayed = replay(step, snapshot)
-    # At step 0 the trainables still are the initial ones.
-    untrained_clock = replayed.clock if snapshot.step == 0 else replay_untrained(step, snapshot).clock
+    untrained = _fails_untrained(step, snapshot, replayed)
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
-    autopsy = _Report(step, snapshot, replayed, background, untrained_clock is not None).autopsy(reproduced, same)
+    autopsy = _Report(step, snapshot, replayed, background, untrained, live).autopsy(reproduced, same)
     if not experiments:
         return autopsy
     return experiment(step, snapshot, replayed, autopsy, is_compiled(step.model), directory)
 
 
+def _fails_untrained(step: Step, snapshot: Snapshot, replayed: Replay) -> bool | None:
+    """Whether the initial trainables fail as well; None if they were not kept."""
+    # At step 0 the trainables still are the initial ones.
+    if snapshot.step == 0:
+        return replayed.clock is not None
+    return replay_untrained(step, snapshot).clock is not None if snapshot.initial else None
+
+
 class _Report:
     def __init__(
-        self, step: Step, snapshot: Snapshot, replayed: Replay, background: Background, untrained: bool
+        self,
+        step: Step,
+        snapshot: Snapshot,
+        replayed: Replay,
+        background: Background,
+        untrained: bool | None,
+        live: Sequence[str],
     ) -> None:
         self.step = step
         self.snapshot = snapshot
         self.replayed = replayed
         self.background = background
         self.untrained = untrained
+        self.live = live
         self.producer = replayed.origin.write.producer if replayed.origin else None
         self.preexisting = replayed.origin.write.preexisting if replayed.origin else ""
         self.reader = replayed.origin.reader if replayed.origin else None
@@ -175,7 +193,7 @@ class _Report:
                 nonfinite_lr=_nonfinite_lr(self.snapshot),
                 losses=self.snapshot.losses,
                 untrained=self.untrained,
-                growth=_absmax(self.snapshot.parameters) / (_absmax(self.snapshot.initial) or 1.0),
+                growth=_growth(self.snapshot),
                 norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
                 silent_half=self.background.requested_storage not in (None, "float16"),
@@ -208,10 +226,13 @@ class _Report:
             changed = ", ".join(key for key, equal in same.items() if not equal) or "the clock"
             tripped = self.replayed.clock or "no clock"
             lines.append(f"the replay tripped {tripped}; it differs from the live run in: {changed}")
-        if self.snapshot.step > 0:
+            lines += self.live
+        if self.snapshot.step > 0 and self.untrained is not None:
             outcome = "also fails" if self.untrained else "is finite"
             lines.append(f"the same batch {outcome} on the untrained weights")
-        if (scale := self.snapshot.scaler.get("scale", math.inf)) <= 1:
+        if self.snapshot.scaler.get(SKIPPED):
+            lines.append("the GradScaler skipped the step, which fails with a scale of 1 as well")
+        elif (scale := self.snapshot.scaler.get("scale", math.inf)) <= 1:
             lines.append(f"the GradScaler has shrunk its scale to {scale:g}: no scale makes these gradients finite")
         if any(group.get("eps") == 0 for group in self.snapshot.groups):
             lines.append("eps is 0 in the optimizer's param_groups")
@@ -274,6 +295,12 @@ def _eps_underflows(step: Step) -> list[str]:
 def _nonfinite_lr(snapshot: Snapshot) -> float | None:
     rates = [float(group["lr"]) for group in snapshot.groups if "lr" in group]
     return next((rate for rate in rates if not math.isfinite(rate)), None)
+
+
+def _growth(snapshot: Snapshot) -> float:
+    """The largest |parameter|, divided by the largest before training; 1 if those were not kept."""
+    initial = _absmax(snapshot.initial)
+    return _absmax(snapshot.parameters) / (initial or 1.0) if snapshot.initial else 1.0
 
 
 def _absmax(tensors: Mapping[str, torch.Tensor]) -> float:

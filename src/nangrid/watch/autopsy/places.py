@@ -115,6 +115,8 @@ def keep_places(model: nn.Module) -> Iterator[Places]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
+            # A replay leaves a backward pass in which an optimizer steps, and that is no error of the user's.
+            warnings.filterwarnings("ignore", message="Error detected in")
             with torch.autograd.set_detect_anomaly(True, check_nan=False):
                 yield places
     finally:

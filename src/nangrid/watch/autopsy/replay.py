@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from nangrid.watch.state.module_state import load_module_state, preserving, pres
 from nangrid.watch.state.random_state import random_states, set_random_states
 from nangrid.watch.state.recorder import shallow
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State, restore
-from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups
+from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups, wide
 
 EVALUATION = "eval_loss"
 EAGER = "force_eager"
@@ -35,6 +36,14 @@ FROZEN = "frozen"
 """Not a clock: the gradients are finite but their norm is inf, so that clipping makes every update zero."""
 RAISED = "raised"
 """Not a clock: an exception left the step, such as a guard against NaN in the training loop."""
+
+
+AFTER_UPDATE = ("parameter", "optimizer_state")
+"""The clocks that trip after the optimizer has run."""
+
+
+class NotRepeatableError(Exception):
+    """A step cannot be run again; the message is one sentence that says why."""
 
 
 class Step(Protocol):
@@ -59,6 +68,32 @@ class Step(Protocol):
 
     def update(self) -> None:
         """Take the optimizer step."""
+
+
+class WholeStep(ABC):
+    """A step that runs forward, backward, clipping and optimizers at once, up to where it fails."""
+
+    progress: Progress
+    """How far the replay under way is; this step moves it on."""
+
+    @property
+    @abstractmethod
+    def updated(self) -> Mapping[str, nn.Parameter]:
+        """The trainables that the optimizer under way updates."""
+
+    @abstractmethod
+    def repeating(self, snapshot: Snapshot) -> AbstractContextManager[None]:
+        """Put what the loop changes besides model and optimizer back within the block."""
+
+
+def updated(step: Step) -> Mapping[str, nn.Parameter]:
+    """The trainables that the optimizer under way updates."""
+    return step.updated if isinstance(step, WholeStep) else step.trainables
+
+
+def repeating(step: Step, snapshot: Snapshot) -> AbstractContextManager[None]:
+    """Put what the loop changes besides model and optimizer back within the block."""
+    return step.repeating(snapshot) if isinstance(step, WholeStep) else nullcontext()
 
 
 @dataclass
@@ -111,6 +146,11 @@ def rerun(
         return _run_under(mode, step, snapshot, Progress())[0]
 
 
+def fails(step: Step, snapshot: Snapshot) -> bool:
+    """Whether the snapshot's step trips a clock before its update."""
+    return rerun(step, snapshot).clock in ("loss", "gradient")
+
+
 def _still_trips_without(
     writes: Collection[tuple[int, int]], step: Step, snapshot: Snapshot, clock: str | None
 ) -> bool:
@@ -149,7 +189,8 @@ def _replaying(
         if step.scaler is not None:
             step.scaler.load_state_dict(snapshot.scaler)
         set_random_states(snapshot.rng)
-        yield
+        with repeating(step, snapshot):
+            yield
 
 
 def _run_under(
@@ -169,11 +210,20 @@ def _run_under(
 def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Enter a dispatch mode here and in every other thread that runs a backward pass within the block."""
     # Dispatch modes are thread-local, and a training loop may call backward in a thread of its own.
-    original, here = torch.autograd.backward, threading.get_ident()
+    original, entered = torch.autograd.backward, {threading.get_ident()}
 
     def backward(*args: Any, **kwargs: Any) -> None:
-        with nullcontext() if threading.get_ident() == here else mode:
+        thread = threading.get_ident()
+        # A mode for functions calls this one again, by its name in torch.autograd.
+        if thread in entered:
             original(*args, **kwargs)
+            return
+        entered.add(thread)
+        try:
+            with mode:
+                original(*args, **kwargs)
+        finally:
+            entered.discard(thread)
 
     torch.autograd.backward = backward
     try:
@@ -186,6 +236,8 @@ def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
 def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, list[Tensor]]:
     """Run the step up to the first clock that trips; the result, and the tensors that tripped it."""
     losses: list[Tensor] = []
+    if isinstance(step, WholeStep):
+        step.progress = progress
     for number, micro_batch in enumerate(snapshot.micro_batches):
         progress.micro_batch = number
         losses.append(step.forward_backward(replace(micro_batch, inputs=shallow(micro_batch.inputs))).detach())
@@ -196,14 +248,15 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
         return Replay(clock, {"loss": digest(losses)}), [losses[i] for i in bad_losses[:1]]
     progress.phase = "backward"
     _unscale(step)
-    outcome = {"loss": digest(losses), "gradients": digest(gradients(step.trainables).values())}
-    bad = _nonfinite(gradients(step.trainables))
+    found = gradients(updated(step))
+    outcome = {"loss": digest(losses), "gradients": digest(found.values())}
+    bad = nonfinite(found)
     if bad_losses:
         return Replay("loss", outcome, _masks(bad), bad_losses[0]), [losses[bad_losses[0]]]
     if bad:
         return Replay("gradient", outcome, _masks(bad)), list(bad.values())
     norm = step.clip()
-    loss = float(sum(losses))
+    loss = float(sum(loss.sum() for loss in losses))
     if not torch.isfinite(norm):
         return Replay(FROZEN, outcome, loss=loss, norm=float(norm)), [norm]
     progress.phase = "optimizer"
@@ -227,9 +280,9 @@ def _forget_unscaled(scaler: torch.amp.GradScaler) -> None:
 
 
 def _after_update(step: Step) -> tuple[str | None, dict[str, Tensor]]:
-    if bad := _nonfinite(step.trainables):
+    if bad := nonfinite(step.trainables):
         return "parameter", bad
-    bad = _nonfinite({f"{key} of {name}": value for name, key, value in named_state(step)})
+    bad = nonfinite({f"{key} of {name}": value for name, key, value in named_state(step)})
     return "optimizer_state" if bad else None, bad
 
 
@@ -242,14 +295,22 @@ def named_state(step: Step) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def digest(tensors: Any) -> str:
-    """sha256 over the bits of some tensors."""
+    """sha256 over the bits of some tensors; every NaN counts as the same one."""
     sha256 = hashlib.sha256()
     for tensor in tensors:
-        sha256.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+        sha256.update(_one_nan(tensor.detach()).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return sha256.hexdigest()
 
 
-def _nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def _one_nan(tensor: Tensor) -> Tensor:
+    # Sign and payload of a NaN differ between kernels that compute the same numbers: fused and eager ones.
+    if not tensor.is_floating_point() or is_finite(tensor):
+        return tensor
+    return tensor.masked_fill(wide(tensor).isnan(), math.nan)
+
+
+def nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those of the tensors that are not finite."""
     return {name: t for name, t in tensors.items() if t.numel() and not is_finite(t)}
 
 

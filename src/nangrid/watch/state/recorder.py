@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +26,14 @@ class Recorder:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
         initial: dict[str, Tensor] | None = None,
+        light: bool = False,
     ) -> None:
-        """`trainables` may grow during the run; `initial`: their values before the run's first step, if known."""
+        """`trainables` may grow during the run; `initial`: their values before the run's first step, if known.
+
+        `light`: copy neither parameters nor optimizer state. Until the optimizer runs, the live ones are those of the
+        snapshot.
+        """
+        self.light = light
         self.model = model
         self.trainables = trainables
         self.optimizer = optimizer
@@ -35,7 +41,6 @@ class Recorder:
         self.initial = initial if initial is not None else {}
         self._parameters: dict[str, Tensor] = {}
         self._module_state = ModuleStateRecorder(model)
-        self.copy_new_trainables()
         self._state: State = {}
         self._rng: dict[str, Any] = {}
         self._gradients: dict[str, Tensor] = {}
@@ -43,34 +48,46 @@ class Recorder:
         self._scaler: dict[str, Any] = {}
         self._step = 0
         self._micro_batches: list[MicroBatch] = []
+        self.copy_new_trainables()
 
-    @property
-    def before(self) -> list[Tensor]:
-        """The trainables as they were before the step, in their order."""
-        return list(self._parameters.values())
+    def before(self, trainables: Iterable[str] | None = None) -> list[Tensor] | None:
+        """These trainables, or all, as they were before the step, in their order; None if they were not copied."""
+        names = self.trainables if trainables is None else trainables
+        return None if self.light else [self._parameters[name] for name in names]
 
     @torch.no_grad()
     def begin(self, step: int) -> None:
         """Copy everything that step number `step` will change."""
-        self._step, self._micro_batches, self._rng = step, [], random_states()
+        self._step = step
         self.copy_new_trainables()
+        self.restart()
+        if self.light:
+            return
         # One fused copy into buffers that are allocated once.
-        torch._foreach_copy_(self.before, list(self.trainables.values()))
-        # The optimizer has just zeroed the gradients of what it holds; others accumulate from step to step.
-        left = ((name, parameter.grad) for name, parameter in self.trainables.items())
-        self._gradients = {name: gradient.clone() for name, gradient in left if gradient is not None}
-        self._groups = param_groups(self.optimizer)
-        self._scaler = self.scaler.state_dict() if self.scaler else {}
-        self._module_state.copy()
+        torch._foreach_copy_(list(self._parameters.values()), list(self.trainables.values()))
         for name, parameter in self.trainables.items():
             live = self.optimizer.state.get(parameter)
             if live:
                 self._state[name] = copy_state(live, self._state.get(name, {}))
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the micro-batches so far; parameters and optimizer state have not changed since the step began."""
+        self._micro_batches, self._rng = [], random_states()
+        self._groups = param_groups(self.optimizer)
+        self._scaler = self.scaler.state_dict() if self.scaler else {}
+        self._module_state.copy()
+        # The loop zeroes the gradients of what the optimizer holds; others accumulate from step to step.
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        others = {name: p.grad for name, p in self.trainables.items() if p.grad is not None and id(p) not in held}
+        self._gradients = {name: gradient.clone() for name, gradient in others.items() if gradient is not None}
+
+    @torch.no_grad()
     def copy_new_trainables(self) -> None:
         """Copy trainables added during the step; until the optimizer runs they have the values from before it."""
         add_new_trainables(self.model, self.optimizer, self.trainables)
+        if self.light:
+            return
         for name, parameter in self.trainables.items():
             if name not in self._parameters:
                 self._parameters[name] = parameter.detach().clone()
@@ -82,10 +99,11 @@ class Recorder:
 
     def snapshot(self, clock: str, outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """A snapshot of the current step; its tensors are overwritten by the next `begin`."""
+        parameters, state = self._live() if self.light else (self._parameters, self._state)
         return Snapshot(
             step=self._step,
-            parameters=self._parameters,
-            state=self._state,
+            parameters=parameters,
+            state=state,
             groups=self._groups,
             scaler=self._scaler,
             module_state=self._module_state.now(),
@@ -98,6 +116,11 @@ class Recorder:
             initial=self.initial,
             gradients=self._gradients,
         )
+
+    def _live(self) -> tuple[dict[str, Tensor], State]:
+        parameters = {name: parameter.detach() for name, parameter in self.trainables.items()}
+        state = {name: self.optimizer.state.get(parameter) for name, parameter in self.trainables.items()}
+        return parameters, {name: dict(entry) for name, entry in state.items() if entry}
 
     def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """A snapshot of one evaluation batch after the current step, with the parameters as they are now."""

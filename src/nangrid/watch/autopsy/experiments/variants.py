@@ -70,7 +70,8 @@ class Variants:
             return "Only the compiled graph fails: the same step is finite when it runs eagerly." if compiled else ""
         if not self.same_bits:
             return (
-                "The same step gave other bits when it ran again: it is not deterministic, or the hardware is faulty."
+                "The same step gave other bits when it ran again: it is not deterministic, it changes something that "
+                "no replay puts back, or the hardware is faulty."
             )
         if self.finite(_ZEROS) and self.finite(_NANS) is False:
             return "It reads memory that was never written: with zeros in new memory the step is finite."

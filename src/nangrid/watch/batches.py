@@ -1,0 +1,318 @@
+"""Watches a loop that it only hands the batches to: optimizers, backward passes and clipping report to it.
+
+A step is a window of iterations: it ends with the iteration in which an optimizer steps. Gradients are checked right
+before the optimizer reads them, so that a loop may skip a batch or mend its gradients, and parameters right after.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from nangrid.records.explain import explain
+from nangrid.watch.body import find_body
+from nangrid.watch.body_step import BodyStep, as_loss
+from nangrid.watch.clocks import StepReading
+from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
+from nangrid.watch.inspector import Inspector
+from nangrid.watch.state.loop_objects import find_scaler, own_objects
+from nangrid.watch.state.tensors import add_new_trainables, gradients, is_finite
+from nangrid.watch.taps import tapping
+from nangrid.watch.window import Iteration, Taken, Window
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+
+class Observer(Protocol):
+    """Follows the steps of a loop, see nangrid.watch.watch.WatchObserver."""
+
+    def begin(self, step: int) -> None:
+        """Called before a step."""
+
+    def backward_done(self, step: int) -> None:
+        """Called after the backward passes of a step."""
+
+    def complete(self, readings: list[StepReading]) -> None:
+        """Called with the readings of steps that are complete."""
+
+
+class _PostponedError(BaseException):
+    """Leaves a backward pass in which an optimizer step of a loop failed, so that the check runs after it."""
+
+    def __init__(self, loop: BatchLoop, check: Callable[[], None]) -> None:
+        super().__init__()
+        self.loop, self.check = loop, check
+
+
+# A loop that an exception has left stays alive with the traceback, and would hear of the next loop's steps.
+_latest: WeakKeyDictionary[torch.optim.Optimizer, ref[BatchLoop]] = WeakKeyDictionary()
+
+
+class BatchLoop:
+    """Follows one loop from batch to batch, and stops it where a step fails."""
+
+    def __init__(self, step: BodyStep, inspector: Inspector, observer: Observer, stop: Callable[[], None]) -> None:
+        """`stop` raises the error of an onset, if there is one."""
+        self.step = step
+        self.inspector = inspector
+        self.observer = observer
+        self.stop = stop
+        self._late = isinstance(inspector, DeferredInspector)
+        step.windows = type(step.windows)(maxlen=IN_FLIGHT + 2 if self._late else 1)
+        self._window: Window | None = None
+        self._steps = self._rounds = 0
+        self._began = 0.0
+        self._lr = math.nan
+        self._scale: float | None = None
+        self._modules: list[nn.Module] | None = None
+        self._norm: Tensor | None = None
+        self._clipped: Tensor | None = None
+        self._mended = False
+        self._in_backward = self._tapped = False
+        self._hooks = [
+            hook
+            for optimizer in step.optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            )
+        ]
+        for optimizer in step.optimizers:
+            before = _latest.get(optimizer)
+            if before is not None and (loop := before()) is not None:
+                loop.retire()
+            _latest[optimizer] = ref(self)
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of the loader; each round of the loop is watched until the next batch is drawn."""
+        with self._tapping():
+            for index, batch in enumerate(loader):
+                self._begin(index, batch, sys._getframe(1))
+                try:
+                    yield batch
+                except GeneratorExit:
+                    self._left(sys._getframe(1))
+                    raise
+                self._end()
+            self.observer.complete(self.inspector.flush())
+            self.stop()
+
+    def close(self) -> None:
+        """End the step under way and hear of no more."""
+        try:
+            self._end()
+        finally:
+            self.retire()
+
+    def retire(self) -> None:
+        """Hear of no more steps."""
+        self._window = None
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, index: int, batch: Any, frame: FrameType | None) -> None:
+        if self._window is not None and self._window.stepped:
+            self._end()  # the optimizer ran after the loop before
+        window = self._window
+        if window is None:
+            self.observer.begin(self._steps)
+            self._began = time.perf_counter()
+            self.inspector.begin(self._steps)
+            window = self._window = Window()
+            self.step.windows.append(window)
+        elif not window.backwards or not gradients(self.step.trainables):
+            self.inspector.restart()
+            window.clear()
+        self._rounds += 1
+        iteration = Iteration(self._rounds, index, batch, frame, self._modules_of(frame))
+        window.iterations.append(iteration)
+        self.inspector.micro_batch(batch, number=self._rounds)
+        if self.step.live_scaler is None:
+            self.step.live_scaler = find_scaler(iteration.reachable())
+        self._scale = self.step.live_scaler.get_scale() if self.step.live_scaler else None
+
+    def _modules_of(self, frame: FrameType | None) -> list[nn.Module]:
+        """The modules of the model that are written where the loop is, and may keep state in plain attributes."""
+        if self._modules is None:
+            found = find_body(frame)
+            frame = found[1] if found else frame
+            package = frame.f_globals.get("__name__", "").partition(".")[0] if frame else ""
+            self._modules = own_objects(self.step.model.modules(), package)
+        return self._modules
+
+    def _end(self) -> None:
+        """End an iteration, and with it the step if an optimizer has run."""
+        # A loop may have caught the error.
+        self.stop()
+        window, scaler = self._window, self.step.live_scaler
+        if window is None:
+            return
+        if window.stepped:
+            readings = self.inspector.close(self._lr, time.perf_counter() - self._began)
+            self._window = None
+            self._steps += 1
+            self.observer.complete(readings)
+            self.stop()
+        elif scaler is not None and self._scale is not None and scaler.get_scale() < self._scale:
+            window.taken.append(Taken(None, window.backwards))
+            self.inspector.skipped(window.losses)
+            self.stop()
+            window.taken.pop()
+
+    def _left(self, frame: FrameType) -> None:
+        """Explain why the loop was left, if a number was non-finite: by `break`, or by an exception of its own."""
+        window, inspector = self._window, self.inspector
+        if window is None or inspector.clocks.onset is not None or window.stepped:
+            return
+        if not any(map(_is_nonfinite, [*window.losses, *frame.f_locals.values()])):
+            return
+        inspector.left()
+        if inspector.autopsy is not None:
+            logger.error("the loop was left after a non-finite number\n%s", explain(inspector.autopsy))
+
+    # Taps and hooks
+
+    def backward(self, roots: list[Tensor], run: Callable[[], None]) -> None:
+        """Run a backward pass of the loop."""
+        if self.step.replaying:
+            self.step.backward(roots, run)
+            return
+        window = self._window
+        if window is None or self.inspector.replaying or self.inspector.clocks.onset is not None:
+            run()
+            return
+        if window.carried is None:
+            found = {name: p.grad for name, p in self.step.trainables.items() if p.grad is not None}
+            window.carried = {name: gradient.detach().clone() for name, gradient in found.items()}
+        losses = [as_loss(root, self.step.live_scaler) for root in roots]
+        window.losses += losses
+        self._norm = self._clipped = None
+        self._run_backward(run)
+        window.backwards += 1
+        if not self._late and not all(map(is_finite, losses)):
+            self._mended = not all(map(is_finite, gradients(self.step.trainables).values()))
+
+    def _run_backward(self, run: Callable[[], None]) -> None:
+        self._in_backward = True
+        try:
+            run()
+        except _PostponedError as postponed:
+            if postponed.loop is not self:
+                raise
+            self._in_backward = False
+            postponed.check()
+        finally:
+            self._in_backward = False
+
+    def clipping(self, norm: Tensor, limit: float) -> None:
+        """Note the norm before the loop clips its gradients, and what they are divided by."""
+        if self.step.replaying:
+            self.step.clipping(norm)
+        elif not self.inspector.replaying:
+            self._norm = norm.detach()
+            divided = ((self._norm + 1e-6) / limit).clamp(min=1.0)
+            self._clipped = divided.nan_to_num(nan=1.0, posinf=1.0)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self.step.replaying:
+            self.step.before_step(optimizer)
+            return None
+        if self._window is None or self.inspector.replaying:
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None:
+            return (args[0], self._checking(closure, optimizer)), {}
+        self._check(optimizer)
+        return None
+
+    def _checking(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+        """The closure that an optimizer was given, with the check after it."""
+
+        def checked() -> Any:
+            loss = closure()
+            if self.step.replaying:
+                self.step.before_step(optimizer)
+            else:
+                self._check(optimizer)
+            return loss
+
+        return checked
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check losses and gradients before an optimizer reads them."""
+        window = self._window
+        assert window is not None
+        add_new_trainables(self.step.model, self.step.optimizer, self.step.trainables)
+        if not window.taken:
+            self.observer.backward_done(self._steps)
+        window.taken.append(Taken(optimizer, window.backwards))
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is not None and bool(skipped):
+            return  # a fused optimizer skips by itself
+        trainables = self.step.trained_by(optimizer)
+        self._outside_backward(lambda: self._check_gradients(optimizer), gradients(trainables).values())
+
+    def _check_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        window, inspector = self._window, self.inspector
+        assert window is not None
+        trainables = self.step.trained_by(optimizer)
+        self.step.will_update(trainables)
+        losses, window.losses = window.losses, []
+        if self._mended and all(map(is_finite, gradients(trainables).values())):
+            losses = [loss for loss in losses if is_finite(loss)]
+        self._mended = False
+        for loss in losses:
+            inspector.loss(loss)
+        inspector.gradients(of=trainables, clipped=self._clipped)
+        self.stop()
+        inspector.norm(torch.zeros(()) if self._norm is None else self._norm)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.step.replaying:
+            self.step.after_step(optimizer)
+        elif self._window is not None and not self.inspector.replaying:
+            self._window.stepped = True
+            self._lr = float(self.step.optimizers[0].param_groups[0]["lr"])
+            trainables = self.step.trained_by(optimizer)
+            self._outside_backward(lambda: self._check_update(optimizer), trainables.values())
+
+    def _check_update(self, optimizer: torch.optim.Optimizer) -> None:
+        self.inspector.updated(of=self.step.trained_by(optimizer))
+        self.stop()
+
+    def _outside_backward(self, check: Callable[[], None], tensors: Iterable[Tensor]) -> None:
+        """Run a check; one that will fail within a backward pass, only when that pass has been left."""
+        # A replay runs backward passes, whose operations would be taken for those of the one under way.
+        if self._in_backward and not self._late and not all(map(is_finite, tensors)):
+            raise _PostponedError(self, check)
+        with self._tapping():
+            check()
+
+    @contextmanager
+    def _tapping(self) -> Iterator[None]:
+        # An optimizer may step after the loop, where nothing is tapped any more.
+        with nullcontext() if self._tapped else tapping(self):
+            before, self._tapped = self._tapped, True
+            try:
+                yield
+            finally:
+                self._tapped = before
+
+
+def _is_nonfinite(value: Any) -> bool:
+    """Whether a variable of the loop is one number, and not a finite one."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return isinstance(value, Tensor) and value.numel() == 1 and not is_finite(value)
