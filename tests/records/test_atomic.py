@@ -21,11 +21,22 @@ def test_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_failed_replace_leaves_no_file(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
+def test_failed_replace_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(f"{target} is not to be replaced")
+
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="taken"):
         write_bytes(tmp_path / "taken", b"new")
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_in_a_files_place_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "inside").write_bytes(b"old")
+    write_bytes(tmp_path / "taken", b"new")
+    assert (tmp_path / "taken").read_bytes() == b"new"
+    assert [path.read_bytes() for path in tmp_path.glob("taken.damaged-*/inside")] == [b"old"]
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
