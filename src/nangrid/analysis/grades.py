@@ -3,8 +3,8 @@
 Where the seeds of every combination agree, an event is deterministic: with the same seed nothing but the levels
 differs, and set inclusion is proof. Where seeds disagree, a cause is tested on the runs that hold it against those that
 hold neither it nor a cause accepted before; a cure, on the runs that hold the cause against those that hold what is
-left after the change. The tests are exact and one-sided; Holm's correction covers every set that the grid could have
-shown, because a set is only looked at after it failed.
+left after the change. The tests are exact and one-sided; a weighted Bonferroni correction
+covers every set that the grid could have shown, because a set is only looked at after it failed.
 """
 
 from __future__ import annotations
