@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nangrid.watch.autopsy.ieee import operands, written_tensors
 from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
+from nangrid.watch.autopsy.operands import operands, written_tensors
 from nangrid.watch.state.tensors import is_finite, wide
 
 

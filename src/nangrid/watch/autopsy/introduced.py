@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from nangrid.watch.autopsy.ieee import is_elementwise
+from nangrid.watch.autopsy.operands import schema
 from nangrid.watch.state.tensors import is_finite
 
 
@@ -20,7 +20,7 @@ def newly_nonfinite(func: Any, operands: list[Tensor], written: Tensor) -> Tenso
     Other operations (matmul, reductions) are judged as a whole. `operands`: values from before the call.
     """
     nonfinite, nan = ~torch.isfinite(written), written.isnan()
-    if not is_elementwise(func):
+    if not schema(func).elementwise:
         return _as_a_whole(operands, nonfinite, nan)
     try:
         aligned = [operand.expand(written.shape) for operand in operands]
@@ -42,13 +42,12 @@ def _as_a_whole(operands: list[Tensor], nonfinite: Tensor, nan: Tensor) -> Tenso
 
 def copies(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments, with a copy of every tensor that the operation is about to overwrite."""
-    if not func._schema.is_mutable:
+    of = schema(func)
+    if not of.written:
         return args, kwargs
-    writes = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
-    names = [argument.name for argument in func._schema.arguments]
 
     def copied(value: Any) -> Any:
         return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, value)
 
-    args = tuple(copied(a) if names[i] in writes else a for i, a in enumerate(args))
-    return args, {name: copied(value) if name in writes else value for name, value in kwargs.items()}
+    args = tuple(copied(a) if of.arguments[i] in of.written else a for i, a in enumerate(args))
+    return args, {name: copied(value) if name in of.written else value for name, value in kwargs.items()}

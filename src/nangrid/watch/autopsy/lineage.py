@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from nangrid.watch.autopsy.ieee import base_name
+from nangrid.watch.autopsy.operands import schema, tensors_in
 
 _LONGEST = 10
 
@@ -28,13 +27,13 @@ class Lineages:
 
     def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Record an operation that has run; views share the lineage of what they view."""
-        read = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        read = [*tensors_in(args), *tensors_in(kwargs.values())]
         # what is selected by a condition is the second operand
-        first = read[1 if base_name(func) == "where" and len(read) > 1 else 0] if read else None
-        lineage = (base_name(func).rstrip("_"), *_kind(first), *self.of(first))[:_LONGEST]
+        first = read[1 if schema(func).name == "where" and len(read) > 1 else 0] if read else None
+        lineage = (schema(func).name.rstrip("_"), *_kind(first), *self.of(first))[:_LONGEST]
         sources = {_storage(tensor) for tensor in read}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (func._schema.is_mutable or _storage(tensor) not in sources):
+        for tensor in tensors_in([result]):
+            if schema(func).written or _storage(tensor) not in sources:
                 self._known[_storage(tensor)] = lineage
 
     def of(self, tensor: Tensor | None) -> Lineage:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nangrid.records.autopsy import TensorRecord
-from nangrid.watch.autopsy.ieee import base_name, is_elementwise, numbers
 from nangrid.watch.autopsy.lineage import Lineage, Lineages
+from nangrid.watch.autopsy.operands import numbers, schema
 from nangrid.watch.autopsy.places import Place
 from nangrid.watch.state.tensors import dtype_name, wide
 
@@ -96,7 +96,7 @@ def is_negative(tensor: Tensor) -> bool:
 
 def element_behind(func: Any, operand: Tensor, output: Tensor, index: tuple[int, ...]) -> float | None:
     """The operand's element behind an element of the output; None if several elements went into it."""
-    if not is_elementwise(func):
+    if not schema(func).elementwise:
         return None
     try:
         element = operand.expand(output.shape)[index]
@@ -107,7 +107,7 @@ def element_behind(func: Any, operand: Tensor, output: Tensor, index: tuple[int,
 
 def dimension_of(func: Any, before: tuple[Any, Any]) -> int:
     """The dimension along which an operation works: the second argument of a softmax, else the last."""
-    return int(before[0][1]) if base_name(func) in ("_softmax", "_log_softmax", "_safe_softmax") else -1
+    return int(before[0][1]) if schema(func).name in ("_softmax", "_log_softmax", "_safe_softmax") else -1
 
 
 def is_masked(operand: Tensor, output: Tensor, dim: int, index: tuple[int, ...]) -> bool:

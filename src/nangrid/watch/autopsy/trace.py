@@ -17,16 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nangrid.watch.autopsy.ieee import (
-    NONFINITE_INPUT,
-    base_name,
-    ieee_kind,
-    is_elementwise,
-    operands,
-    written_tensors,
-)
+from nangrid.watch.autopsy.ieee import NONFINITE_INPUT, ieee_kind
 from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
 from nangrid.watch.autopsy.lineage import Lineages
+from nangrid.watch.autopsy.operands import operands, schema, written_tensors
 from nangrid.watch.autopsy.places import Place, Places
 from nangrid.watch.autopsy.producer import (
     Producer,
@@ -148,9 +142,11 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         self._operations += 1
         before = copies(func, args, kwargs)
-        reads = self._reads(func, args, kwargs, before)
+        # Most operations write finite numbers. Their operands are looked at only if the operation may overwrite them.
+        overwrites = bool(schema(func).written) or not schema(func).trusted
+        reads = self._reads(func, args, kwargs, before) if overwrites else None
         result = func(*args, **kwargs)
-        allocates = base_name(func) in _ALLOCATIONS
+        allocates = schema(func).name in _ALLOCATIONS
         for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
             if allocates:
                 self._unwritten.add(_storage(tensor))
@@ -159,6 +155,7 @@ class Tracer(TorchDispatchMode):
             if allocates or is_finite(tensor):
                 self._release(tensor)
             else:
+                reads = self._reads(func, args, kwargs, before) if reads is None else reads
                 read = [r for r in reads if place is None or r.place in (place, None)]
                 self._note(func, before, read, which, tensor)
         self._lineages.note(func, args, kwargs, result)
@@ -195,7 +192,7 @@ class Tracer(TorchDispatchMode):
             sources=_sources(reads, written, _first(_either(graver & ~new, graver))) or last,
             reads=everything,
             producer=producer,
-            causes=_sources(reads, written, producer.first_index) if producer and is_elementwise(func) else last,
+            causes=_sources(reads, written, producer.first_index) if producer and schema(func).elementwise else last,
             place=self.places.here() if reads_preexisting else None,
             at=(self._operations, which),
         )
@@ -241,7 +238,7 @@ class Tracer(TorchDispatchMode):
             scalars=scalars,
             negative=is_negative(tensor),
             masked=any(is_masked(read.tensor, tensor, dimension_of(func, before), first) for read in reads),
-            intentional=bool(scalars) and any(fill in base_name(func) for fill in _FILLS),
+            intentional=bool(scalars) and any(fill in schema(func).name for fill in _FILLS),
         )
 
     def _label(self, name: str, place: int | None, tensor: Tensor) -> str:

@@ -135,4 +135,6 @@ def _real(tensor: Tensor) -> Tensor:
 def is_finite(tensor: Tensor) -> bool:
     """Whether every element is finite. One aminmax pass: `isfinite().all()` is twenty times slower on a CPU."""
     values = elements(tensor)
-    return values is None or math.isfinite(extent([values]).item())
+    if values is None or not values.numel():
+        return True
+    return all(math.isfinite(end.item()) for end in torch.aminmax(_real(values)))

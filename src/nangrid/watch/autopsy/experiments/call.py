@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nangrid.watch.autopsy.ieee import base_name, written_tensors
+from nangrid.watch.autopsy.operands import schema, written_tensors
 from nangrid.watch.autopsy.producer import dimension_of
 from nangrid.watch.state.tensors import wide
 
@@ -88,7 +88,7 @@ def _fresh(value: Any) -> Any:
 def _of_one_place(call: Call) -> Call:
     """Of an operation on lists of tensors (foreach and fused optimizers) the one place that failed."""
     lists = {len(value) for value in call.args if isinstance(value, list | tuple) and _holds_tensors(value)}
-    if len(lists) != 1 or not base_name(call.func).startswith(("_foreach", "_fused")):
+    if len(lists) != 1 or not schema(call.func).name.startswith(("_foreach", "_fused")):
         return call
     (length,) = lists
 
@@ -112,7 +112,7 @@ def _cut(call: Call, index: tuple[int, ...]) -> Call:
     shape = list(written.shape)
     keep = dimension_of(call.func, (call.args, call.kwargs)) % len(shape) if shape else None
     for dim, size in enumerate(shape):
-        if size == 1 or (dim == keep and base_name(call.func) in _ALONG_A_DIMENSION):
+        if size == 1 or (dim == keep and schema(call.func).name in _ALONG_A_DIMENSION):
             continue
         shape[dim] = 1
         narrowed = (part for part in _narrowed(call, dim - len(shape), size, index[dim]) if _gives(part, shape))
