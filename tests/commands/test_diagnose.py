@@ -7,7 +7,7 @@ import pytest
 from nangrid.commands.diagnose import main
 from nangrid.records.grid import GridDirectory
 
-COMMON = ["model=tiny", "data=glossary", "data.bos=false", "horizon=4", "tracker=none"]
+COMMON = ["model=tiny", "model.layers=4", "data=glossary", "data.bos=false", "horizon=4", "tracker=none"]
 
 
 def test_the_cause_and_the_cures_of_zero_rows_in_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
