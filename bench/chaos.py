@@ -44,8 +44,11 @@ GONE_S = 10.0
 class Campaign:
     """Grid after grid, until enough faults of every kind have hit."""
 
-    def __init__(self, faults: int, seed: int, minutes: float, timeout_s: float, disk: Path) -> None:
+    def __init__(
+        self, faults: int, kinds: list[str], seed: int, minutes: float, timeout_s: float, disk: Path
+    ) -> None:
         self.wanted = faults
+        self.kinds = kinds
         self.ends = time.monotonic() + minutes * 60
         self.draw = random.Random(seed)
         self.timeout_s = timeout_s
@@ -91,9 +94,9 @@ class Campaign:
             if self._ended(grid):
                 return
             time.sleep(self.draw.choice([0.3, 1.0, 3.0, 8.0]) * self.draw.random())
-            kind = min(FAULTS, key=lambda name: (self.hits[name], self.draw.random()))
+            kind = min(self.kinds, key=lambda name: (self.hits[name], self.draw.random()))
             if self.draw.random() < 0.5:
-                kind = self.draw.choice(list(FAULTS))
+                kind = self.draw.choice(self.kinds)
             if FAULTS[kind](grid, self.draw):
                 self.hits[kind] += 1
                 hit += 1
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=20, help="time limit of a cell, s; more on a loaded machine")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", metavar="TEXT", help="only the faults whose name has one of these texts")
     asked = parser.parse_args()
     disk = Path(tempfile.mkdtemp(prefix="chaos-"))
     full = Path(f"{disk}-full")
@@ -224,7 +228,8 @@ def main() -> None:
     mount_disk(full, "4k")
     (full / "ballast").write_bytes(b"\0" * 4096)
     began = time.monotonic()
-    campaign = Campaign(asked.faults, asked.seed, asked.minutes, asked.timeout, disk)
+    kinds = [kind for kind in FAULTS if any(text in kind for text in asked.kinds or [""])]
+    campaign = Campaign(asked.faults, kinds, asked.seed, asked.minutes, asked.timeout, disk)
     try:
         campaign.run()
     finally:
@@ -233,8 +238,9 @@ def main() -> None:
             subprocess.run(["umount", "--lazy", mounted], check=False)
         subprocess.run(["rm", "-rf", disk, full, f"{disk}-cache"], check=False)
     text = table(campaign, time.monotonic() - began)
-    RESULTS.write_text(text)
     print(text)
+    if not asked.kinds:
+        RESULTS.write_text(text)
 
 
 if __name__ == "__main__":
