@@ -44,12 +44,11 @@ GONE_S = 10.0
 class Campaign:
     """Grid after grid, until enough faults of every kind have hit."""
 
-    def __init__(
-        self, faults: int, kinds: list[str], seed: int, minutes: float, timeout_s: float, disk: Path
-    ) -> None:
+    def __init__(self, faults: int, kinds: list[str], seed: int, minutes: float, timeout_s: float, disk: Path) -> None:
         self.wanted = faults
         self.kinds = kinds
-        self.ends = time.monotonic() + minutes * 60
+        self.began = time.monotonic()
+        self.ends = self.began + minutes * 60
         self.draw = random.Random(seed)
         self.timeout_s = timeout_s
         self.disk = disk
@@ -71,7 +70,7 @@ class Campaign:
         assert len(self.reference) == CELLS
         while self.hits.total() < self.wanted and time.monotonic() < self.ends:
             grid = self._grid(f"grid{self.grids}")
-            self._under_fire(grid, self.draw.randint(3, 6))
+            self._under_fire(grid, self.draw.randint(5, 10))
             self._until_finished(grid)
             self._wait_until_gone(grid)
             self._compare(grid)
@@ -79,7 +78,13 @@ class Campaign:
             subprocess.run(["rm", "-rf", grid.out], check=True)
             self.grids += 1
             print(f"{self.grids} grids, {self.hits.total()} faults, {self.verdict()}", *self.unequal[-1:], flush=True)
+            self.write()
         self.server.close()
+
+    def write(self) -> None:
+        """Write the table of the faults so far, if they are of every kind."""
+        if self.kinds == list(FAULTS):
+            RESULTS.write_text(table(self))
 
     def verdict(self) -> str:
         counts = {"lost": self.lost, "twice": self.twice, "unequal": self.unequal, "hangs": self.hangs}
@@ -189,9 +194,10 @@ def difference(found: Any, reference: Any) -> str:
     return "; ".join(f"{name} {str(a)[:3000]} not {str(b)[:3000]}" for name, a, b in parts if a != b)
 
 
-def table(campaign: Campaign, seconds: float) -> str:
+def table(campaign: Campaign) -> str:
     rows = [f"| {kind} | {campaign.hits[kind]} |" for kind in FAULTS]
     longest = max(campaign.left_behind, default=0.0)
+    minutes = (time.monotonic() - campaign.began) / 60
     facts = [
         f"| cells lost, of {campaign.grids * CELLS} | {len(campaign.lost)} |",
         f"| cells run twice | {len(campaign.twice)} |",
@@ -199,7 +205,7 @@ def table(campaign: Campaign, seconds: float) -> str:
         f"| longest that a process outlived its launcher, s (of {len(campaign.left_behind)} ends) | {longest:.1f} |",
         f"| launches that hung | {len(campaign.hangs)} |",
         f"| tracebacks that launchers printed | {campaign.tracebacks} |",
-        f"| grids, launches, minutes | {campaign.grids}, {campaign.launches}, {seconds / 60:.0f} |",
+        f"| grids, launches, minutes | {campaign.grids}, {campaign.launches}, {minutes:.0f} |",
     ]
     versions = (
         f"{os.cpu_count()} cores; Python {sys.version.split()[0]}, torch {version('torch')}, wandb {version('wandb')}"
@@ -221,13 +227,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", metavar="TEXT", help="only the faults whose name has one of these texts")
     asked = parser.parse_args()
+    # A shell lets its background jobs ignore Ctrl-C, and the launchers would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     disk = Path(tempfile.mkdtemp(prefix="chaos-"))
     full = Path(f"{disk}-full")
     full.mkdir()
     mount_disk(disk, f"{DISK_MB}m")
     mount_disk(full, "4k")
     (full / "ballast").write_bytes(b"\0" * 4096)
-    began = time.monotonic()
     kinds = [kind for kind in FAULTS if any(text in kind for text in asked.kinds or [""])]
     campaign = Campaign(asked.faults, kinds, asked.seed, asked.minutes, asked.timeout, disk)
     try:
@@ -237,10 +244,8 @@ def main() -> None:
         for mounted in (disk, full):
             subprocess.run(["umount", "--lazy", mounted], check=False)
         subprocess.run(["rm", "-rf", disk, full, f"{disk}-cache"], check=False)
-    text = table(campaign, time.monotonic() - began)
-    print(text)
-    if not asked.kinds:
-        RESULTS.write_text(text)
+    campaign.write()
+    print(table(campaign))
 
 
 if __name__ == "__main__":
