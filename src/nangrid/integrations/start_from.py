@@ -52,8 +52,9 @@ def train_from(trainer: Trainer, start: Start) -> None:
 
 def _train_from_checkpoint(trainer: Trainer, start: Start) -> None:
     methods: dict[str, Callable[..., Any]] = {
-        "_load_optimizer_and_scheduler": lambda folder: _load_checkpoint(trainer, start)
+        "_load_optimizer_and_scheduler": lambda folder: _fitted(start, lambda: _load_checkpoint(trainer, start))
     }
+    _fitted(start, lambda: TrainerState.load_from_json(start.file))
     if isinstance(trainer.model, PeftModel):
         methods["_load_from_checkpoint"] = lambda folder, *_: _load_adapter(trainer.model, folder)
     for path in start.folder.glob("rng_state*.pth"):
@@ -73,7 +74,7 @@ def _train_from_snapshot(trainer: Trainer, start: Start) -> None:
         "_load_from_checkpoint": lambda *_, **__: None,
         "_load_rng_state": lambda *_: None,
         "_load_scaler": lambda *_: _load_scaler(trainer, snapshot),
-        "_load_optimizer_and_scheduler": lambda *_: _load_snapshot(trainer, snapshot),
+        "_load_optimizer_and_scheduler": lambda *_: _fitted(start, lambda: _load_snapshot(trainer, snapshot)),
         "get_batch_samples": _checked_batches(trainer, snapshot),
     }
     restoring = _RestoreRandomStates(snapshot)
@@ -255,6 +256,20 @@ def _other_trainables(was: str, is_now: str) -> str:
         f"the run trained {was}, but here it is {is_now}: targets, rank and vocabulary cannot change in the middle of "
         "a run. Train from the first step instead."
     )
+
+
+def _fitted(start: Start, load: Callable[[], object]) -> None:
+    """Load a part of the state; InputError if its values are not of the kinds and shapes that belong there."""
+    try:
+        load()
+    except InputError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else ""
+        raise InputError(
+            f"the state in {start.folder} does not fit this run ({type(error).__name__}: {why}): "
+            "give another start_from=."
+        ) from error
 
 
 @contextmanager
