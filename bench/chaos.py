@@ -70,7 +70,7 @@ class Campaign:
         assert len(self.reference) == CELLS
         while self.hits.total() < self.wanted and time.monotonic() < self.ends:
             grid = self._grid(f"grid{self.grids}")
-            self._under_fire(grid, self.draw.randint(5, 10))
+            self._under_fire(grid, self.draw.randint(15, 30))
             self._until_finished(grid)
             self._wait_until_gone(grid)
             self._compare(grid)
@@ -79,7 +79,6 @@ class Campaign:
             self.grids += 1
             print(f"{self.grids} grids, {self.hits.total()} faults, {self.verdict()}", *self.unequal[-1:], flush=True)
             self.write()
-        self.server.close()
 
     def write(self) -> None:
         """Write the table of the faults so far, if they are of every kind."""
@@ -240,6 +239,7 @@ def main() -> None:
     try:
         campaign.run()
     finally:
+        campaign.server.close()
         print(*campaign.lost, *campaign.twice, *campaign.unequal, sep="\n")
         for mounted in (disk, full):
             subprocess.run(["umount", "--lazy", mounted], check=False)

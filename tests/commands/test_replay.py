@@ -1,5 +1,6 @@
 """A cell's failing step is replayed later, in a new process, unchanged and under other levels."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -144,3 +145,8 @@ def test_a_batch_that_does_not_fit_the_model_is_refused(
         assert main([str(failing)]) == 2
         (sentence,) = capsys.readouterr().err.splitlines()
         assert sentence.startswith("step 0 cannot run from its snapshot (")
+    facts = json.loads((whole / "snapshot.json").read_text())
+    facts["groups"][0]["mapping"]["lr"] = "fast"
+    (failing / "snapshot.json").write_text(json.dumps(facts))
+    assert main([str(failing)]) == 2
+    assert "cannot be read: a learning rate is no number." in capsys.readouterr().err

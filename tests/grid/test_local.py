@@ -99,9 +99,7 @@ def test_a_record_cut_short_is_set_aside_and_the_cell_runs_again(
     assert len(starts(plan)) == 2
 
 
-def test_a_cell_past_its_timeout_is_stopped_and_recorded(
-    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_past_its_timeout_is_stopped_and_recorded(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging, finite = make_plan(HANGS), make_plan(FINITE)
 
     def seconds(cell: CellProcess) -> float:
