@@ -1,6 +1,8 @@
 """A run resumed in the middle is the same run to the last bit, and under other levels it loses no step."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,38 @@ def test_state_of_other_shapes_is_refused_before_a_native_kernel_reads_it(
         with pytest.raises(InputError, match=r"the optimizer's \w+ of \S+ does not fit"):
             train_from(trainer, find_start(str(start)))
         assert readings == []
+
+
+def _with(name: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        if path.suffix == ".json":
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        else:
+            torch.save(torch.load(path, weights_only=False) | changes, path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with("trainer_state.json", train_batch_size="x"), _with("trainer_state.json", log_history=5),
+        _with("trainer_state.json", unknown=1), _with("optimizer.pt", param_groups=[1]),
+        _with("optimizer.pt", state=[1]), _with("scheduler.pt", last_epoch="x"), _with("scheduler.pt", base_lrs=["x"]),
+        _with("rng_state.pth", python=(3, (1, 2), None)), _with("rng_state.pth", cpu=torch.zeros(3)),
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_values_is_refused(
+    change: Callable[[Path], None], run: tuple[Path, str, list[StepReading]], tmp_path: Path
+) -> None:
+    out, optim, _ = run
+    shutil.copytree(out / f"out/checkpoint-{SAVED}", tmp_path / "checkpoint")
+    change(tmp_path / "checkpoint")
+    trainer = make(tmp_path, optim=optim)
+    with pytest.raises(InputError, match=r"^\S.* give another start_from=\.$"):
+        train_from(trainer, find_start(str(tmp_path / "checkpoint")))
 
 
 def _cut(value: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
+from nangrid.integrations.checkpoint import check_checkpoint, check_numbers, check_schedule
 from nangrid.integrations.optimizer_state import fitted_state
 from nangrid.integrations.torch_file import load_pickle
 from nangrid.records.errors import InputError
@@ -54,11 +55,9 @@ def _train_from_checkpoint(trainer: Trainer, start: Start) -> None:
     methods: dict[str, Callable[..., Any]] = {
         "_load_optimizer_and_scheduler": lambda folder: _fitted(start, lambda: _load_checkpoint(trainer, start))
     }
-    _fitted(start, lambda: TrainerState.load_from_json(start.file))
+    _fitted(start, lambda: check_checkpoint(start.folder))
     if isinstance(trainer.model, PeftModel):
         methods["_load_from_checkpoint"] = lambda folder, *_: _load_adapter(trainer.model, folder)
-    for path in start.folder.glob("rng_state*.pth"):
-        load_pickle(path)  # refused here in a sentence; the Trainer reads it later
     with patched(trainer, **methods), _explaining_mismatch(start):
         trainer.train(resume_from_checkpoint=str(start.folder))
 
@@ -143,6 +142,8 @@ def _load_adapter(model: PeftModel, folder: str) -> None:
     PeftModel.load_adapter would make new ones, in float32 (peft 0.21, autocast_adapter_dtype). Frozen weights do not
     change: PEFT also saves an embedding that has an adapter.
     """
+    if not any(Path(folder).glob("adapter_model.*")):
+        raise InputError(f"{folder} holds no adapter_model.safetensors: give another start_from=.")
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     frozen |= {name.replace(".base_layer.", ".") for name in frozen}
     saved = {name: values for name, values in load_peft_weights(folder, device="cpu").items() if name not in frozen}
@@ -169,7 +170,9 @@ def _load_checkpoint(trainer: Trainer, start: Start) -> None:
     groups = _groups(optimizer, saved_groups)
     restore(live, optimizer, here, fitted, groups)
     if groups is saved_groups:
-        trainer.lr_scheduler.load_state_dict(_read(start.folder / SCHEDULER))
+        schedule = _read(start.folder / SCHEDULER)
+        check_schedule(schedule)
+        trainer.lr_scheduler.load_state_dict(schedule)
 
 
 def _read(path: Path) -> Any:
@@ -194,6 +197,7 @@ def _in_its_dtype(parameter: Tensor, state: Mapping[str, Any]) -> Tensor:
 def _groups(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The saved param_groups if the optimizer would make the same ones; else the optimizer's, with their new levels."""
     live = param_groups(optimizer)
+    check_numbers(group["lr"] for group in saved if not isinstance(group["lr"], Tensor))
     made = [[{k: v for k, v in group.items() if k != "lr"} for group in groups] for groups in (live, saved)]
     return saved if json.loads(json.dumps(made[0])) == json.loads(json.dumps(made[1])) else live
 
