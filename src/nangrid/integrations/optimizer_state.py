@@ -48,6 +48,8 @@ def fitted_state(
 def check_shapes(state: State, trainables: Mapping[str, nn.Parameter]) -> None:
     """InputError for state whose tensors do not have the sizes of their parameter: bitsandbytes' kernels trust them."""
     for name, entry in state.items():
+        if len({getattr(entry[key], "dtype", None) for key in _MATRIX if key in entry}) > 1:
+            raise InputError(f"the optimizer's states of {name[:200]} have several dtypes: give another snapshot.")
         for key, value in entry.items():
             if name not in trainables or not _has_size(key, value, trainables[name]):
                 raise InputError(f"the optimizer's {key} of {name[:200]} does not fit: give another snapshot.")
@@ -56,10 +58,11 @@ def check_shapes(state: State, trainables: Mapping[str, nn.Parameter]) -> None:
 def _has_size(key: str, value: Any, parameter: Tensor) -> bool:
     if key in (*_TORCH, *_MATRIX):
         known = key in _TORCH or (isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.float32))
-        return known and isinstance(value, Tensor) and value.shape == parameter.shape
+        return known and isinstance(value, Tensor) and value.shape in (parameter.shape, (2, *parameter.shape))
     if key in _SIZES:
-        size = _SIZES[key] or math.ceil(parameter.numel() / BLOCK)
-        return isinstance(value, Tensor) and value.dtype is torch.float32 and value.numel() == size
+        blocks = math.ceil(parameter.numel() / BLOCK)
+        sizes = (_SIZES[key],) if _SIZES[key] else (blocks, 2 * blocks)  # AdEMAMix keeps two means
+        return isinstance(value, Tensor) and value.dtype is torch.float32 and value.numel() in sizes
     return key != "step" or isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
@@ -93,8 +96,10 @@ def _fitted(
 
 
 def _is_like(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    same = set(state) == set(wanted)
-    return same and all(state[key].dtype == wanted[key].dtype for key in _MATRIX if key in wanted)
+    if set(state) != set(wanted):
+        return False
+    facts = [[(entry[key].dtype, entry[key].shape) for key in _MATRIX if key in wanted] for entry in (state, wanted)]
+    return facts[0] == facts[1]
 
 
 def _moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> tuple[float, Tensor, Tensor]:
