@@ -44,9 +44,11 @@ GONE_S = 10.0
 class Campaign:
     """Grid after grid, until enough faults of every kind have hit."""
 
-    def __init__(self, faults: int, seed: int, minutes: float, timeout_s: float, disk: Path) -> None:
+    def __init__(self, faults: int, kinds: list[str], seed: int, minutes: float, timeout_s: float, disk: Path) -> None:
         self.wanted = faults
-        self.ends = time.monotonic() + minutes * 60
+        self.kinds = kinds
+        self.began = time.monotonic()
+        self.ends = self.began + minutes * 60
         self.draw = random.Random(seed)
         self.timeout_s = timeout_s
         self.disk = disk
@@ -68,7 +70,7 @@ class Campaign:
         assert len(self.reference) == CELLS
         while self.hits.total() < self.wanted and time.monotonic() < self.ends:
             grid = self._grid(f"grid{self.grids}")
-            self._under_fire(grid, self.draw.randint(3, 6))
+            self._under_fire(grid, self.draw.randint(15, 30))
             self._until_finished(grid)
             self._wait_until_gone(grid)
             self._compare(grid)
@@ -76,7 +78,12 @@ class Campaign:
             subprocess.run(["rm", "-rf", grid.out], check=True)
             self.grids += 1
             print(f"{self.grids} grids, {self.hits.total()} faults, {self.verdict()}", *self.unequal[-1:], flush=True)
-        self.server.close()
+            self.write()
+
+    def write(self) -> None:
+        """Write the table of the faults so far, if they are of every kind."""
+        if self.kinds == list(FAULTS):
+            RESULTS.write_text(table(self))
 
     def verdict(self) -> str:
         counts = {"lost": self.lost, "twice": self.twice, "unequal": self.unequal, "hangs": self.hangs}
@@ -91,9 +98,9 @@ class Campaign:
             if self._ended(grid):
                 return
             time.sleep(self.draw.choice([0.3, 1.0, 3.0, 8.0]) * self.draw.random())
-            kind = min(FAULTS, key=lambda name: (self.hits[name], self.draw.random()))
+            kind = min(self.kinds, key=lambda name: (self.hits[name], self.draw.random()))
             if self.draw.random() < 0.5:
-                kind = self.draw.choice(list(FAULTS))
+                kind = self.draw.choice(self.kinds)
             if FAULTS[kind](grid, self.draw):
                 self.hits[kind] += 1
                 hit += 1
@@ -186,9 +193,10 @@ def difference(found: Any, reference: Any) -> str:
     return "; ".join(f"{name} {str(a)[:3000]} not {str(b)[:3000]}" for name, a, b in parts if a != b)
 
 
-def table(campaign: Campaign, seconds: float) -> str:
+def table(campaign: Campaign) -> str:
     rows = [f"| {kind} | {campaign.hits[kind]} |" for kind in FAULTS]
     longest = max(campaign.left_behind, default=0.0)
+    minutes = (time.monotonic() - campaign.began) / 60
     facts = [
         f"| cells lost, of {campaign.grids * CELLS} | {len(campaign.lost)} |",
         f"| cells run twice | {len(campaign.twice)} |",
@@ -196,7 +204,7 @@ def table(campaign: Campaign, seconds: float) -> str:
         f"| longest that a process outlived its launcher, s (of {len(campaign.left_behind)} ends) | {longest:.1f} |",
         f"| launches that hung | {len(campaign.hangs)} |",
         f"| tracebacks that launchers printed | {campaign.tracebacks} |",
-        f"| grids, launches, minutes | {campaign.grids}, {campaign.launches}, {seconds / 60:.0f} |",
+        f"| grids, launches, minutes | {campaign.grids}, {campaign.launches}, {minutes:.0f} |",
     ]
     versions = (
         f"{os.cpu_count()} cores; Python {sys.version.split()[0]}, torch {version('torch')}, wandb {version('wandb')}"
@@ -216,25 +224,28 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=20, help="time limit of a cell, s; more on a loaded machine")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", metavar="TEXT", help="only the faults whose name has one of these texts")
     asked = parser.parse_args()
+    # A shell lets its background jobs ignore Ctrl-C, and the launchers would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     disk = Path(tempfile.mkdtemp(prefix="chaos-"))
     full = Path(f"{disk}-full")
     full.mkdir()
     mount_disk(disk, f"{DISK_MB}m")
     mount_disk(full, "4k")
     (full / "ballast").write_bytes(b"\0" * 4096)
-    began = time.monotonic()
-    campaign = Campaign(asked.faults, asked.seed, asked.minutes, asked.timeout, disk)
+    kinds = [kind for kind in FAULTS if any(text in kind for text in asked.kinds or [""])]
+    campaign = Campaign(asked.faults, kinds, asked.seed, asked.minutes, asked.timeout, disk)
     try:
         campaign.run()
     finally:
+        campaign.server.close()
         print(*campaign.lost, *campaign.twice, *campaign.unequal, sep="\n")
         for mounted in (disk, full):
             subprocess.run(["umount", "--lazy", mounted], check=False)
         subprocess.run(["rm", "-rf", disk, full, f"{disk}-cache"], check=False)
-    text = table(campaign, time.monotonic() - began)
-    RESULTS.write_text(text)
-    print(text)
+    campaign.write()
+    print(table(campaign))
 
 
 if __name__ == "__main__":

@@ -308,16 +308,20 @@ def interrupt_twice(grid: Grid, draw: random.Random) -> bool:
     return True
 
 
+def stop_launchers(grid: Grid) -> bool:
+    for launcher in grid.launchers:
+        launcher.terminate()
+    for launcher in grid.launchers:
+        launcher.wait(300)
+    return bool(grid.launchers)
+
+
 def relaunched(closed: bool = False, **surroundings: str | None) -> Fault:
-    """The launcher is stopped, and the next one starts in other surroundings."""
+    """The launchers are stopped, and the next one starts in other surroundings."""
 
     def stop(grid: Grid, draw: random.Random) -> bool:
-        if len(grid.launchers) != 1:
-            return False
-        kill(launcher_of(grid), signal.SIGTERM)
-        grid.launchers[0].wait(60)
         grid.surroundings, grid.output_closed = dict(surroundings), closed
-        return True
+        return stop_launchers(grid)
 
     return stop
 
@@ -333,10 +337,8 @@ def corrupt_cache(grid: Grid, draw: random.Random) -> bool:
 
 def convert_at_once(grid: Grid, draw: random.Random) -> bool:
     """Two launchers find no cache; one of them may be killed in the middle of the conversion."""
-    if len(grid.launchers) != 1:
+    if not stop_launchers(grid):
         return False
-    kill(launcher_of(grid), signal.SIGTERM)
-    grid.launchers[0].wait(60)
     shutil.rmtree(grid.cache, ignore_errors=True)
     grid.launch()
     grid.launch()

@@ -116,6 +116,15 @@ def test_the_table_is_written_twice_and_reads_back(tmp_path: Path, make_record: 
     assert csv["onset_step"].tolist()[0] == 0
 
 
+def test_a_spreadsheet_finds_no_formula_in_the_table(tmp_path: Path, make_record: MakeRecord) -> None:
+    foreign = ["=HYPERLINK(0)", "@SUM(1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", "\uff1d1", "-1", "bf16", ""]
+    records = [make_record(factors={"=level": level, "seed": n}) for n, level in enumerate(foreign)]
+    write_onsets(GridDirectory.open(tmp_path), onset_table(records))
+    csv = pd.read_csv(tmp_path / "onsets.csv", dtype=str, keep_default_na=False)
+    assert csv["'=level"].tolist() == [f"'{level}" for level in foreign[:6]] + foreign[6:]
+    assert pd.read_parquet(tmp_path / "onsets.parquet")["=level"].tolist() == foreign
+
+
 def test_a_group_that_its_fields_tell_apart_is_no_factor_beside_them() -> None:
     cells = [
         {"dtype": "bf16", "dtype.storage": "bf16", "dtype.adapter": "bf16"},

@@ -1,10 +1,13 @@
 """A cell's failing step is replayed later, in a new process, unchanged and under other levels."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from nangrid.commands.replay import main
 from nangrid.commands.run import main as run
@@ -127,3 +130,23 @@ def test_a_damaged_snapshot_is_named(grid: GridDirectory, capsys: pytest.Capture
     said = capsys.readouterr().err
     tensors.write_bytes(content)
     assert f"the snapshot in {failing} cannot be read" in said and len(said.splitlines()) == 1
+
+
+def test_a_batch_that_does_not_fit_the_model_is_refused(
+    grid: GridDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = cell(grid, dtype="bf16", init="zero")
+    failing = tmp_path / "cells" / whole.name
+    shutil.copytree(whole, failing)
+    tensors = load_file(whole / "snapshot.safetensors")
+    ids = "micro_batch/0/inputs/input_ids"
+    for wrong in (tensors[ids] + 10**9, tensors[ids].float(), tensors[ids][:, :0].contiguous()):
+        save_file(tensors | {ids: wrong}, failing / "snapshot.safetensors")
+        assert main([str(failing)]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert sentence.startswith("step 0 cannot run from its snapshot (")
+    facts = json.loads((whole / "snapshot.json").read_text())
+    facts["groups"][0]["mapping"]["lr"] = "fast"
+    (failing / "snapshot.json").write_text(json.dumps(facts))
+    assert main([str(failing)]) == 2
+    assert "cannot be read: a learning rate is no number." in capsys.readouterr().err

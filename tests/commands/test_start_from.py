@@ -66,6 +66,20 @@ def test_no_place_to_start_from_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds neither a snapshot nor a checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("step", ["1e400", "-1", '"3"', "null", "1" * 40, "[3]", "3.0"])
+def test_a_step_that_is_no_number_of_steps_is_refused(
+    step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file, key in (("trainer_state.json", "global_step"), ("snapshot.json", "step")):
+        folder = tmp_path / key
+        folder.mkdir()
+        (folder / file).write_text(f'{{"{key}": {step}}}')
+        assert run([f"start_from={folder}", f"out={tmp_path / 'out'}"]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert sentence.startswith(f"{folder / file} cannot be read ({key} is ") or "64 bits" in sentence
+    assert not (tmp_path / "out").exists()
+
+
 def test_causes_and_cures_from_a_few_of_its_steps(
     failed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

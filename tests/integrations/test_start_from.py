@@ -1,5 +1,8 @@
 """A run resumed in the middle is the same run to the last bit, and under other levels it loses no step."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from nangrid.cell.model.tiny import tiny_gemma
@@ -137,6 +142,63 @@ def test_changes_that_cannot_resume_are_rejected_before_a_step(
     if "rank" in changes or "optim" in changes:
         with pytest.raises(InputError, match=says):
             train_from(make(tmp_path, **{"optim": optim, **changes}), find_start(str(out / f"out/checkpoint-{SAVED}")))
+
+
+def test_state_of_other_shapes_is_refused_before_a_native_kernel_reads_it(
+    run: tuple[Path, str, list[StepReading]], tmp_path: Path
+) -> None:
+    out, optim, _ = run
+    kept, checkpoint = tmp_path / "kept", tmp_path / "checkpoint"
+    shutil.copytree(out / "kept" / str(SAVED), kept)
+    shutil.copytree(out / f"out/checkpoint-{SAVED}", checkpoint)
+    tensors = load_file(kept / "snapshot.safetensors")
+    cut = {name: _cut(value) if name.startswith("state/") else value for name, value in tensors.items()}
+    save_file(cut, kept / "snapshot.safetensors")
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    torch.save(tree_map_only(torch.Tensor, _cut, state), checkpoint / "optimizer.pt")
+    for start in (kept, checkpoint):
+        readings: list[StepReading] = []
+        trainer = make(tmp_path, optim=optim)
+        watch_trainer(trainer, tmp_path / "watched", on_step=readings.append)
+        with pytest.raises(InputError, match=r"the optimizer's \w+ of \S+ does not fit"):
+            train_from(trainer, find_start(str(start)))
+        assert readings == []
+
+
+def _with(name: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        if path.suffix == ".json":
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        else:
+            torch.save(torch.load(path, weights_only=False) | changes, path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with("trainer_state.json", train_batch_size="x"), _with("trainer_state.json", log_history=5),
+        _with("trainer_state.json", unknown=1), _with("optimizer.pt", param_groups=[1]),
+        _with("optimizer.pt", state=[1]), _with("scheduler.pt", last_epoch="x"), _with("scheduler.pt", base_lrs=["x"]),
+        _with("rng_state.pth", python=(3, (1, 2), None)), _with("rng_state.pth", cpu=torch.zeros(3)),
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_values_is_refused(
+    change: Callable[[Path], None], run: tuple[Path, str, list[StepReading]], tmp_path: Path
+) -> None:
+    out, optim, _ = run
+    shutil.copytree(out / f"out/checkpoint-{SAVED}", tmp_path / "checkpoint")
+    change(tmp_path / "checkpoint")
+    trainer = make(tmp_path, optim=optim)
+    with pytest.raises(InputError, match=r"^\S.* give another start_from=\.$"):
+        train_from(trainer, find_start(str(tmp_path / "checkpoint")))
+
+
+def _cut(value: torch.Tensor) -> torch.Tensor:
+    return value.flatten()[:2].clone()
 
 
 def test_find_start_takes_the_last_snapshot_or_names_the_problem(

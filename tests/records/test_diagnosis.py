@@ -23,6 +23,21 @@ def test_damaged_diagnosis_is_named(tmp_path: Path) -> None:
     assert records == [] and str(error).startswith(f"{path} cannot be read")
 
 
+def test_a_diagnosis_is_written_neither_through_a_link_nor_lost(tmp_path: Path) -> None:
+    grid, outside = tmp_path / "grid", tmp_path / "outside"
+    for folder in (grid, outside):
+        folder.mkdir()
+    record = DiagnosisRecord("a" * 12, "b" * 12, [], [])
+    (grid / DIAGNOSES).symlink_to(outside)
+    write_diagnosis(grid, record)
+    assert read_diagnoses(grid) == ([record], []) and not list(outside.iterdir())
+    (grid / "diagnoses.damaged-0").rename(grid / "link")
+    (grid / DIAGNOSES).rename(grid / "before")
+    (grid / DIAGNOSES).touch()
+    write_diagnosis(grid, record)
+    assert read_diagnoses(grid) == ([record], [])
+
+
 def test_grid_without_diagnoses(tmp_path: Path) -> None:
     assert read_diagnoses(tmp_path) == ([], [])
 

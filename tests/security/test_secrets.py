@@ -1,5 +1,6 @@
 """No secret of the environment reaches a record, a terminal or a process, whatever a config interpolates."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -99,3 +100,18 @@ def test_nothing_in_the_code_evaluates_what_it_reads() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     body = "src/nangrid/watch/body.py"  # runs the body of the user's own loop again, from source that is loaded already
     assert [line for line in done.stdout.splitlines() if not line.startswith(body)] == []
+
+
+LOADS = (
+    r"torch\.load\(|pickle\.(load|Unpickler)|result_pickle|yaml\.\w*load|OmegaConf\.load\(|exec\(|subprocess\.\w+\("
+    r"|(import|exec)_module\(|from_pretrained\(|load_(dataset|file|peft_weights)\(|render_jinja_template\(|get_template\("
+    r"|get_context\(|hydra\.main\(|initialize_config_dir\("
+)
+
+
+def test_every_place_that_loads_or_starts_something_is_justified() -> None:
+    command = ["git", "grep", "-lP", rf'^[^#"]*(?<!def )\b({LOADS})', "--", "src"]
+    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    places = re.findall(r"^\| ([^|]+) \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    listed = set(re.findall(r"`([\w/]+\.py)`", " ".join(places)))
+    assert {file.removeprefix("src/nangrid/") for file in files} == listed

@@ -14,7 +14,7 @@ from nangrid.records.atomic import write_bytes
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.grid import GridDirectory
-from nangrid.records.safety.text import printable
+from nangrid.records.safety.text import cell_text, printable
 
 OUTCOMES = {
     "status": "string",
@@ -77,7 +77,8 @@ def write_onsets(grid: GridDirectory, table: pd.DataFrame) -> None:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(grid.path / "onsets.parquet", buffer.getvalue())
-    write_bytes(grid.path / "onsets.csv", printable(table.to_csv(index=False)).encode())
+    texts = table.map(cell_text, na_action="ignore").rename(columns=cell_text)
+    write_bytes(grid.path / "onsets.csv", printable(texts.to_csv(index=False)).encode())
 
 
 def _outcome(record: CellRecord, autopsy: Autopsy | None) -> dict[str, Any]:

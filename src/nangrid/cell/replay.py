@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from nangrid.cell.build import Cell, background, build_cell
 from nangrid.cell.config import Config, factors, is_how_not_which
-from nangrid.integrations.optimizer_state import fitted_state
+from nangrid.integrations.optimizer_state import check_shapes, fitted_state
 from nangrid.integrations.trainer import TrainerStep
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.errors import InputError
 from nangrid.watch.autopsy.examine import examine
-from nangrid.watch.autopsy.replay import Replay, replay
+from nangrid.watch.autopsy.replay import Replay, replay, rerun
 from nangrid.watch.state.module_state import ModuleState, copy_buffers
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import param_groups
@@ -43,7 +44,9 @@ def replay_cell(config: Config, snapshot: Snapshot) -> Autopsy:
 
     def ask(cell: Cell, step: TrainerStep) -> Autopsy:
         _require_same_trainables(snapshot, step)
-        return examine(step, snapshot, background(config, cell.data))
+        check_shapes(snapshot.state, step.trainables)
+        with _fitting(step, snapshot):
+            return examine(step, snapshot, background(config, cell.data))
 
     return at_train_begin(config, ask)
 
@@ -57,10 +60,11 @@ def replay_under(config: Config, old: Config, snapshot: Snapshot) -> Counterfact
 
     def ask(cell: Cell, step: TrainerStep) -> Counterfactual:
         other = _fitted(snapshot, step, keep_groups=vars(config.optim) == vars(old.optim))
-        result = replay(step, other)
-        if result.clock is None:
-            return Counterfactual(result, None)
-        return Counterfactual(result, examine(step, other, background(config, cell.data), experiments=False))
+        with _fitting(step, other):
+            result = replay(step, other)
+            if result.clock is None:
+                return Counterfactual(result, None)
+            return Counterfactual(result, examine(step, other, background(config, cell.data), experiments=False))
 
     return at_train_begin(config, ask)
 
@@ -98,6 +102,26 @@ def _require_same_trainables(snapshot: Snapshot, step: TrainerStep) -> None:
     shapes = {name: tuple(p.shape) for name, p in step.trainables.items()}
     if shapes != {name: tuple(values.shape) for name, values in snapshot.parameters.items()}:
         raise InputError("These levels train other parameters than the snapshot holds: train the cell instead.")
+
+
+@contextlib.contextmanager
+def _fitting(step: TrainerStep, snapshot: Snapshot) -> Iterator[None]:
+    """InputError in place of what the block raises, if the step raises without a tracer, too."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        try:
+            rerun(step, snapshot)
+        except (OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as cause:  # a stranger's snapshot may hold any batch and any state
+            why = str(cause).splitlines()[0][:200] if str(cause) else ""
+            raise InputError(
+                f"step {snapshot.step} cannot run from its snapshot ({type(cause).__name__}: {why}): give another one."
+            ) from error
+        raise
 
 
 class _AnsweredError(Exception):

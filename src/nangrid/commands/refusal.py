@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import ValidationError
@@ -30,6 +30,9 @@ REWORDED = {
     ),
     r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'": (
         "{0} gives several cells: add -m, as in python -m src.run -m {0}."
+    ),
+    r"does not support sweep type : (\w+)_SWEEP": (
+        "A sweep takes lists of levels such as optim.lr=1e-4,1e-3, choice(...), range(...) and glob(...) only."
     ),
     r"Could not delete from config\. '(\S+)' does not exist": ("~{0} deletes a key that does not exist: leave it out."),
     r"Interpolation key '(\S+)' not found": (
@@ -86,6 +89,8 @@ def _sentence(error: BaseException) -> str | None:
 
 def _unknown_level(missing: str, levels: list[str]) -> str:
     group, _, level = missing.rpartition("/")
+    if not group:
+        return f"The directory of --config-path holds no {level}.yaml: leave the option out, or copy conf/ there."
     if missing == "hydra/launcher/submitit_slurm":
         return "hydra/launcher=submitit_slurm needs hydra-submitit-launcher: pip install 'nangrid[slurm]'."
     plus = "+" if group == "experiment" else ""
@@ -110,6 +115,7 @@ def _takes(key: str) -> str:
     kind: Any = Config
     for part in key.split("."):
         kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    kind = next((part for part in get_args(kind) if part in TAKES), kind)  # of `int | None`, int
     return TAKES.get(kind, "a list such as [q_proj,v_proj]" if kind == list[str] else "another kind of value")
 
 

@@ -7,6 +7,7 @@ kind is never converted, so that it keeps its bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ BLOCK = 256
 """Number of codes that share a scale (bitsandbytes)."""
 _TORCH = ("exp_avg", "exp_avg_sq")
 _MATRIX = ("state1", "state2")
+_SIZES = {"absmax1": None, "absmax2": None, "qmap1": 256, "qmap2": 256}
+"""Elements of what bitsandbytes keeps beside 8-bit codes; None: one for each block of the parameter."""
 
 
 def fitted_state(
@@ -34,11 +37,33 @@ def fitted_state(
 
     `before`: the trainables that it belonged to. InputError if the optimizer cannot use it.
     """
+    check_shapes(state, trainables)
     places = {id(place[1]): place for place in _places(optimizer)}
     return {
         name: _fitted(entry, before[name], trainables[name], optimizer, places[id(trainables[name])])
         for name, entry in state.items()
     }
+
+
+def check_shapes(state: State, trainables: Mapping[str, nn.Parameter]) -> None:
+    """InputError for state whose tensors do not have the sizes of their parameter: bitsandbytes' kernels trust them."""
+    for name, entry in state.items():
+        if len({getattr(entry[key], "dtype", None) for key in _MATRIX if key in entry}) > 1:
+            raise InputError(f"the optimizer's states of {name[:200]} have several dtypes: give another snapshot.")
+        for key, value in entry.items():
+            if name not in trainables or not _has_size(key, value, trainables[name]):
+                raise InputError(f"the optimizer's {key} of {name[:200]} does not fit: give another snapshot.")
+
+
+def _has_size(key: str, value: Any, parameter: Tensor) -> bool:
+    if key in (*_TORCH, *_MATRIX):
+        known = key in _TORCH or (isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.float32))
+        return known and isinstance(value, Tensor) and value.shape in (parameter.shape, (2, *parameter.shape))
+    if key in _SIZES:
+        blocks = math.ceil(parameter.numel() / BLOCK)
+        sizes = (_SIZES[key],) if _SIZES[key] else (blocks, 2 * blocks)  # AdEMAMix keeps two means
+        return isinstance(value, Tensor) and value.dtype is torch.float32 and value.numel() in sizes
+    return key != "step" or isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _places(optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], nn.Parameter, int, int]]:
@@ -71,8 +96,10 @@ def _fitted(
 
 
 def _is_like(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    same = set(state) == set(wanted)
-    return same and all(state[key].dtype == wanted[key].dtype for key in _MATRIX if key in wanted)
+    if set(state) != set(wanted):
+        return False
+    facts = [[(entry[key].dtype, entry[key].shape) for key in _MATRIX if key in wanted] for entry in (state, wanted)]
+    return facts[0] == facts[1]
 
 
 def _moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> tuple[float, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
+from nangrid.integrations.checkpoint import check_checkpoint, check_numbers, check_schedule
 from nangrid.integrations.optimizer_state import fitted_state
 from nangrid.integrations.torch_file import load_pickle
 from nangrid.records.errors import InputError
@@ -52,12 +53,11 @@ def train_from(trainer: Trainer, start: Start) -> None:
 
 def _train_from_checkpoint(trainer: Trainer, start: Start) -> None:
     methods: dict[str, Callable[..., Any]] = {
-        "_load_optimizer_and_scheduler": lambda folder: _load_checkpoint(trainer, start)
+        "_load_optimizer_and_scheduler": lambda folder: _fitted(start, lambda: _load_checkpoint(trainer, start))
     }
+    _fitted(start, lambda: check_checkpoint(start.folder))
     if isinstance(trainer.model, PeftModel):
         methods["_load_from_checkpoint"] = lambda folder, *_: _load_adapter(trainer.model, folder)
-    for path in start.folder.glob("rng_state*.pth"):
-        load_pickle(path)  # refused here in a sentence; the Trainer reads it later
     with patched(trainer, **methods), _explaining_mismatch(start):
         trainer.train(resume_from_checkpoint=str(start.folder))
 
@@ -73,7 +73,7 @@ def _train_from_snapshot(trainer: Trainer, start: Start) -> None:
         "_load_from_checkpoint": lambda *_, **__: None,
         "_load_rng_state": lambda *_: None,
         "_load_scaler": lambda *_: _load_scaler(trainer, snapshot),
-        "_load_optimizer_and_scheduler": lambda *_: _load_snapshot(trainer, snapshot),
+        "_load_optimizer_and_scheduler": lambda *_: _fitted(start, lambda: _load_snapshot(trainer, snapshot)),
         "get_batch_samples": _checked_batches(trainer, snapshot),
     }
     restoring = _RestoreRandomStates(snapshot)
@@ -142,6 +142,8 @@ def _load_adapter(model: PeftModel, folder: str) -> None:
     PeftModel.load_adapter would make new ones, in float32 (peft 0.21, autocast_adapter_dtype). Frozen weights do not
     change: PEFT also saves an embedding that has an adapter.
     """
+    if not any(Path(folder).glob("adapter_model.*")):
+        raise InputError(f"{folder} holds no adapter_model.safetensors: give another start_from=.")
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     frozen |= {name.replace(".base_layer.", ".") for name in frozen}
     saved = {name: values for name, values in load_peft_weights(folder, device="cpu").items() if name not in frozen}
@@ -168,7 +170,9 @@ def _load_checkpoint(trainer: Trainer, start: Start) -> None:
     groups = _groups(optimizer, saved_groups)
     restore(live, optimizer, here, fitted, groups)
     if groups is saved_groups:
-        trainer.lr_scheduler.load_state_dict(_read(start.folder / SCHEDULER))
+        schedule = _read(start.folder / SCHEDULER)
+        check_schedule(schedule)
+        trainer.lr_scheduler.load_state_dict(schedule)
 
 
 def _read(path: Path) -> Any:
@@ -193,6 +197,7 @@ def _in_its_dtype(parameter: Tensor, state: Mapping[str, Any]) -> Tensor:
 def _groups(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The saved param_groups if the optimizer would make the same ones; else the optimizer's, with their new levels."""
     live = param_groups(optimizer)
+    check_numbers(group["lr"] for group in saved if not isinstance(group["lr"], Tensor))
     made = [[{k: v for k, v in group.items() if k != "lr"} for group in groups] for groups in (live, saved)]
     return saved if json.loads(json.dumps(made[0])) == json.loads(json.dumps(made[1])) else live
 
@@ -255,6 +260,20 @@ def _other_trainables(was: str, is_now: str) -> str:
         f"the run trained {was}, but here it is {is_now}: targets, rank and vocabulary cannot change in the middle of "
         "a run. Train from the first step instead."
     )
+
+
+def _fitted(start: Start, load: Callable[[], object]) -> None:
+    """Load a part of the state; InputError if its values are not of the kinds and shapes that belong there."""
+    try:
+        load()
+    except InputError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else ""
+        raise InputError(
+            f"the state in {start.folder} does not fit this run ({type(error).__name__}: {why}): "
+            "give another start_from=."
+        ) from error
 
 
 @contextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nangrid.records.atomic import write_bytes
+from nangrid.records.atomic import set_damaged_aside, write_bytes
 from nangrid.records.codec import encode
 from nangrid.records.errors import RecordError
 from nangrid.records.reader import read_json
-from nangrid.records.safety.files import inside, is_own_folder
+from nangrid.records.safety.files import is_own_folder
 
 SCHEMA = 3
 DIAGNOSES = "diagnoses"
@@ -53,7 +54,9 @@ class DiagnosisRecord:
 
 def write_diagnosis(grid: Path, record: DiagnosisRecord) -> None:
     """Write the record into the directory of a grid, replacing an earlier one of the same two cells."""
-    folder = inside(grid, DIAGNOSES)
+    folder = grid / DIAGNOSES
+    if os.path.lexists(folder) and not is_own_folder(folder):  # a link out of the grid, or no directory
+        set_damaged_aside(folder)
     folder.mkdir(exist_ok=True)
     name = f"{record.failing[:_DIGITS]}-{record.reference[:_DIGITS]}.json"
     write_bytes(folder / name, json.dumps(encode(record), indent=1).encode())

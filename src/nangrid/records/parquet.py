@@ -54,7 +54,7 @@ def read_rows(path: Path, columns: Columns) -> Table:
 
 def _check_size(file: Any, size: int) -> None:
     """ValueError for a table that would take far more memory than its file: repeated values compress to nothing."""
-    # not the facts of a column: pyarrow 25 ends the process where those are damaged
+    # not the facts of a column: pyarrow 26 ends the process where those are damaged
     facts = file.metadata
     groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
     if max(facts.num_rows, sum(group.num_rows for group in groups)) > size:

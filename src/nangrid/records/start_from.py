@@ -78,7 +78,7 @@ def find_start(path: str) -> Start:
     for kind, (facts, *_) in _FILES.items():
         if (folder / facts).is_file():
             return _checked(Start(folder, kind, _step(folder / facts, kind)))
-    record = read_record(folder)
+    record = read_record(folder) if folder.is_dir() else None
     if record is not None and record.snapshot is not None:
         return find_start(str(snapshot_of(folder, record)))
     raise InputError(

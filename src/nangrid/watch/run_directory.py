@@ -60,17 +60,17 @@ class RunDirectory:
 
     def write_autopsy(self, autopsy: Autopsy, folder: str) -> None:
         """Write the autopsy of a failing step; `error` says why if that is not possible."""
-        if (directory := self.prepared(folder)) is not None:
-            self._write(lambda: write_autopsy(directory, autopsy))
+        self._write(folder, lambda directory: write_autopsy(directory, autopsy))
 
     def write(self, snapshot: Snapshot, folder: str) -> None:
         """Write the snapshot of a failing step; `error` says why if that is not possible."""
-        if (directory := self.prepared(folder)) is not None:
-            self._write(lambda: snapshot.save(directory))
+        self._write(folder, snapshot.save)
 
-    def _write(self, write: Callable[[], None]) -> None:
+    def _write(self, folder: str, write: Callable[[Path], None]) -> None:
+        if (directory := self.prepared(folder)) is None:
+            return
         try:
-            write()
+            write(directory)
         except OSError as error:
             self.error = error
 

@@ -142,6 +142,10 @@ class Snapshot:
             raise ValueError("a parameter or a buffer is no tensor")
         if not all(isinstance(part, dict) for part in [*self.groups, *self.state.values()]):
             raise ValueError("the optimizer's state or groups are no objects")
+        if not all(isinstance(group.get("lr", 0.0), Tensor | int | float) for group in self.groups):
+            raise ValueError("a learning rate is no number")
+        if not all(isinstance(value, int | float) for value in self.scaler.values()):
+            raise ValueError("a fact of its GradScaler is no number")
         if not self.micro_batches:
             raise ValueError("it has no batch")
         check_random_states(self.rng)
