@@ -151,6 +151,8 @@ class BodyStep(WholeStep):
         self._updated = self.trained_by(optimizer)
         if self._taken >= len(self._window.taken) or nonfinite(gradients(self._updated)):
             raise _ReachedError
+        for name, gradient in self._window.taken[self._taken - 1].reduced.items():
+            self.trainables[name].grad = gradient.clone()
         self.progress.phase = "optimizer"
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -23,6 +23,7 @@ from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import SnapshotPolicy, still_searching
+from nangrid.watch.ranks.wrappers import bare
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
@@ -119,7 +120,7 @@ class Watch:
         keep_every: int = 0,
         snapshot: str = "auto",
     ) -> None:
-        model = model if isinstance(model, nn.Module) else nn.ModuleList(model)
+        model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         self._given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         self._optimizers = [unwrapped(given) for given in self._given]
         _refuse(model, self._optimizers, scheduler)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.watch.autopsy.ablate import Ablation
+from nangrid.watch.autopsy.collectives import without_collectives
 from nangrid.watch.autopsy.origin import Origin, find_origin, is_intentional
 from nangrid.watch.autopsy.places import keep_places
 from nangrid.watch.autopsy.trace import Progress, Tracer
@@ -179,6 +180,7 @@ def _replaying(
     with (
         preserving(step.model, module_state.frozen),
         _preserving_step(step),
+        without_collectives(),
         # Compiled models are run eagerly, because fused kernels hide their operations from the tracer.
         torch.compiler.set_stance(stance),
     ):
@@ -260,6 +262,8 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
     if not torch.isfinite(norm):
         return Replay(FROZEN, outcome, loss=loss, norm=float(norm)), [norm]
     progress.phase = "optimizer"
+    for name, gradient in snapshot.reduced.items():
+        step.trainables[name].grad = gradient.clone()
     step.update()
     outcome["parameters"] = digest(step.trainables.values())
     clock, bad = _after_update(step)

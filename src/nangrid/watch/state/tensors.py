@@ -56,10 +56,15 @@ def copy_state(live: Mapping[str, Any], into: dict[str, Any] | None = None) -> d
     return copied
 
 
+def present_gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients that exist, by name."""
+    return {name: p.grad for name, p in trainables.items() if p.grad is not None}
+
+
 def gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
     """The gradients that exist, by name; of sparse ones the values."""
-    dense_or_sparse = {name: p.grad for name, p in trainables.items() if p.grad is not None}
-    return {name: g.coalesce().values() if g.is_sparse else g for name, g in dense_or_sparse.items()}
+    present = present_gradients(trainables)
+    return {name: g.coalesce().values() if g.is_sparse else g for name, g in present.items()}
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
