@@ -81,6 +81,8 @@ class _PendingStep:
 class DeferredInspector(Inspector):
     """An inspector that never waits for the current step; it reports a non-finite count of 1 for "at least one"."""
 
+    late = True
+
     def __init__(
         self,
         step: Step,

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,12 +37,14 @@ from nangrid.watch.autopsy.replay import (
 )
 from nangrid.watch.clocks import Clocks, StepReading, Trainables
 from nangrid.watch.growth import Growth
+from nangrid.watch.ranks.alone import alone
 from nangrid.watch.ranks.group import Ranks
 from nangrid.watch.ranks.merge import merge, of_rank
+from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.run_directory import RunDirectory
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
-from nangrid.watch.state.tensors import gradients, present_gradients
+from nangrid.watch.state.tensors import gradients
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,9 @@ class SnapshotPolicy:
 
 class Inspector:
     """Clocks and recorder of one run; when the first clock trips it replays the step and writes the autopsy."""
+
+    late = False
+    """Whether steps have followed when a failing one is noticed."""
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class Inspector:
         """Why a failing step has no autopsy or no snapshot."""
         self.replaying = False
         self.replay_seconds = 0.0
+        self._sharded = is_sharded(step.model)
         self._losses: list[Tensor] = []
         self._gradients_seen = False
         self._skipping = False
@@ -225,10 +231,12 @@ class Inspector:
     def updated(self, of: Trainables | None = None) -> None:
         """Check parameters and optimizer state right after the optimizer step."""
         self.clocks.updated(self.step.optimizer, self.recorder.before(of), of)
+        if self._sharded:
+            self._agree()  # each rank has updated other elements
         if self._tripped_now("parameter", "optimizer_state"):
-            outcome = {"loss": digest(self._losses)}
-            if self.ranks is None:
-                outcome["parameters"] = digest(self.step.trainables.values())
+            outcome = {"parameters": digest(self.step.trainables.values())}
+            if self.ranks is None:  # else the update is replayed alone
+                outcome["loss"] = digest(self._losses)
             self._examine(outcome)
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
@@ -299,8 +307,6 @@ class Inspector:
 
     def _snapshot(self, clock: str, outcome: dict[str, str]) -> Snapshot:
         snapshot = self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
-        if self.ranks is not None and clock in AFTER_UPDATE:
-            snapshot = replace(snapshot, reduced=present_gradients(self.step.trainables))
         # A step that fails with a scale of 1 as well is examined there: a larger one only adds overflows.
         return replace(snapshot, scaler=snapshot.scaler | {"scale": 1.0, SKIPPED: True}) if self._skipping else snapshot
 
@@ -348,14 +354,19 @@ class Inspector:
         if self._lacks_copies(snapshot):
             return unreplayed(snapshot, _LIGHT, live)
         try:
-            with repeating(self.step, snapshot):
-                return examine(self.step, snapshot, self.background, live, directory)
+            with self._alone(snapshot) as (step, bare), repeating(step, bare):
+                return examine(step, bare, self.background, live, directory)
         except NotRepeatableError as error:
             return unreplayed(snapshot, f"The step could not be replayed: {error}", live)
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"
             return unreplayed(snapshot, f"The replay raised {type(error).__name__}.", live)
+
+    def _alone(self, snapshot: Snapshot) -> AbstractContextManager[tuple[Step, Snapshot]]:
+        if self.ranks is None:
+            return nullcontext((self.step, snapshot))
+        return alone(self.step, snapshot, self.late)
 
     @contextmanager
     def _replay(self) -> Iterator[None]:

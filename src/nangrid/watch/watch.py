@@ -23,7 +23,7 @@ from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import SnapshotPolicy, still_searching
-from nangrid.watch.ranks.wrappers import bare
+from nangrid.watch.ranks.wrappers import bare, refuse_join, refuse_parallelism
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
@@ -120,9 +120,11 @@ class Watch:
         keep_every: int = 0,
         snapshot: str = "auto",
     ) -> None:
-        model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
+        self._models = list(model) if isinstance(model, Sequence) else [model]
         self._given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         self._optimizers = [unwrapped(given) for given in self._given]
+        refuse_parallelism(self._models, self._optimizers)
+        model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
         self.scheduler = scheduler
@@ -153,6 +155,8 @@ class Watch:
         """
         if self._calls:
             raise InputError("This Watch has taken steps by watch.step: make another one for watch.batches.")
+        for model in self._models:
+            refuse_join(model)
         if self._batch_loop is None:
             self._batch_loop = self._follow()
         self.started_at = self.started_at or time.perf_counter()

@@ -78,7 +78,7 @@ def _size(group: Any) -> int:
 
 def _group(name_or_group: Any) -> dist.ProcessGroup:
     if isinstance(name_or_group, str):
-        return dist.distributed_c10d._resolve_process_group(name_or_group)  # type: ignore[attr-defined, no-any-return]
+        return dist.distributed_c10d._resolve_process_group(name_or_group)  # type: ignore
     return dist.ProcessGroup.unbox(name_or_group)
 
 

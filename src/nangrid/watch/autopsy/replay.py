@@ -28,7 +28,7 @@ from nangrid.watch.state.module_state import load_module_state, preserving, pres
 from nangrid.watch.state.random_state import random_states, set_random_states
 from nangrid.watch.state.recorder import shallow
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State, restore
-from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups, wide
+from nangrid.watch.state.tensors import copy_state, gradients, is_finite, local, param_groups, wide
 
 EVALUATION = "eval_loss"
 EAGER = "force_eager"
@@ -262,8 +262,6 @@ def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, li
     if not torch.isfinite(norm):
         return Replay(FROZEN, outcome, loss=loss, norm=float(norm)), [norm]
     progress.phase = "optimizer"
-    for name, gradient in snapshot.reduced.items():
-        step.trainables[name].grad = gradient.clone()
     step.update()
     outcome["parameters"] = digest(step.trainables.values())
     clock, bad = _after_update(step)
@@ -302,7 +300,7 @@ def digest(tensors: Any) -> str:
     """sha256 over the bits of some tensors; every NaN counts as the same one."""
     sha256 = hashlib.sha256()
     for tensor in tensors:
-        sha256.update(_one_nan(tensor.detach()).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+        sha256.update(_one_nan(local(tensor).detach()).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return sha256.hexdigest()
 
 
@@ -319,7 +317,7 @@ def nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: ~torch.isfinite(t.detach()) for name, t in tensors.items()}
+    return {name: ~torch.isfinite(local(t).detach()) for name, t in tensors.items()}
 
 
 def _named_tensors(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:

@@ -69,8 +69,6 @@ class Snapshot:
     """The trainables before the first step of the run."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """Gradients that were there when the step began: of trainables that the optimizer does not hold."""
-    reduced: dict[str, Tensor] = field(default_factory=dict)
-    """Gradients of all ranks together, as the optimizer read them; a replay on one rank computes its own alone."""
 
     def detached(self) -> Snapshot:
         """A copy that the next step does not overwrite."""
@@ -87,7 +85,6 @@ class Snapshot:
             state=copied(self.state),
             module_state=module_state,
             gradients=copied(self.gradients),
-            reduced=copied(self.reduced),
         )
 
     def save(self, directory: Path) -> None:
@@ -103,7 +100,6 @@ class Snapshot:
             "losses": self.losses,
             "initial": _strip(self.initial, "initial", tensors),
             "gradients": _strip(self.gradients, "gradients", tensors),
-            "reduced": _strip(self.reduced, "reduced", tensors),
             "groups": _strip(self.groups, "groups", tensors),
             "scaler": _strip(self.scaler, "scaler", tensors),
             "state": _strip(self.state, "state", tensors),
@@ -160,7 +156,6 @@ class Snapshot:
             losses=facts["losses"],
             initial=_fill(facts["initial"], tensors),
             gradients=_fill(facts.get("gradients", {}), tensors),
-            reduced=_fill(facts.get("reduced", {}), tensors),
             groups=_fill(facts["groups"], tensors),
             scaler=_fill(facts["scaler"], tensors),
             state=_fill(facts["state"], tensors),
