@@ -206,7 +206,8 @@ class Inspector:
 
     def _fails_unscaled(self) -> bool:
         try:
-            return fails(self.step, self._snapshot("gradient", {}))
+            with self._alone(self._snapshot("gradient", {})) as (step, snapshot):
+                return fails(step, snapshot)
         except Exception:  # the user's code runs again and may raise anything: the scaler goes on
             logger.info("the step that the GradScaler skipped could not be replayed", exc_info=True)
             return False

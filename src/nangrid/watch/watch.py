@@ -96,9 +96,10 @@ class Watch:
             loss = watch.step(closure, batch)
         watch.close()
 
-    `model` and `optimizer` may be one or several, also as Accelerate has prepared them. `texts` maps token ids to text
-    for the report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and keep
-    the last two, so that a run can be started shortly before a later failure; 0: none. `snapshot`: "full" copies
+    `model` and `optimizer` may be one or several, also as Accelerate, DistributedDataParallel or fully_shard have
+    prepared them. With several ranks each creates its Watch, and all raise the error together. `texts` maps token ids
+    to text for the report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and
+    keep the last two, so that a run can be started shortly before a later failure; 0: none. `snapshot`: "full" copies
     parameters and optimizer state before every step; "light" copies neither, and cannot replay a failing update;
     "auto" is light from 64 million trainables on.
 

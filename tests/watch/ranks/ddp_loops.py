@@ -70,6 +70,15 @@ def plain(batches: Batches, s: Scene) -> None:
         s.optimizer.step()
 
 
+def scaled(batches: Batches, s: Scene) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for x, y in batches(s.data):
+        s.optimizer.zero_grad()
+        scaler.scale(s.loss(x, y)).backward()
+        scaler.step(s.optimizer)
+        scaler.update()
+
+
 def two_optimizers(batches: Batches, s: Scene) -> None:
     for x, y in batches(s.data):
         s.critics.zero_grad()
@@ -164,6 +173,7 @@ if __name__ == "__main__":
         (plain, ones),
         (plain, weight_decay),
         (two_optimizers, ones),
+        (scaled, ones),
         (plain, half_the_bits),
     ):
         name = f"{loop.__name__}_{fault.__name__}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, Step
 from nangrid.watch.state.snapshot import Snapshot
+from nangrid.watch.state.tensors import local
 
 _FSDP = "torch.distributed.fsdp"
 
@@ -29,8 +30,8 @@ def whole(step: Step, snapshot: Snapshot) -> Iterator[Snapshot]:
     if snapshot.clock == RAISED:
         raise NotRepeatableError("its parameters are spread over ranks that did not leave the loop.")
     places = list(_places(step.model, None))
-    plain = _gathered(places)
     sharded = dict(step.trainables)
+    plain = _gathered(places, {id(p): snapshot.parameters[name] for name, p in sharded.items()})
     wholes = {name: plain[id(parameter)] for name, parameter in sharded.items() if id(parameter) in plain}
     initial = {name: _whole(value, sharded[name]) for name, value in snapshot.initial.items() if name in wholes}
     gradients = {name: parameter.grad for name, parameter in sharded.items()}
@@ -70,13 +71,18 @@ def fsdp_state(module: nn.Module) -> Any:
     return get_state() if get_state else None
 
 
-def _gathered(places: list[tuple[nn.Module, str, nn.Parameter, Any]]) -> dict[int, nn.Parameter]:
-    """The whole of each parameter, as the modules compute with it, by the identity of the sharded one."""
+def _gathered(
+    places: list[tuple[nn.Module, str, nn.Parameter, Any]], before: dict[int, Tensor]
+) -> dict[int, nn.Parameter]:
+    """The whole of each parameter as the modules compute with it, by the identity of the sharded one.
+
+    `before`: the part of each trainable that this rank held before the step.
+    """
     plain: dict[int, nn.Parameter] = {}
     for _, _, parameter, state in places:
         if id(parameter) not in plain:
             dtype = state._mp_policy.param_dtype if state is not None else None
-            value = parameter.detach().full_tensor().to(dtype or parameter.dtype)  # type: ignore[attr-defined]
+            value = _whole(before.get(id(parameter), local(parameter)), parameter).detach().to(dtype or parameter.dtype)
             plain[id(parameter)] = nn.Parameter(value.clone(), parameter.requires_grad)
     return plain
 
