@@ -1,9 +1,11 @@
 """Loops of DistributedDataParallel, as torchrun runs them on two ranks; the fault is on rank 1."""
 
+import os
+import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,18 @@ def half_the_bits(s: Scene) -> None:
         s.model.module[3].weight.data.mul_(1e6)
 
 
+def kill(s: Scene) -> None:
+    """Rank 1 is killed in the second forward pass: while both ranks look for the failure of the first."""
+    s.inputs[0].fill_(torch.nan)
+    calls = count(1)
+
+    def forward(*_: Any) -> None:
+        if next(calls) == 2 and s.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    s.model.module[0].register_forward_pre_hook(forward)
+
+
 def healthy(folder: Path) -> bool:
     """Whether the watch leaves every bit of a finite run alone."""
     found = []
@@ -131,17 +145,16 @@ def healthy(folder: Path) -> bool:
 
 
 def stopped(loop: Callable[[Batches, Scene], None], fault: Callable[[Scene], None], folder: Path) -> dict[str, Any]:
-    """How a loop ends, and within which time."""
+    """How a loop ends."""
     scene = Scene()
     fault(scene)
     several = loop is two_optimizers
     models = [scene.model, scene.critic] if several else scene.model
     watch = Watch(models, [scene.optimizer, scene.critics] if several else scene.optimizer, folder)
-    began = time.monotonic()
     try:
         loop(watch.batches, scene)
     except NonFiniteError as error:
-        return {"message": str(error), "seconds": time.monotonic() - began}
+        return {"message": str(error)}
     return {}
 
 
@@ -178,4 +191,6 @@ if __name__ == "__main__":
     ):
         name = f"{loop.__name__}_{fault.__name__}"
         found[name] = stopped(loop, fault, folder / name)
+    note(found)
+    found["killed"] = stopped(plain, kill, folder / "killed")
     note(found)
