@@ -36,7 +36,7 @@ def test_every_released_cell_opens_with_its_history_and_autopsy(grid: GridDirect
 def test_released_suggestions_become_overrides(grid: GridDirectory) -> None:
     autopsies = grid.autopsies(grid.records()[0]).values()
     written = [json.loads(path.read_text()) for path in grid.path.rglob(AUTOPSY)]
-    assert {autopsy["schema"] for autopsy in written} == {1} and {autopsy.schema for autopsy in autopsies} == {3}
+    assert {autopsy["schema"] for autopsy in written} == {1} and {autopsy.schema for autopsy in autopsies} == {4}
     advice = {suggestion.advice for autopsy in autopsies for suggestion in autopsy.suggestions}
     assert advice == {text for autopsy in written for text in autopsy["suggestions"]}
     assert Suggestion("dtype=bf16", "dtype=bf16") in [s for autopsy in autopsies for s in autopsy.suggestions]

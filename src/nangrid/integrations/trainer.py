@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import FailedEvalBatch, Inspector, SnapshotPolicy, still_searching
+from nangrid.watch.ranks.sharded import is_sharded
+from nangrid.watch.ranks.wrappers import refuse_parallelism
 from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.snapshot import MicroBatch
@@ -110,6 +113,12 @@ class TrainerWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the inspector, because the optimizer exists from here on."""
+        model, optimizer = self.trainer.model_wrapped, self.step.optimizer
+        refuse_parallelism([model], [optimizer])
+        if is_sharded(model):
+            raise InputError(
+                "watch_trainer does not support fully_shard: use DistributedDataParallel, or your own loop."
+            )
         self.inspector = inspector_for(self.step, self.out_dir, self.background, self.policy)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

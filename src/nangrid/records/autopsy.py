@@ -13,7 +13,7 @@ from nangrid.records.codec import encode
 from nangrid.records.reader import read_json
 from nangrid.records.safety.names import is_override
 
-SCHEMA = 3
+SCHEMA = 4
 AUTOPSY = "autopsy.json"
 
 
@@ -122,6 +122,10 @@ class Autopsy:
     """What the variants show, in one sentence, which the explanation ends with; empty if nothing."""
     alone: bool = False
     """Whether `operation.py`, next to the autopsy, makes the failing operation fail alone."""
+    rank: int | None = None
+    """The rank on which the value arose; None if the process trained alone, or if it arose between the ranks."""
+    by_communication: dict[str, list[str]] = field(default_factory=dict)
+    """Per rank, the parameters whose gradients are non-finite, but finite in the rank's own computation."""
     schema: int = SCHEMA
 
 
@@ -132,7 +136,7 @@ def write_autopsy(directory: Path, autopsy: Autopsy) -> None:
 
 def read_autopsy(directory: Path) -> Autopsy | None:
     """The autopsy in a directory, or None if it has none; RecordError if it cannot be read."""
-    return read_json(directory / AUTOPSY, Autopsy, SCHEMA, {1: _from_schema_1, 2: _from_schema_2})
+    return read_json(directory / AUTOPSY, Autopsy, SCHEMA, {1: _from_schema_1, 2: _from_schema_2, 3: _from_schema_3})
 
 
 def _from_schema_1(autopsy: dict[str, Any]) -> dict[str, Any]:
@@ -149,3 +153,8 @@ def _from_schema_1(autopsy: dict[str, Any]) -> dict[str, Any]:
 def _from_schema_2(autopsy: dict[str, Any]) -> dict[str, Any]:
     """Schema 2 had no experiments."""
     return autopsy | {"cures": [], "variants": [], "verdict": "", "alone": False}
+
+
+def _from_schema_3(autopsy: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 knew no ranks."""
+    return autopsy | {"by_communication": {}}

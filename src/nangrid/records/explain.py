@@ -31,13 +31,16 @@ def explain(autopsy: Autopsy) -> str:
 
 
 def _lines(autopsy: Autopsy) -> Iterator[str]:
-    yield f"origin: {_origin(autopsy)}"
+    rank = "" if autopsy.rank is None else f"rank {autopsy.rank}, "
+    yield f"origin: {rank}{_origin(autopsy)}"
     if autopsy.inputs:
         yield f"  {operands(autopsy)}{_limit(autopsy)}"
     if autopsy.tokens:
         yield f"  tokens: {_tokens(autopsy.tokens)}"
     if autopsy.parameters:
         yield f"  {_parameters(autopsy.parameters)}"
+    if autopsy.by_communication:
+        yield f"  {_received(autopsy.by_communication)}"
     yield f"  {autopsy.mechanism}: {autopsy.explanation}"
     if autopsy.suggestions:
         yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
@@ -111,6 +114,17 @@ def _token(text: str, token: int, position: int) -> str:
     return f"{text!r} (id {token}, position {position})" if text else f"id {token} (position {position})"
 
 
+def _received(names: dict[str, list[str]]) -> str:
+    """How many gradients of each rank were finite before the ranks exchanged theirs."""
+    ranks = [f"{_count(received)} on rank {rank}" for rank, received in names.items()]
+    return f"non-finite by communication alone: the gradients of {', '.join(ranks)}"
+
+
+def _count(names: list[str]) -> str:
+    return "1 parameter" if len(names) == 1 else f"{len(names)} parameters"
+
+
 def _parameters(names: list[str]) -> str:
-    count = "1 parameter" if len(names) == 1 else f"{len(names)} parameters"
-    return f"{count} affected: {', '.join(names[:_MOST_PARAMETERS])}" + ", ..." * (len(names) > _MOST_PARAMETERS)
+    return f"{_count(names)} affected: {', '.join(names[:_MOST_PARAMETERS])}" + ", ..." * (
+        len(names) > _MOST_PARAMETERS
+    )

@@ -26,7 +26,7 @@ from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
 from nangrid.watch.inspector import Inspector
 from nangrid.watch.state.loop_objects import find_scaler, own_objects
-from nangrid.watch.state.tensors import add_new_trainables, gradients, is_finite
+from nangrid.watch.state.tensors import add_new_trainables, gradients, is_finite, present_gradients
 from nangrid.watch.taps import tapping
 from nangrid.watch.window import Iteration, Taken, Window
 
@@ -103,7 +103,7 @@ class BatchLoop:
                 try:
                     yield batch
                 except GeneratorExit:
-                    self._left(sys._getframe(1))
+                    self._left(sys._getframe().f_back)
                     raise
                 self._end()
             self.observer.complete(self.inspector.flush())
@@ -171,10 +171,10 @@ class BatchLoop:
             self.stop()
             window.taken.pop()
 
-    def _left(self, frame: FrameType) -> None:
+    def _left(self, frame: FrameType | None) -> None:
         """Explain why the loop was left, if a number was non-finite: by `break`, or by an exception of its own."""
         window, inspector = self._window, self.inspector
-        if window is None or inspector.clocks.onset is not None or window.stepped:
+        if window is None or frame is None or inspector.clocks.onset is not None or window.stepped:
             return
         if not any(map(_is_nonfinite, [*window.losses, *frame.f_locals.values()])):
             return
@@ -257,12 +257,18 @@ class BatchLoop:
         add_new_trainables(self.step.model, self.step.optimizer, self.step.trainables)
         if not window.taken:
             self.observer.backward_done(self._steps)
-        window.taken.append(Taken(optimizer, window.backwards))
+        window.taken.append(Taken(optimizer, window.backwards, self._reduced()))
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is not None and bool(skipped):
             return  # a fused optimizer skips by itself
         trainables = self.step.trained_by(optimizer)
         self._outside_backward(lambda: self._check_gradients(optimizer), gradients(trainables).values())
+
+    def _reduced(self) -> dict[str, Tensor]:
+        """The gradients of all ranks together, which a replay on one rank needs to come to the next optimizer."""
+        if self.inspector.ranks is None or len(self.step.optimizers) == 1:
+            return {}
+        return {name: gradient.clone() for name, gradient in present_gradients(self.step.trainables).items()}
 
     def _check_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         window, inspector = self._window, self.inspector

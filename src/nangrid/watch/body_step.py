@@ -94,7 +94,8 @@ class BodyStep(WholeStep):
                 state = self.live_scaler.state_dict() | {"scale": snapshot.scaler["scale"]}
                 self.live_scaler.load_state_dict(state)
             for name, gradient in (window.carried or {}).items():
-                self.trainables[name].grad = gradient.clone()
+                if type(gradient) is Tensor:  # a shard is the sum of all ranks
+                    self.trainables[name].grad = gradient.clone()
             yield
         finally:
             for restore in now:
@@ -151,6 +152,8 @@ class BodyStep(WholeStep):
         self._updated = self.trained_by(optimizer)
         if self._taken >= len(self._window.taken) or nonfinite(gradients(self._updated)):
             raise _ReachedError
+        for name, gradient in self._window.taken[self._taken - 1].reduced.items():
+            self.trainables[name].grad = gradient.clone()
         self.progress.phase = "optimizer"
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:

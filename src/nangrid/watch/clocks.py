@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nangrid.records.cell import CLOCKS, Onset, earliest_onset
-from nangrid.watch.state.tensors import extent, gradients, state_tensors
+from nangrid.watch.state.tensors import extent, gradients, local, state_tensors
 
 Trainables = Mapping[str, torch.nn.Parameter]
 
@@ -55,7 +55,7 @@ def _larger(one: float, other: float) -> float:
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
-    return sum(int((~torch.isfinite(t)).sum()) for t in tensors)
+    return sum(int((~torch.isfinite(local(t))).sum()) for t in tensors)
 
 
 class Clocks:
@@ -129,7 +129,7 @@ class Clocks:
     def update(self, before: Sequence[Tensor], of: Trainables | None = None) -> Tensor:
         """Largest |change| of a trainable, on its device; NaN or inf also where a trainable is not finite."""
         trainables = self.trainables if of is None else of
-        return extent(now - then for now, then in zip(trainables.values(), before, strict=True))
+        return extent(local(now) - then for now, then in zip(trainables.values(), before, strict=True))
 
     def evaluated(self, eval_loss: float) -> None:
         """Record the loss of an evaluation that ran right after the current step."""

@@ -23,6 +23,7 @@ from nangrid.watch.autopsy.live import LiveStep
 from nangrid.watch.autopsy.replay import Step, digest
 from nangrid.watch.clocks import StepReading, Trainables
 from nangrid.watch.inspector import Inspector, SnapshotPolicy
+from nangrid.watch.ranks.group import Ranks, ranks_of_this_run
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import extent, gradients, state_tensors
@@ -80,10 +81,17 @@ class _PendingStep:
 class DeferredInspector(Inspector):
     """An inspector that never waits for the current step; it reports a non-finite count of 1 for "at least one"."""
 
+    late = True
+
     def __init__(
-        self, step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
+        self,
+        step: Step,
+        out_dir: Path | None,
+        background: Background,
+        policy: SnapshotPolicy | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(step, out_dir, background, policy)
+        super().__init__(step, out_dir, background, policy, ranks)
         initial = self.recorder.initial
         model, optimizer, scaler = step.model, step.optimizer, step.scaler
         spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(IN_FLIGHT)]
@@ -192,6 +200,7 @@ class DeferredInspector(Inspector):
             self.skipped()
         else:
             self._skipping = False
+        self._agree()
         if self._tripped_now("loss", "gradient", "parameter", "optimizer_state"):
             self._examine({"loss": digest(pending.losses)})
         elif self.clocks.reading.frozen:
@@ -205,4 +214,4 @@ def inspector_for(
     on_gpu = any(parameter.is_cuda for parameter in step.trainables.values())
     # Without copies a failing update must be stopped before it, and that needs its numbers at once.
     late = on_gpu and not (policy and policy.light)
-    return (DeferredInspector if late else Inspector)(step, out_dir, background, policy)
+    return (DeferredInspector if late else Inspector)(step, out_dir, background, policy, ranks_of_this_run())

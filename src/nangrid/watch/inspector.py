@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nangrid.records.autopsy import Autopsy
+from nangrid.records.cell import CLOCKS
 from nangrid.records.explain import explain
 from nangrid.records.mechanisms import UNKNOWN
 from nangrid.watch.autopsy.examine import SKIPPED, Background, examine
@@ -36,6 +37,10 @@ from nangrid.watch.autopsy.replay import (
 )
 from nangrid.watch.clocks import Clocks, StepReading, Trainables
 from nangrid.watch.growth import Growth
+from nangrid.watch.ranks.alone import alone
+from nangrid.watch.ranks.group import Ranks
+from nangrid.watch.ranks.merge import merge, of_rank
+from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.run_directory import RunDirectory
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
@@ -73,13 +78,28 @@ class SnapshotPolicy:
 class Inspector:
     """Clocks and recorder of one run; when the first clock trips it replays the step and writes the autopsy."""
 
+    late = False
+    """Whether steps have followed when a failing one is noticed."""
+
     def __init__(
-        self, step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
+        self,
+        step: Step,
+        out_dir: Path | None,
+        background: Background,
+        policy: SnapshotPolicy | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.step = step
+        self.ranks = ranks
+        """The ranks of the run; None if the process trains alone."""
         self.out_dir = out_dir
         """Directory of snapshot and autopsy; None: only clocks, and no replay."""
-        self.records = None if out_dir is None else RunDirectory(out_dir)
+        self.merged_records = None if out_dir is None else RunDirectory(out_dir)
+        if ranks is None:
+            self.records = self.merged_records
+        else:
+            self.records = None if out_dir is None else RunDirectory(out_dir / f"rank{ranks.rank}")
+            background = replace(background, rank=ranks.rank)
         self.background = background
         self.policy = policy = policy or SnapshotPolicy()
         self.clocks = Clocks(step.trainables)
@@ -95,6 +115,7 @@ class Inspector:
         """Why a failing step has no autopsy or no snapshot."""
         self.replaying = False
         self.replay_seconds = 0.0
+        self._sharded = is_sharded(step.model)
         self._losses: list[Tensor] = []
         self._gradients_seen = False
         self._skipping = False
@@ -104,7 +125,7 @@ class Inspector:
     @property
     def autopsy_place(self) -> str:
         """Where the autopsy of the onset was written, or why it could not be."""
-        return "" if self.records is None else self.records.autopsy_place
+        return "" if self.merged_records is None else self.merged_records.autopsy_place
 
     def begin(self, step: int) -> None:
         """Begin a step, before any of it is computed."""
@@ -138,6 +159,8 @@ class Inspector:
     def left(self) -> None:
         """Examine the current step of a loop that was left before an optimizer ran."""
         self.autopsy = self._autopsy_of(self._snapshot(RAISED, {}), ".")
+        if self.ranks is not None and self.autopsy is not None and self.merged_records is not None:
+            self.merged_records.write_autopsy(self.autopsy, ".")  # the other ranks are not there
 
     def gradients(
         self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
@@ -154,10 +177,11 @@ class Inspector:
             self.skipped()
         else:
             self._skipping = False
+        self._agree()
         if self._tripped_now("loss", "gradient"):
             outcome = {"loss": digest(self._losses)}
             # A loop may have clipped or scaled its gradients since the backward pass, where its replay stops.
-            if of is None and not skipped:
+            if of is None and not skipped and self.ranks is None:
                 outcome["gradients"] = digest(gradients(self.step.trainables).values())
             self._examine(outcome)
 
@@ -172,6 +196,8 @@ class Inspector:
         self._skipping = True
         with self._replay():
             lasting = self._fails_unscaled()
+        if self.ranks is not None:
+            lasting = not self.ranks.least(not lasting)
         if lasting:
             for loss in losses:
                 self.loss(loss)
@@ -180,7 +206,8 @@ class Inspector:
 
     def _fails_unscaled(self) -> bool:
         try:
-            return fails(self.step, self._snapshot("gradient", {}))
+            with self._alone(self._snapshot("gradient", {})) as (step, snapshot):
+                return fails(step, snapshot)
         except Exception:  # the user's code runs again and may raise anything: the scaler goes on
             logger.info("the step that the GradScaler skipped could not be replayed", exc_info=True)
             return False
@@ -205,9 +232,13 @@ class Inspector:
     def updated(self, of: Trainables | None = None) -> None:
         """Check parameters and optimizer state right after the optimizer step."""
         self.clocks.updated(self.step.optimizer, self.recorder.before(of), of)
+        if self._sharded:
+            self._agree()  # each rank has updated other elements
         if self._tripped_now("parameter", "optimizer_state"):
-            parameters = digest(self.step.trainables.values())
-            self._examine({"loss": digest(self._losses), "parameters": parameters})
+            outcome = {"parameters": digest(self.step.trainables.values())}
+            if self.ranks is None:  # else the update is replayed alone
+                outcome["loss"] = digest(self._losses)
+            self._examine(outcome)
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
         """End the step; the readings that are now complete."""
@@ -229,11 +260,25 @@ class Inspector:
     def evaluated(self, eval_loss: float, failed: FailedEvalBatch | None) -> None:
         """Record the loss of an evaluation after the current step; `failed` is its first non-finite batch."""
         self.clocks.evaluated(eval_loss)
-        if self._tripped_now("eval_loss") and failed is not None and self.autopsy is None:
-            losses = [reading.loss for reading in self.clocks.readings]
-            outcome = {"loss": digest([failed.loss])}
-            snapshot = self.recorder.evaluation(failed.inputs, failed.rng, outcome, losses)
-            self.autopsy = self._autopsy_of(snapshot, ".")
+        self._agree()
+        if self._tripped_now("eval_loss") and self.autopsy is None:
+            with self.ranks.alive() if self.ranks else nullcontext():
+                self.autopsy = self._merged(self._evaluation_autopsy(failed) if failed else None)
+
+    def _evaluation_autopsy(self, failed: FailedEvalBatch) -> Autopsy | None:
+        losses = [reading.loss for reading in self.clocks.readings]
+        outcome = {"loss": digest([failed.loss])}
+        return self._autopsy_of(self.recorder.evaluation(failed.inputs, failed.rng, outcome, losses), ".")
+
+    def _agree(self) -> None:
+        """Trip the clock that has tripped on any rank in this step, so that all ranks leave the loop together."""
+        if self.ranks is None:
+            return
+        tripped = self.clocks.reading.nonfinite
+        ours = next((number for number, clock in enumerate(CLOCKS) if tripped[clock]), len(CLOCKS))
+        earliest = self.ranks.least(ours)
+        if earliest < ours:
+            self.clocks.trip(CLOCKS[earliest], 1)
 
     def _keep(self, step: int, recorder: Recorder) -> None:
         """Save a snapshot of the current step if one is due and nothing has gone wrong yet."""
@@ -251,8 +296,15 @@ class Inspector:
     def _examine(self, outcome: dict[str, str]) -> None:
         onset = self.clocks.onset
         if onset is not None and self.autopsy is None:
-            self.autopsy = self._autopsy_of(self._snapshot(onset.clock, outcome), ".")
+            with self.ranks.alive() if self.ranks else nullcontext():
+                self.autopsy = self._merged(self._autopsy_of(self._snapshot(onset.clock, outcome), "."))
             self._examine_frozen()
+
+    def _merged(self, autopsy: Autopsy | None) -> Autopsy | None:
+        """The autopsy of the rank on which the first non-finite number arose."""
+        if self.ranks is None or self.merged_records is None:
+            return autopsy
+        return merge(self.ranks, autopsy, self.merged_records)
 
     def _snapshot(self, clock: str, outcome: dict[str, str]) -> Snapshot:
         snapshot = self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
@@ -281,6 +333,8 @@ class Inspector:
         live = self._live(snapshot)
         with self._replay():
             autopsy = self._replayed(snapshot, live, self.records.prepared(folder))
+            if self.ranks is not None:
+                autopsy = of_rank(autopsy, self.ranks.rank, live)
         if snapshot.clock == RAISED and autopsy.phase == UNKNOWN:
             return None  # the exception has nothing to do with non-finite numbers
         self._save(snapshot.step, partial(self.records.write_autopsy, autopsy, folder))
@@ -301,14 +355,19 @@ class Inspector:
         if self._lacks_copies(snapshot):
             return unreplayed(snapshot, _LIGHT, live)
         try:
-            with repeating(self.step, snapshot):
-                return examine(self.step, snapshot, self.background, live.evidence, directory)
+            with self._alone(snapshot) as (step, bare), repeating(step, bare):
+                return examine(step, bare, self.background, live, directory)
         except NotRepeatableError as error:
             return unreplayed(snapshot, f"The step could not be replayed: {error}", live)
         except Exception as error:  # the user's code runs again and may raise anything: the onset stands
             logger.info("the replay of step %d failed", snapshot.step, exc_info=True)
             self.unexplained = f"step {snapshot.step} could not be replayed: {_one_line(error)}"
             return unreplayed(snapshot, f"The replay raised {type(error).__name__}.", live)
+
+    def _alone(self, snapshot: Snapshot) -> AbstractContextManager[tuple[Step, Snapshot]]:
+        if self.ranks is None:
+            return nullcontext((self.step, snapshot))
+        return alone(self.step, snapshot, self.late)
 
     @contextmanager
     def _replay(self) -> Iterator[None]:

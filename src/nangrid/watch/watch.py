@@ -23,6 +23,7 @@ from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import SnapshotPolicy, still_searching
+from nangrid.watch.ranks.wrappers import bare, refuse_join, refuse_parallelism
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
@@ -95,9 +96,10 @@ class Watch:
             loss = watch.step(closure, batch)
         watch.close()
 
-    `model` and `optimizer` may be one or several, also as Accelerate has prepared them. `texts` maps token ids to text
-    for the report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and keep
-    the last two, so that a run can be started shortly before a later failure; 0: none. `snapshot`: "full" copies
+    `model` and `optimizer` may be one or several, also as Accelerate, DistributedDataParallel or fully_shard have
+    prepared them. With several ranks each creates its Watch, and all raise the error together. `texts` maps token ids
+    to text for the report. `keep_every`: save a snapshot to `out_dir/kept` every so many steps while all is finite, and
+    keep the last two, so that a run can be started shortly before a later failure; 0: none. `snapshot`: "full" copies
     parameters and optimizer state before every step; "light" copies neither, and cannot replay a failing update;
     "auto" is light from 64 million trainables on.
 
@@ -119,9 +121,11 @@ class Watch:
         keep_every: int = 0,
         snapshot: str = "auto",
     ) -> None:
-        model = model if isinstance(model, nn.Module) else nn.ModuleList(model)
+        self._models = list(model) if isinstance(model, Sequence) else [model]
         self._given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         self._optimizers = [unwrapped(given) for given in self._given]
+        refuse_parallelism(self._models, self._optimizers)
+        model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
         self.scheduler = scheduler
@@ -152,6 +156,8 @@ class Watch:
         """
         if self._calls:
             raise InputError("This Watch has taken steps by watch.step: make another one for watch.batches.")
+        for model in self._models:
+            refuse_join(model)
         if self._batch_loop is None:
             self._batch_loop = self._follow()
         self.started_at = self.started_at or time.perf_counter()

@@ -31,6 +31,8 @@ class Taken:
     """None for one that a GradScaler skipped."""
     backwards: int
     """Backward passes before it."""
+    reduced: dict[str, Tensor] = field(default_factory=dict)
+    """Gradients of all ranks together that it read, if another optimizer of the loop follows."""
 
 
 class Iteration:

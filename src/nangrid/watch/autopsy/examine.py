@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from nangrid.records.mechanisms import UNKNOWN
 from nangrid.watch.autopsy.experiments.experiment import experiment
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
 from nangrid.watch.autopsy.labels import unlabelled
+from nangrid.watch.autopsy.live import LiveStep, unreplayed
 from nangrid.watch.autopsy.mechanism.evidence import Evidence, Mechanism, dtype_max
 from nangrid.watch.autopsy.mechanism.naming import name_mechanism
 from nangrid.watch.autopsy.places import Place
 from nangrid.watch.autopsy.producer import Producer
-from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay, replay_untrained
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, Replay, Step, batch_tensors, replay, replay_untrained
 from nangrid.watch.autopsy.tokens import (
     enters_as_zeros,
     named_tokens,
@@ -33,6 +34,7 @@ from nangrid.watch.state.tensors import dtype_name, rounds_to_zero
 
 SKIPPED = "skipped"
 """Marks the scaler of a snapshot whose step is replayed with a scale of 1, because the GradScaler skipped it."""
+_FINITE_HERE = "The step is finite on this rank: what is non-finite in it came from another one."
 _LONGEST_PATH = 12
 _MOST_PARAMETERS = 4
 
@@ -47,6 +49,8 @@ class Background:
     """Ids from here on are new tokens."""
     requested_storage: str | None = None
     """The storage dtype that was requested, such as `bfloat16`."""
+    rank: int | None = None
+    """The rank of this process among those that train together; None if it trains alone."""
     takes_overrides: bool = False
     """Whether the run is a cell: its reader can type overrides."""
 
@@ -55,22 +59,30 @@ def examine(
     step: Step,
     snapshot: Snapshot,
     background: Background,
-    live: Sequence[str] = (),
+    live: LiveStep | None = None,
     directory: Path | None = None,
     *,
     experiments: bool = True,
 ) -> Autopsy:
     """Replay the snapshot's step, compare it with the live step, and report what was found.
 
-    `live`: evidence read off the live step, reported if the replay does not reproduce it. The failing operation and
+    `live`: what was read off the live step, reported if the replay does not reproduce it. The failing operation and
     its operands are written to `directory`, if one is given. `experiments`: run the step a few times more, with the
     operation changed or computed in other ways.
     """
+    live = live or LiveStep()
     replayed = replay(step, snapshot)
-    untrained = _fails_untrained(step, snapshot, replayed)
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
-    autopsy = _Report(step, snapshot, replayed, background, untrained, live).autopsy(reproduced, same)
+    if (
+        background.rank is not None
+        and replayed.clock is None
+        and all(same.values())
+        and snapshot.clock not in AFTER_UPDATE
+    ):
+        return replace(unreplayed(snapshot, _FINITE_HERE, live), parameters=[], reproduced=True)
+    untrained = _fails_untrained(step, snapshot, replayed)
+    autopsy = _Report(step, snapshot, replayed, background, untrained, live.evidence).autopsy(reproduced, same)
     if not experiments:
         return autopsy
     return experiment(step, snapshot, replayed, autopsy, is_compiled(step.model), directory)

@@ -12,7 +12,7 @@ from nangrid.records.autopsy import Autopsy
 from nangrid.records.mechanisms import UNKNOWN
 from nangrid.watch.autopsy.replay import AFTER_UPDATE, Step, named_state, nonfinite, updated
 from nangrid.watch.state.snapshot import Snapshot
-from nangrid.watch.state.tensors import extent, gradients, is_finite, rounds_to_zero
+from nangrid.watch.state.tensors import extent, gradients, is_finite, local, rounds_to_zero
 
 MOST_NAMED = 4
 
@@ -71,8 +71,12 @@ def unreplayed(snapshot: Snapshot, why: str, live: LiveStep) -> Autopsy:
 
 
 def _named(tensors: Mapping[str, Tensor]) -> str:
-    counts = [f"{name} ({int((~torch.isfinite(t)).sum())} of {t.numel()} elements)" for name, t in tensors.items()]
+    counts = [_counted(name, local(tensor)) for name, tensor in tensors.items()]
     return ", ".join(counts[:MOST_NAMED]) + f" and {len(counts) - MOST_NAMED} more" * (len(counts) > MOST_NAMED)
+
+
+def _counted(name: str, tensor: Tensor) -> str:
+    return f"{name} ({int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} elements)"
 
 
 def _before_the_update(step: Step, found: Mapping[str, Tensor]) -> Iterator[str]:

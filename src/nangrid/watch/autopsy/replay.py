@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.watch.autopsy.ablate import Ablation
+from nangrid.watch.autopsy.collectives import without_collectives
 from nangrid.watch.autopsy.origin import Origin, find_origin, is_intentional
 from nangrid.watch.autopsy.places import keep_places
 from nangrid.watch.autopsy.trace import Progress, Tracer
@@ -27,7 +28,7 @@ from nangrid.watch.state.module_state import load_module_state, preserving, pres
 from nangrid.watch.state.random_state import random_states, set_random_states
 from nangrid.watch.state.recorder import shallow
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State, restore
-from nangrid.watch.state.tensors import copy_state, gradients, is_finite, param_groups, wide
+from nangrid.watch.state.tensors import copy_state, gradients, is_finite, local, param_groups, wide
 
 EVALUATION = "eval_loss"
 EAGER = "force_eager"
@@ -179,6 +180,7 @@ def _replaying(
     with (
         preserving(step.model, module_state.frozen),
         _preserving_step(step),
+        without_collectives(),
         # Compiled models are run eagerly, because fused kernels hide their operations from the tracer.
         torch.compiler.set_stance(stance),
     ):
@@ -298,7 +300,7 @@ def digest(tensors: Any) -> str:
     """sha256 over the bits of some tensors; every NaN counts as the same one."""
     sha256 = hashlib.sha256()
     for tensor in tensors:
-        sha256.update(_one_nan(tensor.detach()).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+        sha256.update(_one_nan(local(tensor).detach()).contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return sha256.hexdigest()
 
 
@@ -315,7 +317,7 @@ def nonfinite(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _masks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: ~torch.isfinite(t.detach()) for name, t in tensors.items()}
+    return {name: ~torch.isfinite(local(t).detach()) for name, t in tensors.items()}
 
 
 def _named_tensors(step: Step, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nangrid.watch.state.module_state import ModuleState, ModuleStateRecorder, copy_buffers
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State
-from nangrid.watch.state.tensors import add_new_trainables, copy_state, param_groups
+from nangrid.watch.state.tensors import add_new_trainables, copy_state, local, param_groups
 
 
 class Recorder:
@@ -64,7 +64,7 @@ class Recorder:
         if self.light:
             return
         # One fused copy into buffers that are allocated once.
-        torch._foreach_copy_(list(self._parameters.values()), list(self.trainables.values()))
+        torch._foreach_copy_(list(self._parameters.values()), list(map(local, self.trainables.values())))
         for name, parameter in self.trainables.items():
             live = self.optimizer.state.get(parameter)
             if live:
@@ -79,7 +79,7 @@ class Recorder:
         self._module_state.copy()
         # The loop zeroes the gradients of what the optimizer holds; others accumulate from step to step.
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        others = {name: p.grad for name, p in self.trainables.items() if p.grad is not None and id(p) not in held}
+        others = {n: local(p.grad) for n, p in self.trainables.items() if p.grad is not None and id(p) not in held}
         self._gradients = {name: gradient.clone() for name, gradient in others.items() if gradient is not None}
 
     @torch.no_grad()
@@ -90,8 +90,8 @@ class Recorder:
             return
         for name, parameter in self.trainables.items():
             if name not in self._parameters:
-                self._parameters[name] = parameter.detach().clone()
-                self.initial.setdefault(name, parameter.detach().clone())
+                self._parameters[name] = local(parameter).detach().clone()
+                self.initial.setdefault(name, local(parameter).detach().clone())
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
         """Keep a micro-batch that is about to run."""
@@ -118,15 +118,15 @@ class Recorder:
         )
 
     def _live(self) -> tuple[dict[str, Tensor], State]:
-        parameters = {name: parameter.detach() for name, parameter in self.trainables.items()}
+        parameters = {name: local(parameter).detach() for name, parameter in self.trainables.items()}
         state = {name: self.optimizer.state.get(parameter) for name, parameter in self.trainables.items()}
-        return parameters, {name: dict(entry) for name, entry in state.items() if entry}
+        return parameters, {name: {k: local(v) for k, v in entry.items()} for name, entry in state.items() if entry}
 
     def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """A snapshot of one evaluation batch after the current step, with the parameters as they are now."""
         return replace(
             self.snapshot("eval_loss", outcome, losses),
-            parameters={name: p.detach().clone() for name, p in self.trainables.items()},
+            parameters={name: local(p).detach().clone() for name, p in self.trainables.items()},
             module_state=ModuleState(copy_buffers(self.model)),
             gradients={},
             rng=rng,

@@ -44,8 +44,8 @@ def copy_state(live: Mapping[str, Any], into: dict[str, Any] | None = None) -> d
     """A copy of one parameter's optimizer state, reusing the tensors of `into` where they fit."""
     into = into if into is not None else {}
     copied: dict[str, Any] = {}
-    for key, value in live.items():
-        old = into.get(key)
+    for key, whole in live.items():
+        old, value = into.get(key), local(whole)
         if not isinstance(value, Tensor):
             copied[key] = value
         # Reusing the memory of the last copy saves an allocation per tensor and step.
@@ -56,10 +56,21 @@ def copy_state(live: Mapping[str, Any], into: dict[str, Any] | None = None) -> d
     return copied
 
 
+def local(tensor: Any) -> Any:
+    """The part of a sharded tensor (DTensor) that is on this rank; anything else is itself."""
+    # By name, because torch.distributed.tensor takes long to import. `to_local` would be differentiable.
+    return tensor._local_tensor if type(tensor).__name__ == "DTensor" else tensor
+
+
+def present_gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients that exist, by name."""
+    return {name: p.grad for name, p in trainables.items() if p.grad is not None}
+
+
 def gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
     """The gradients that exist, by name; of sparse ones the values."""
-    dense_or_sparse = {name: p.grad for name, p in trainables.items() if p.grad is not None}
-    return {name: g.coalesce().values() if g.is_sparse else g for name, g in dense_or_sparse.items()}
+    present = {name: local(gradient) for name, gradient in present_gradients(trainables).items()}
+    return {name: g.coalesce().values() if g.is_sparse else g for name, g in present.items()}
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
@@ -67,7 +78,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, Tensor) and value.is_floating_point():
-                yield value
+                yield local(value)
 
 
 def embedding(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
@@ -101,6 +112,7 @@ def elements(tensor: Tensor) -> Tensor | None:
 
     None where there is nothing to inspect: integers, meta tensors, layouts of other libraries.
     """
+    tensor = local(tensor)
     if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         return None
     if tensor.layout is torch.strided:
@@ -129,6 +141,7 @@ def extent(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _real(tensor: Tensor) -> Tensor:
+    tensor = local(tensor)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else wide(tensor)
 
 

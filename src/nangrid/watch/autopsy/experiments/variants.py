@@ -53,7 +53,8 @@ class Variants:
         if "attention" in op:
             for name, backend in _BACKENDS.items():
                 self._try(f"{name} attention", sdpa_kernel([backend]))
-        self._part_of_the_batch(micro_batch)
+        if set(self.snapshot.outcome) != {"parameters"}:  # an update that is replayed alone reads no batch
+            self._part_of_the_batch(micro_batch)
 
     def finite(self, change: str) -> bool | None:
         """Whether every step with this change was finite; None if there was none."""

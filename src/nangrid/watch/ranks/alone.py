@@ -1,0 +1,101 @@
+"""Makes a failing step one that this rank can run again without the others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, NotRepeatableError, Step, repeating
+from nangrid.watch.ranks.sharded import is_sharded, whole
+from nangrid.watch.state.snapshot import MicroBatch, Snapshot
+from nangrid.watch.state.tensors import local, present_gradients
+
+
+@contextmanager
+def alone(step: Step, snapshot: Snapshot, late: bool) -> Iterator[tuple[Step, Snapshot]]:
+    """Within the block, the yielded step runs on this rank alone.
+
+    `late`: steps have followed since, so that the gradients of the failing one are gone.
+    """
+    sharded = is_sharded(step.model)
+    if snapshot.clock not in AFTER_UPDATE:
+        with whole(step, snapshot) if sharded else _as_it_is(snapshot) as bare:
+            yield step, bare
+        return
+    if late:
+        raise NotRepeatableError("the gradients of all ranks, which the optimizer read, are gone.")
+    with repeating(step, snapshot), _shards(step) if sharded else _as_it_is(step):
+        gradients = {name: gradient.clone() for name, gradient in present_gradients(step.trainables).items()}
+        yield _Update(step, gradients), replace(snapshot, initial={})
+
+
+@contextmanager
+def _as_it_is(value: Any) -> Iterator[Any]:
+    yield value
+
+
+class _Update:
+    """The update of a step, from the gradients of all ranks; implements nangrid.watch.autopsy.replay.Step."""
+
+    def __init__(self, step: Step, gradients: Mapping[str, Tensor]) -> None:
+        self.model = step.model
+        self.trainables = step.trainables
+        self.scaler = None
+        """The gradients were unscaled before the optimizer read them."""
+        self._step = step
+        self._gradients = gradients
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the step."""
+        return self._step.optimizer
+
+    def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
+        """Nothing: the gradients of one rank are not those that the optimizer reads."""
+        return torch.zeros(())
+
+    def clip(self) -> Tensor:
+        """Nothing: they are clipped."""
+        return torch.zeros(())
+
+    def update(self) -> None:
+        """Run the optimizer on the gradients that it read in the live step."""
+        for name, gradient in self._gradients.items():
+            self.trainables[name].grad = gradient.clone()
+        self._step.update()
+
+
+@contextmanager
+def _shards(step: Step) -> Iterator[None]:
+    """Within the block, the optimizers hold the local parts of their parameters as plain tensors."""
+    sharded = dict(step.trainables)
+    plain = {name: nn.Parameter(local(parameter).detach()) for name, parameter in sharded.items()}
+    of = {id(parameter): plain[name] for name, parameter in sharded.items()}
+    groups = [(group, group["params"]) for group in step.optimizer.param_groups]
+    optimizers: list[torch.optim.Optimizer] = getattr(step, "optimizers", [step.optimizer])
+    states = [optimizer.state for optimizer in optimizers]
+    try:
+        for name, parameter in sharded.items():
+            plain[name].grad = local(parameter.grad)
+        for group, parameters in groups:
+            group["params"] = [of.get(id(parameter), parameter) for parameter in parameters]
+        for optimizer in optimizers:
+            optimizer.state = defaultdict(dict, {of.get(id(p), p): _local(s) for p, s in optimizer.state.items()})
+        step.trainables.update(plain)
+        yield
+    finally:
+        step.trainables.update(sharded)
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.state = state
+        for group, parameters in groups:
+            group["params"] = parameters
+
+
+def _local(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: local(value) for key, value in state.items()}

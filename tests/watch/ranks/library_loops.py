@@ -1,0 +1,114 @@
+"""A Trainer and a loop of Accelerate on two ranks, with a natural fault in what rank 1 reads."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler, SequentialSampler, TensorDataset
+from two_ranks import note
+
+from nangrid import NonFiniteError
+from nangrid.integrations import watch_trainer
+from nangrid.watch import StepReading
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "accelerate_loop.py"
+SAMPLES, BAD = 12, 5
+"""Samples, one per batch: step 2 of rank 1 reads number 5."""
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        out = self.layers(x)
+        # The slope of a root is infinite at 0.
+        return {"loss": nn.functional.cross_entropy(out, labels) + (x.sum() * out.mean()).pow(2).sqrt()}
+
+
+class InOrder(transformers.Trainer):
+    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
+        return SequentialSampler(self.train_dataset)
+
+
+def trainer(folder: Path, fault: str, **changes: Any) -> InOrder:
+    torch.manual_seed(0)
+    data = [{"x": torch.rand(3) + 0.1, "labels": torch.tensor(n % 3)} for n in range(SAMPLES)]
+    evaluated = [dict(sample) for sample in data[: BAD + 1]]
+    if fault in ("labels", "evaluation"):
+        (data if fault == "labels" else evaluated)[BAD]["labels"] = torch.tensor(-100)
+    if fault == "root":
+        data[BAD]["x"] = torch.zeros(3)
+    options = transformers.TrainingArguments(
+        output_dir=str(folder / "out"),
+        max_steps=6,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **changes,
+    )
+    return InOrder(model=Classifier(), args=options, train_dataset=data, eval_dataset=evaluated)
+
+
+def weights(run: InOrder) -> list[Tensor]:
+    return [p.detach().clone() for p in run.model.parameters()]
+
+
+def healthy(folder: Path) -> bool:
+    """Whether the watch leaves every bit of a finite run alone."""
+    plain = trainer(folder, "")
+    plain.train()
+    watched = trainer(folder, "")
+    watch_trainer(watched, folder)
+    watched.train()
+    return all(map(torch.equal, weights(plain), weights(watched))) and not (folder / "rank0").exists()
+
+
+def stopped(folder: Path, fault: str, **changes: Any) -> dict[str, Any]:
+    """The clocks of a Trainer's run, and at which step it stopped."""
+    run = trainer(folder, fault, **changes)
+    readings: list[StepReading] = []
+    watch = watch_trainer(run, folder, on_step=readings.append)
+    run.train()
+    return {"clocks": watch.clocks.first, "steps": run.state.global_step}
+
+
+def accelerated(folder: Path) -> dict[str, Any]:
+    """The example of the guide, as it is."""
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    torch.manual_seed(0)
+    spec = importlib.util.spec_from_file_location("accelerate_loop", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    noisy, noise, snr = torch.randn(12, 3), torch.randn(12, 3), torch.ones(12)
+    snr[7] = 0  # the second batch of rank 1
+    try:
+        example.train(nn.Linear(3, 3), DataLoader(TensorDataset(noisy, noise, snr), batch_size=2))
+    except NonFiniteError as error:
+        return {"message": str(error)}
+    return {}
+
+
+if __name__ == "__main__":
+    Accelerator(cpu=True)
+    folder = Path(sys.argv[1])
+    transformers.utils.logging.set_verbosity_error()
+    found: dict[str, Any] = {"healthy": healthy(folder / "healthy")}
+    found["labels"] = stopped(folder / "labels", "labels")
+    found["root"] = stopped(folder / "root", "root", gradient_accumulation_steps=2)
+    found["evaluation"] = stopped(folder / "evaluation", "evaluation", eval_strategy="steps", eval_steps=2)
+    found["accelerate"] = accelerated(folder / "accelerate")
+    note(found)

@@ -1,0 +1,99 @@
+"""Loops over a model that fully_shard (FSDP2) has spread over two ranks; the fault is on rank 1."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from two_ranks import note
+
+from nangrid import NonFiniteError, Watch
+
+BAD = 3
+
+
+class Scene:
+    """A sharded model, and six batches of each rank's own."""
+
+    def __init__(self, policy: MixedPrecisionPolicy | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3, bias=False))
+        for part in (self.model[2], self.model):
+            fully_shard(part, mp_policy=policy or MixedPrecisionPolicy())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        self.rank = dist.get_rank()
+        torch.manual_seed(self.rank)
+        self.inputs = [torch.rand(4, 3) + 0.1 for _ in range(6)]
+        self.labels = [torch.randint(0, 3, (4,)) for _ in range(6)]
+        self.losses: list[float] = []
+
+    def train(self, batches: Callable[[Any], Any]) -> None:
+        for number, (x, y) in enumerate(batches(list(zip(self.inputs, self.labels, strict=True)))):
+            out = self.model(torch.log(x))
+            # The slope of a root is infinite at 0.
+            loss = nn.functional.cross_entropy(out, y) + (torch.log(x).sum() * out.mean()).pow(2).sqrt()
+            self.losses.append(loss.item())
+            loss.backward()
+            if number % 2 == 1:
+                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+
+def zero_input(s: Scene) -> None:
+    if s.rank == 1:
+        s.inputs[BAD][1, 2] = 0
+
+
+def ones(s: Scene) -> None:
+    if s.rank == 1:
+        s.inputs[BAD].fill_(1)
+
+
+def without_labels(s: Scene) -> None:
+    if s.rank == 1:
+        s.labels[BAD].fill_(-100)
+
+
+def weight_decay(s: Scene) -> None:
+    """The first update overflows in the elements that this rank holds."""
+    if s.rank == 1:
+        s.optimizer.param_groups[0].update(lr=100.0, weight_decay=3e38)
+
+
+def healthy(folder: Path) -> bool:
+    """Whether the watch leaves every bit of a finite run alone."""
+    found: list[list[Tensor]] = []
+    for watched in (True, False):
+        scene = Scene()
+        watch = Watch(scene.model, scene.optimizer, folder) if watched else None
+        scene.train(watch.batches if watch else iter)
+        weights = [parameter.to_local() for parameter in scene.model.parameters()]
+        found.append([torch.tensor(scene.losses), *weights])
+    return all(map(torch.equal, *found)) and not folder.exists()
+
+
+def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path) -> dict[str, Any]:
+    """How a loop ends."""
+    fault(scene)
+    watch = Watch(scene.model, scene.optimizer, folder)
+    try:
+        scene.train(watch.batches)
+    except NonFiniteError as error:
+        return {"message": str(error)}
+    return {}
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    found: dict[str, Any] = {"healthy": healthy(folder / "healthy")}
+    for fault in (zero_input, ones, without_labels, weight_decay):
+        found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    found["half"] = stopped(Scene(half), ones, folder / "half")
+    note(found)
