@@ -122,6 +122,8 @@ class Autopsy:
     """What the variants show, in one sentence, which the explanation ends with; empty if nothing."""
     alone: bool = False
     """Whether `operation.py`, next to the autopsy, makes the failing operation fail alone."""
+    ablated: bool | None = None
+    """Whether the clock no longer trips once zeros replace what the origin made non-finite; None if not tried."""
     schema: int = SCHEMA
 
 
