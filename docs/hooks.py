@@ -21,7 +21,7 @@ from nangrid.records import defaults
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("default", "peft1715")
-COMMANDS = ("run", "diagnose", "replay", "report", "check", "status")
+COMMANDS = ("run", "why", "diagnose", "replay", "report", "check", "status")
 CONFIG = ROOT / "src" / "nangrid" / "cell" / "config.py"
 YAML = {"None": "null", "True": "true", "False": "false"}
 """Python's default -> what to type."""
