@@ -63,6 +63,7 @@ def _card(grid: Grid, verdict: EventVerdict) -> EventCard:
     causes: list[Cause | SeenCause] = [*verdict.causes, *verdict.seen]
     return EventCard(
         event=str(verdict.event),
+        mechanism=verdict.event.mechanism,
         title=title_of(verdict.event),
         happened=_happened(grid, verdict.event),
         causes=[_cause(cause, verdict.event) for cause in causes[:CURES_SHOWN]],
@@ -94,8 +95,8 @@ def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
         runs.append(graded(Told.SEEN, cause.more))
     elif without:
         whole = len(without) == len(cause.levels)
-        smaller = "with one of them left out" if whole else "with some of them left out"
-        runs.append(f"{smaller} none does" if len(cause.levels) > 1 else "the reference does not")
+        smaller = f"not with {'one' if whole else 'some'} of them left out"
+        runs.append(smaller if len(cause.levels) > 1 else "the reference does not")
     cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
     return CauseCard(_spelled(cause.levels), "; ".join(runs), cells)
 
@@ -106,7 +107,7 @@ def _certainty(verdict: EventVerdict) -> Certainty:
         seeds = min(len(proof.by_seed) for proof in proofs)
         if any(len(proof.onsets(verdict.event)) < len(proof.by_seed) for proof in proofs):
             return Certainty(Grade.PROVEN, "told from chance by an exact test, although seeds disagree")
-        what = "for this one seed" if seeds == 1 else f"for {seeds} seeds"
+        what = "with one seed" if seeds == 1 else f"with {seeds} seeds"
         return Certainty(Grade.PROVEN, f"by runs that differ in these levels alone, {what}")
     if verdict.seen:
         return Certainty(Grade.LIKELY, "seen, but not told from chance")
@@ -127,7 +128,7 @@ def _cure(group: CureGroup) -> CureCard:
     runs = one if tried == 1 else f"{len(group.finite)} of {tried} {noun} that tried it stay"
     until = min(cure.until for cure in group.cures)
     ends = Counter(event_names(combination) for combination in group.failing)
-    others = [f"{len(group.worse)} with a worse loss"] if group.worse else []
+    others = [f"{len(group.worse)} of them to a worse loss"] if group.worse else []
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
     text = "; ".join([f"{runs} finite to step {until}", *others, *short])

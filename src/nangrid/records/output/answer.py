@@ -64,6 +64,7 @@ class EventCard:
 
     event: str
     """Mechanism, phase and kind."""
+    mechanism: str
     title: str
     """The mechanism in words."""
     happened: Statement

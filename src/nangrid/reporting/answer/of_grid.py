@@ -99,6 +99,7 @@ def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
     runs = "1 run fails" if len(cells) == 1 else f"{len(cells)} runs fail"
     return EventCard(
         event=str(event) if event else "unknown",
+        mechanism=event.mechanism if event else "unknown",
         title=title_of(event) if event else "The run fails",
         happened=Statement(f"{runs} this way.", cells),
         causes=[CauseCard(c.levels, f"{c.count} of {c.seeds} seeds fail; {c.grade}", c.cells) for c in causes],
