@@ -60,9 +60,7 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
     assert words.startswith("what 10 of 16 runs failed, in 3 ways.")
     assert "An activation exceeds the float16 range. 6 of 16 runs fail this way, at step 0." in words
     assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor (overflow) at [0, 0, 163]" in words
-    assert (
-        "cause dtype=silent_fp16 with init=zero: the run fails; not with one of them left out (proven)" in words
-    )
+    assert "cause dtype=silent_fp16 with init=zero: the run fails; not with one of them left out (proven)" in words
     assert "change dtype=bf16: 4 of 4 runs that tried it stay finite to step 16; 1 of them to a worse loss" in words
     assert "whether other seeds agree: each combination ran with one seed" in words
     assert "src.report" in words

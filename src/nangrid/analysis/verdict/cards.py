@@ -98,7 +98,8 @@ def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
         smaller = f"not with {'one' if whole else 'some'} of them left out"
         runs.append(smaller if len(cause.levels) > 1 else "the reference does not")
     cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
-    return CauseCard(_spelled(cause.levels), "; ".join(runs), cells)
+    grade = Grade.LIKELY if isinstance(cause, SeenCause) else Grade.PROVEN
+    return CauseCard(_spelled(cause.levels), grade, "; ".join(runs), cells)
 
 
 def _certainty(verdict: EventVerdict) -> Certainty:

@@ -68,14 +68,24 @@ def grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tupl
 
 
 def shown_cures(groups: Sequence[CureGroup]) -> list[CureGroup]:
-    """The first few of the minimal cures."""
-    return minimal_cures(groups)[:CURES_SHOWN]
+    """The first few that contain no smaller cure of the same event."""
+    # a larger cure helps only where a smaller one fails: true, but rarely what to try first
+    minimal = [g for g in groups if not any(set(other.changes) < set(g.changes) for other in groups)]
+    return minimal[:CURES_SHOWN]
 
 
 def minimal_cures(groups: Sequence[CureGroup]) -> list[CureGroup]:
-    """Those that contain no smaller cure of the same event."""
-    # a larger cure helps only where a smaller one fails: true, but rarely what to try first
-    return [g for g in groups if not any(set(other.changes) < set(g.changes) for other in groups)]
+    """Those that contain no smaller cure that helps as much, full ones first, then the smaller.
+
+    A full cure is kept next to a smaller one that is partial.
+    """
+
+    def needless(group: CureGroup) -> bool:
+        smaller = (other for other in groups if set(other.changes) < set(group.changes))
+        return any(not other.failing or group.failing for other in smaller)
+
+    kept = [group for group in groups if not needless(group)]
+    return sorted(kept, key=lambda group: (bool(group.failing), len(group.changes)))
 
 
 def _tries(count: int) -> str:

@@ -39,10 +39,11 @@ def event_sentence(card: EventCard) -> str:
 def _cause(card: EventCard) -> str:
     if not card.causes:
         return "no cause is known"
-    first, *others = card.causes
+    first, *rest = card.causes
+    others = [cause for cause in rest if cause.grade == first.grade]
     if not first.levels:
         return "the reference itself fails this way"
-    verb = "causes it" if card.certainty.grade == Grade.PROVEN else "may cause it, or chance"
+    verb = "causes it" if first.grade == Grade.PROVEN else "may cause it, or chance"
     more = f", and so {'does one other set' if len(others) == 1 else f'do {len(others)} other sets'} of levels"
     return f"{together(first.levels)} {verb}{more if others else ''}"
 

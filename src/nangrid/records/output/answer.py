@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nangrid.records.explain.certainty import Certainty
+from nangrid.records.explain.certainty import Certainty, Grade
 
 SCHEMA = 1
 FAILED, HEALTHY, CRASHED, UNFINISHED = "failed", "healthy", "crashed", "unfinished"
@@ -26,6 +26,7 @@ class CauseCard:
 
     levels: list[str]
     """Empty if the reference itself fails this way."""
+    grade: Grade
     text: str
     """What the runs showed."""
     cells: list[str]
@@ -71,7 +72,7 @@ class EventCard:
     """In how many runs, and when; the runs that failed."""
     causes: list[CauseCard]
     certainty: Certainty
-    """How sure the causes are."""
+    """How sure the first cause is."""
     cures: list[CureCard]
     """The one to try first comes first."""
     no_help: list[FutileCard]

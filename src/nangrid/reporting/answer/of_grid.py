@@ -102,12 +102,18 @@ def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
         mechanism=event.mechanism if event else "unknown",
         title=title_of(event) if event else "The run fails",
         happened=Statement(f"{runs} this way.", cells),
-        causes=[CauseCard(c.levels, f"{c.count} of {c.seeds} seeds fail; {c.grade}", c.cells) for c in causes],
+        causes=[_cause(claim) for claim in causes],
         certainty=_certainty(causes),
         cures=[CureCard(c.levels, False, f"{c.count} of {c.seeds} seeds train; {c.grade}", c.cells) for c in cures],
         no_help=[],
         undecided=[],
     )
+
+
+def _cause(claim: ClaimRecord) -> CauseCard:
+    grades: dict[str, Grade] = {Told.PROVEN: Grade.PROVEN, Told.SEEN: Grade.LIKELY}
+    grade = grades.get(claim.grade, Grade.UNKNOWN)
+    return CauseCard(claim.levels, grade, f"{claim.count} of {claim.seeds} seeds fail; {claim.grade}", claim.cells)
 
 
 def _certainty(causes: list[ClaimRecord]) -> Certainty:
