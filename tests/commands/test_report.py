@@ -102,6 +102,19 @@ def test_the_page_says_it_without_a_network(make_grid: MakeGrid, capsys: pytest.
     assert "sufficient: dtype=fp16 (3 of 3 seeds" in capsys.readouterr().out
 
 
+def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGrid) -> None:
+    path = make_grid({"dtype": ("bf16", "fp16", "fp32", "amp_bf16", "amp_fp16"), "init": ("zero", "mean")})
+    assert report([str(path), "--no-notebook"]) == 0
+    html = (path / "report.html").read_text()
+    said = "An activation exceeds the float16 range (2 runs): dtype=fp16 causes it, and dtype=bf16 cures it."
+    assert said in html and html.index(said) < html.index('class="card"') < html.index('id="map"')
+    card = html[html.index('class="card"') : html.index("</article>")]
+    shown, folded = card.split("<dt>Change</dt>")[1].split("<details>", 1)
+    assert shown.count("stay finite to step 16") == 3 and "<summary>1 more</summary>" in folded
+    links = set(re.findall(r'href="#([\w-]+)"', html))
+    assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
+
+
 def test_json_fits_its_schema(make_grid: MakeGrid, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_grid(seeds=2)
     assert report([str(path), "--no-notebook", "--json", "--reference", "dtype=bf16", "init=mean"]) == 0

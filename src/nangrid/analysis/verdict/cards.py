@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from nangrid.analysis.causes import (
     UNTRAINED,
@@ -26,6 +27,7 @@ from nangrid.records.mechanisms import TITLES
 from nangrid.records.output.answer import CauseCard, CureCard, EventCard, FutileCard, Statement
 
 _UNEXPLAINED = "unexplained "
+_NOTHING_TRAINS = Certainty(Grade.UNKNOWN, "no combination of this grid trains, so there is nothing to compare with")
 
 
 def event_cards(grid: Grid, reference: Combination | None) -> list[EventCard]:
@@ -35,13 +37,17 @@ def event_cards(grid: Grid, reference: Combination | None) -> list[EventCard]:
     """
     reference = reference or grid.reference
     if reference is None:
-        return [_card(grid, EventVerdict(event, _failing(grid, event), (), (), ())) for event in grid.events()]
+        cards = [_card(grid, EventVerdict(event, _failing(grid, event), (), (), ())) for event in grid.events()]
+        return [replace(card, certainty=_NOTHING_TRAINS) for card in cards]
     return [_card(grid, verdict) for verdict in grid.event_verdicts(reference)]
 
 
 def together(levels: Sequence[str]) -> str:
-    """`dtype=fp16`, or `dtype=silent_fp16 with init=zero` for levels that act together."""
-    return " with ".join(levels) or "the reference itself"
+    """`dtype=fp16`, or `dtype=silent_fp16 with init=zero and optim=sgd` for levels that act together."""
+    if not levels:
+        return "the reference itself"
+    first, *others = levels
+    return f"{first} with {' and '.join(others)}" if others else first
 
 
 def title_of(event: Event) -> str:

@@ -38,7 +38,7 @@ def event_sentence(card: EventCard) -> str:
 
 def _cause(card: EventCard) -> str:
     if not card.causes:
-        return "no cause is known"
+        return f"no cause is known, because {card.certainty.because}"
     first, *rest = card.causes
     others = [cause for cause in rest if cause.grade == first.grade]
     if not first.levels:
