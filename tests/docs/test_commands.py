@@ -81,6 +81,7 @@ def stand_ins(failed: Path, default_grid: Path, tmp_path: Path) -> dict[str, str
         "outputs/default": str(default_grid),
         "outputs/peft1715": str(default_grid),
         "outputs/look": str(default_grid),
+        "outputs/diagnose": str(default_grid),
         "outputs/grid": str(default_grid),
         "OUT": str(default_grid),
         "PATH": str(default_grid),

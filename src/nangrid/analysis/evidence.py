@@ -50,6 +50,8 @@ class Evidence:
     paragraph: str
     """What the grid shows, in plain English."""
     cards: Sequence[EventCard]
+    diagnosed: bool
+    """Whether the verdict begins with the result of a search."""
     verdict: Sequence[str]
     every_cure: Sequence[str]
     """The cures that the verdict leaves out, with those that it gives; empty if it gives all."""
@@ -128,6 +130,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         reference=format_levels(best.levels) if chosen or grid.reference else "",
         paragraph=paragraph(records, cards),
         cards=cards,
+        diagnosed=bool(judged.diagnoses),
         verdict=[
             *(line for diagnosis in judged.diagnoses for line in _diagnosis_lines(diagnosis)),
             *verdict(grid, chosen),

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser("check", "Build the cell and inspect it before its first step. Nothing is trained.", EPILOG)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, as run takes them")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
     return exit_code(lambda: _check(options.overrides, options.json))
 

@@ -95,10 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: Namespace) -> None:
     with words_aside(options.json):
-        grid, record = _diagnose(options)
+        found = _diagnose(options)
     if options.json:
         from nangrid.reporting.answer import answer_about  # pandas takes a second
 
+        grid, record = found
         answer = answer_about(grid, with_text=False)
         say_json(DiagnoseResult(grid, record.failing, record.reference, record.lines, record.claims, answer))
 
@@ -111,7 +112,7 @@ def _diagnose(options: Namespace) -> tuple[str, DiagnosisRecord]:
     check_max_runs(problem.max_runs)
     horizon = _whole_number("horizon", options.common, default=HORIZON, least=1)
     diagnosis = diagnose(problem, horizon, say)
-    return diagnosis.failing.config.out, print_summary(diagnosis, problem, command_line("report"))
+    return print_summary(diagnosis, problem, command_line("report"))
 
 
 def problem_of(

@@ -29,7 +29,7 @@ def print_cell(record: CellRecord, directory: Path) -> None:
         say(explain(autopsy))
         override = next((s.override for s in autopsy.suggestions if s.override), "LEVELS")
         say(f"  test a fix on this step: {typed('python -m src.replay', directory, override)}")
-    say(f"how sure this is, and what was ruled out: {typed('python -m src.why', directory)}")
+        say(f"  how sure this is, and what was ruled out: {typed('python -m src.why', directory)}")
 
 
 def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:

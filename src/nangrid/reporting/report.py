@@ -53,7 +53,7 @@ def page_of(evidence: Evidence) -> Page:
         paragraph=evidence.paragraph,
         cards=evidence.cards,
         reference=evidence.reference,
-        diagnosed=bool(evidence.verdict) and evidence.verdict[0].startswith("diagnosis of "),
+        diagnosed=evidence.diagnosed,
         verdict=evidence.verdict,
         every_cure=evidence.every_cure,
         onsets=evidence.times,

@@ -1,27 +1,12 @@
 """An origin is tested by zeros in its place, and an autopsy says how sure it is by fixed rules."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from bare_loop import diagnose
-from torch import Tensor, nn
+from bare_loop import Calculation, diagnose
 
 from nangrid.records.explain.certainty import Grade, mechanism_certainty, origin_certainty
-
-
-class Calculation(nn.Module):
-    """A layer that hands on its input, and a calculation on its output."""
-
-    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer, self.then = nn.Linear(3, 3, bias=False), then
-        nn.init.eye_(self.layer.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.then(self.layer(x))
-
 
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
 
