@@ -22,8 +22,7 @@ from nangrid.records.safety.text import say
 def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> tuple[str, DiagnosisRecord]:
     """Print and keep the event, its causes and cures with the cells that prove them, and its origin.
 
-    The directory of the grid, and what was kept there.
-    `report`: the command that writes the page of a grid's directory.
+    Returns the grid's directory and the record. `report`: the command that writes the page of a grid's directory.
     """
     lines = list(_lines(diagnosis, problem))
     if diagnosis.autopsy is not None:

@@ -17,6 +17,9 @@ from nangrid.records.safety.text import say
 from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import cell_summary, grid_summary
 
+_MOST_JUDGED = 1000
+"""Cells up to which the end of a grid tells causes and cures: for more, comparing them takes minutes."""
+
 
 def print_cell(record: CellRecord, directory: Path) -> None:
     """Print one cell's summary; for a failing one its autopsy and the command that tests a fix."""
@@ -40,7 +43,8 @@ def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
     table = onset_table(records, autopsies)
     console = CleanConsole()
     console.print(grid_summary(table, onset_pivot(table)))
-    console.print(_paragraph(grid), markup=False, highlight=False)
+    if 0 < len(everything) <= _MOST_JUDGED:
+        console.print(_paragraph(grid), markup=False, highlight=False)
     why, report = (typed(f"python -m src.{name}", grid.path) for name in ("why", "report"))
     files = ["", f"table: {grid.path / 'onsets.csv'}", f"the page: {report}", f"where, why, what to change: {why}"]
     for line in [*(f"skipped: {error}" for error in untrusted), *files]:
