@@ -18,7 +18,7 @@ from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import cell_summary, grid_summary
 
 _MOST_JUDGED = 1000
-"""Cells up to which the end of a grid tells causes and cures: for more, comparing them takes minutes."""
+"""Cells up to which the end of a grid tells causes and cures; the work grows with the square of their number."""
 
 
 def print_cell(record: CellRecord, directory: Path) -> None:
