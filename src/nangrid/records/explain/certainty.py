@@ -23,7 +23,7 @@ _TESTED_BY_CHANGE = {
 
 
 class Grade(StrEnum):
-    """How sure a statement about one run is."""
+    """How sure a statement is: proven, likely or unknown."""
 
     PROVEN = "proven"
     LIKELY = "likely"
