@@ -38,7 +38,7 @@ lint: setup  ## Check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
-	$(BIN)/mypy src/run.py src/status.py src/replay.py src/report.py src/diagnose.py src/check.py
+	$(BIN)/mypy src/run.py src/why.py src/status.py src/replay.py src/report.py src/diagnose.py src/check.py
 	$(BIN)/mypy sweeps/dashboard.py
 	$(BIN)/mypy sweeps/design.py
 	$(BIN)/lint-imports

@@ -21,8 +21,10 @@ from nangrid.records import defaults
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("default", "peft1715")
-COMMANDS = ("run", "diagnose", "replay", "report", "check", "status")
+COMMANDS = ("run", "why", "diagnose", "replay", "report", "check", "status")
 CONFIG = ROOT / "src" / "nangrid" / "cell" / "config.py"
+CERTAINTY = ROOT / "src" / "nangrid" / "records" / "explain" / "certainty.py"
+OUTPUT = [ROOT / "src" / "nangrid" / "records" / name for name in ("output/answer.py", "output/results.py")]
 YAML = {"None": "null", "True": "true", "False": "false"}
 """Python's default -> what to type."""
 
@@ -80,6 +82,22 @@ def groups() -> str:
     return "\n".join(_group(name, classes[kind]) for name, kind in names.items())
 
 
+def output() -> str:
+    """One section per object that `--json` prints, the whole before its parts."""
+    parsed = [ast.parse(path.read_text()).body for path in (*OUTPUT, CERTAINTY)]
+    classes = [node for body in parsed for node in reversed(body) if isinstance(node, ast.ClassDef)]
+    return "\n".join(_object(node) for node in classes)
+
+
+def _object(node: ast.ClassDef) -> str:
+    rows = [
+        f"| `{name}` | `{kind}` | {html.escape(' '.join(text.split()))} |".replace(" | None`", "`, or null")
+        for name, kind, _, text in _fields(node)
+    ]
+    table = ["| field | type | meaning |", "| --- | --- | --- |", *rows, ""] if rows else []
+    return "\n".join([f"## {node.name}", "", (ast.get_docstring(node) or "").partition("\n")[0], "", *table])
+
+
 def _group(name: str, config: ast.ClassDef) -> str:
     levels = [_level(path) for path in sorted((ROOT / "conf" / name).glob("*.yaml"))]
     fields = [(f"{name}.{field}", *rest) for field, *rest in _fields(config) if field != "name"]
@@ -113,7 +131,7 @@ def _default(value: ast.expr | None) -> str:
     """The default as Python; empty for a field that its level fixes."""
     if value is None or ast.unparse(value) == "MISSING":
         return ""
-    return repr(getattr(defaults, value.id)) if isinstance(value, ast.Name) else ast.unparse(value)
+    return repr(getattr(defaults, value.id, "")) if isinstance(value, ast.Name) else ast.unparse(value)
 
 
 def _table(fields: list[tuple[str, str, str, str]]) -> str:
@@ -125,4 +143,9 @@ def _table(fields: list[tuple[str, str, str, str]]) -> str:
     return "\n".join(["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
-GENERATED: dict[str, Callable[[], str]] = {"help": help_texts, "keys": top_level_keys, "groups": groups}
+GENERATED: dict[str, Callable[[], str]] = {
+    "help": help_texts,
+    "keys": top_level_keys,
+    "groups": groups,
+    "output": output,
+}

@@ -22,6 +22,7 @@ HYPOTHESES = "conf/hypotheses"
 REFERENCE: list[str] = []
 
 # %%
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +42,7 @@ horizon = common_horizon(evidence.times)
 # ## Verdict
 
 # %%
-print("\n".join(evidence.verdict))
+print(textwrap.fill(evidence.paragraph, 100), *evidence.verdict, sep="\n")
 
 # %% [markdown]
 # ## Onsets

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nangrid.analysis.causes import Event, EventVerdict, Grid, format_levels
-from nangrid.analysis.verdict import verdict
+from nangrid.analysis.verdict import event_cards, event_sentence, verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellError, CellRecord, Trains
 
@@ -128,6 +128,32 @@ def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., 
     lines = verdict(make_grid(seeds=3, event_of=lottery))
     assert any("not told from chance" in line and "dtype=fp16 (1 of 3 seeds" in line for line in lines)
     assert not any("sufficient:" in line or "cure:" in line for line in lines)
+
+
+def test_the_card_of_such_an_event_claims_no_more(make_grid: Callable[..., Grid]) -> None:
+    def lottery(dtype: str, init: str, optim: str, seed: int) -> Event | None:
+        return OVERFLOW if dtype == "fp16" and seed == 2 else None
+
+    (card,) = event_cards(make_grid(seeds=3, event_of=lottery), None)
+    assert (card.certainty.grade, card.causes[0].grade, card.cures) == ("likely", "likely", [])
+    sentence = event_sentence(card)
+    assert "dtype=fp16 may cause it, or chance" in sentence and sentence.endswith("and no run shows a cure.")
+
+
+def test_cards_name_the_smallest_cure_first_and_the_runs_that_prove_it(make_grid: Callable[..., Grid]) -> None:
+    cards = {card.mechanism: card for card in event_cards(make_grid(), None)}
+    rows = cards[ROWS.mechanism]
+    assert rows.causes[0].levels == ["dtype=silent_fp16", "init=zero"] and len(rows.causes[0].cells) == 3
+    assert rows.cures[0].levels == ["dtype=bf16", "init=mean"] and not rows.cures[0].partial
+    assert {cure.partial for cure in rows.cures if cure.levels == ["init=mean"]} == {True}
+    assert [futile.factor for futile in rows.no_help] == ["optim"]
+    assert "dtype=silent_fp16 with init=zero causes it, and dtype=bf16 with init=mean cures it." in event_sentence(rows)
+
+
+def test_without_a_run_that_trains_a_card_claims_nothing(make_grid: Callable[..., Grid]) -> None:
+    (card,) = event_cards(make_grid([("fp16", "zero", "adamw_torch"), ("fp16", "mean", "adamw_torch")]), None)
+    assert (card.certainty.grade, card.causes, card.cures) == ("unknown", [], [])
+    assert "because no combination of this grid trains, so there is nothing to compare with" in event_sentence(card)
 
 
 def test_the_rate_of_an_event_leaves_the_other_events_out(make_grid: Callable[..., Grid]) -> None:

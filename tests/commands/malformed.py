@@ -150,6 +150,8 @@ OTHERS: list[Line] = [
     *(("report", paths) for paths in PATHS),
     *(("status", paths) for paths in PATHS),
     *(("replay", paths) for paths in PATHS),
+    *(("why", paths) for paths in PATHS),
+    ("why", ("missing", "--json", "--markdown")),
     ("report", ("missing", "--hypotheses", "nowhere")),
     ("report", ("--reference", "dtype=bf16")),
     ("replay", ("missing", "hydra.verbose=true")),

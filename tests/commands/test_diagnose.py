@@ -1,11 +1,14 @@
 """From two end points to all causes and cures, by few cells; every one a real tiny cell."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from nangrid.commands.diagnose import main
 from nangrid.records.grid import GridDirectory
+from nangrid.records.output.schemas import path_of
 
 COMMON = ["model=tiny", "model.layers=4", "data=glossary", "data.bos=false", "horizon=4", "tracker=none"]
 
@@ -29,7 +32,11 @@ def test_the_cause_and_the_cures_of_zero_rows_in_halves(tmp_path: Path, capsys: 
     written = {
         record.cell_id: (tmp_path / "cells" / record.cell_id / "result.json").stat().st_mtime_ns for record in records
     }
-    assert main(command) == 0
+    assert main([*command, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    jsonschema.validate(value, json.loads(path_of("diagnose").read_text()))
+    assert value["answer"]["events"][0]["causes"][0]["levels"] == ["init=zero", "dtype=fp16"]
+    assert value["answer"]["events"][0]["certainty"]["grade"] == "proven"
     assert all((tmp_path / "cells" / c / "result.json").stat().st_mtime_ns == t for c, t in written.items())
 
 

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from nangrid.commands.report import main as report
@@ -15,6 +16,7 @@ from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TensorRec
 from nangrid.records.cell import CellError, CellRecord, write_record
 from nangrid.records.grid import GridDirectory
 from nangrid.records.history import write_history
+from nangrid.records.output.schemas import path_of
 
 MakeRecord = Callable[..., CellRecord]
 MakeGrid = Callable[..., Path]
@@ -98,6 +100,30 @@ def test_the_page_says_it_without_a_network(make_grid: MakeGrid, capsys: pytest.
     assert "init has no effect: the histories of all 6 matched pairs of cells are equal to the last bit." in text
     assert "python -m src.run seed=2 horizon=16 out=outputs/again-" in text
     assert "sufficient: dtype=fp16 (3 of 3 seeds" in capsys.readouterr().out
+
+
+def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGrid) -> None:
+    path = make_grid({"dtype": ("bf16", "fp16", "fp32", "amp_bf16", "amp_fp16"), "init": ("zero", "mean")})
+    assert report([str(path), "--no-notebook"]) == 0
+    html = (path / "report.html").read_text()
+    said = "An activation exceeds the float16 range (2 runs): dtype=fp16 causes it, and dtype=bf16 cures it."
+    assert said in html and html.index(said) < html.index('class="card"') < html.index('id="map"')
+    card = html[html.index('class="card"') : html.index("</article>")]
+    shown, folded = card.split("<dt>Change</dt>")[1].split("<details>", 1)
+    assert shown.count("stay finite to step 16") == 3 and "<summary>1 more</summary>" in folded
+    links = set(re.findall(r'href="#([\w-]+)"', html))
+    assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
+
+
+def test_json_fits_its_schema(make_grid: MakeGrid, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_grid(seeds=2)
+    assert report([str(path), "--no-notebook", "--json", "--reference", "dtype=bf16", "init=mean"]) == 0
+    shown = capsys.readouterr()
+    value = json.loads(shown.out)
+    jsonschema.validate(value, json.loads(path_of("report").read_text()))
+    assert value["notebook"] is None and Path(value["page"]).exists() and len(value["cells"]) == 8
+    assert value["answer"]["events"][0]["cures"][0]["levels"] == ["dtype=bf16"]
+    assert "sufficient: dtype=fp16" in shown.err
 
 
 def test_text_from_the_data_is_shown_and_never_run(make_grid: MakeGrid) -> None:

@@ -21,6 +21,7 @@ from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
+from nangrid.commands.why import main as why
 from nangrid.diagnosis.oracle import DiagnosisProblem
 from nangrid.records.grid import GridDirectory
 
@@ -30,7 +31,8 @@ COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )?(?:python -m src\.|nangrid |make )[a-z][
 
 
 def _pages() -> dict[str, str]:
-    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    skill = ROOT / "src" / "nangrid" / "SKILL.md"
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", skill, *sorted((ROOT / "docs").rglob("*.md"))]
     return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 
 
@@ -79,12 +81,16 @@ def stand_ins(failed: Path, default_grid: Path, tmp_path: Path) -> dict[str, str
         "outputs/default": str(default_grid),
         "outputs/peft1715": str(default_grid),
         "outputs/look": str(default_grid),
+        "outputs/diagnose": str(default_grid),
+        "outputs/grid": str(default_grid),
         "OUT": str(default_grid),
+        "PATH": str(default_grid),
+        "autopsy": str(failed),
     }
 
 
 def test_the_pages_show_every_command() -> None:
-    assert {line.split()[0] for line in OURS} == {"run", "diagnose", "replay", "report", "check", "status"}
+    assert {line.split()[0] for line in OURS} == {"run", "why", "diagnose", "replay", "report", "check", "status"}
     assert len(OURS) > 30 and {"grid", "report", "test", "lint", "docs"} <= set(TARGETS)
 
 
@@ -97,11 +103,14 @@ def test_a_command_can_be_typed(
     name, *arguments = shlex.split(line)
     arguments = [_with_stand_in(argument, stand_ins) for argument in arguments if argument != "..."]
     if name == "run":
-        assert run([*arguments, "dry_run=true"]) == 0
+        assert run([*(argument for argument in arguments if argument != "--json"), "dry_run=true"]) == 0
+    elif name == "why":
+        assert why(arguments or [stand_ins["OUT"]]) == 0
     elif name == "replay":
         assert replay(arguments or [stand_ins["outputs/grid/cells/30e24def"]]) == 0
     elif name == "diagnose":
         _plan_only(monkeypatch)
+        arguments = [argument for argument in arguments if argument != "--json"]
         assert diagnose(arguments or ["--failing", "dtype=fp16", "--reference", "dtype=bf16"]) == 0
     elif name == "check":
         assert check([*arguments, "model=tiny", "model.layers=1"]) == 0

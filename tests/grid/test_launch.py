@@ -1,6 +1,7 @@
 """A grid from the command line to the table and the exit code; only what runs inside a cell is fake."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import jsonschema
 import pytest
 from fake_cell import starts_file
 
@@ -20,6 +22,7 @@ from nangrid.grid.lock import is_held
 from nangrid.grid.plan import CellPlan
 from nangrid.records.cell import read_record
 from nangrid.records.grid import GridDirectory
+from nangrid.records.output.schemas import path_of
 
 
 def run(out: Path, *arguments: str) -> int:
@@ -37,8 +40,23 @@ def test_a_grid_ends_with_its_onset_table(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     assert "cell 2/2 dtype=fp32: finite to step 4" in shown.out
     assert "2 cells: 2 finite" in shown.out
+    assert "2 of 4 runs failed, in one way. The gradient is non-finite" in " ".join(shown.out.split())
+    assert f"where, why, what to change: python -m src.why {tmp_path}" in shown.out.splitlines()
     assert len((tmp_path / "onsets.csv").read_text().splitlines()) == 5, "the file holds the earlier cells too"
     assert shown.err == ""
+
+
+def test_json_is_all_that_standard_output_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A crashed cell makes exit code 1, and the others are results all the same."""
+    assert run(tmp_path, "-m", "seed=0,1,2", "horizon=4", "--json") == 1
+    shown = capsys.readouterr()
+    value = json.loads(shown.out)
+    jsonschema.validate(value, json.loads(path_of("run").read_text()))
+    assert sorted((cell["status"], cell["onset_step"]) for cell in value["cells"] if cell["error"] is None) == [
+        ("finite", None),
+        ("nonfinite", 2),
+    ]
+    assert value["answer"]["outcome"] == "failed" and "cell 3/3" in shown.err
 
 
 def test_crashed_cells_are_named_with_their_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

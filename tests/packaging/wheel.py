@@ -33,6 +33,7 @@ def main() -> None:
     assert nangrid.Watch and nangrid.NonFiniteError
     assert (PACKAGE / "conf" / "config.yaml").is_file() and list((PACKAGE / "conf" / "experiment").glob("*.yaml"))
     assert list((PACKAGE / "notebooks").glob("*.py")) and (PACKAGE / "py.typed").is_file()
+    assert (PACKAGE / "SKILL.md").is_file() and (PACKAGE / "records" / "output" / "schemas" / "why.json").is_file()
 
     with TemporaryDirectory() as folder:
         assert "diagnose" in typed("--help", cwd=folder)
@@ -41,6 +42,7 @@ def main() -> None:
         assert not list(Path(folder).rglob("result.json"))
         typed(*CELL, cwd=folder)
         (result,) = Path(folder).rglob("result.json")
+        assert "Nothing went wrong" in typed("why", str(result.parent), cwd=folder)
     print(f"wheel: {result.relative_to(folder)}")
 
 

@@ -14,6 +14,7 @@ from nangrid.commands.replay import main as replay
 from nangrid.commands.report import main as report
 from nangrid.commands.run import main as run
 from nangrid.commands.status import main as status
+from nangrid.commands.why import main as why
 
 MakeGrid = Callable[[dict[str, Attack]], dict[str, Path]]
 Captured = pytest.CaptureFixture[str]
@@ -56,8 +57,9 @@ def test_no_command_acts_on_a_strangers_request(
     for command in commands:
         assert command() == 2
         one_sentence(capsys, outside)
-    assert status([str(tmp_path / "grid")]) == 0
-    harmless(capsys.readouterr().out, outside)
+    for shows in (status, why):
+        assert shows([str(tmp_path / "grid")]) == 0
+        harmless(capsys.readouterr().out, outside)
     assert not (tmp_path / "mine").exists()
 
 
@@ -76,8 +78,11 @@ def test_records_that_cannot_be_read_are_named_and_the_others_count(
     assert "sufficient: dtype=fp16" in shown
     for cell in cells.values():
         assert f"skipped: {cell / 'result.json'} cannot be read (" in shown
-        assert replay([str(cell)]) == 2
-        one_sentence(capsys, outside)
+        for command in (replay, why):
+            assert command([str(cell)]) == 2
+            one_sentence(capsys, outside)
+    assert why([str(tmp_path / "grid")]) == 0
+    assert "dtype=fp16" in harmless(capsys.readouterr().out, outside)
 
 
 def test_what_a_record_says_is_shown_and_not_run(
@@ -96,6 +101,12 @@ def test_what_a_record_says_is_shown_and_not_run(
     for cell in cells.values():
         replay([str(cell)])
         harmless(capsys.readouterr().err, outside)
+    for path in (grid, *cells.values()):
+        for form in ([], ["--markdown"], ["--json", "--with-text"]):
+            why([str(path), *form])
+            shown = capsys.readouterr()
+            outside_of_code = re.sub("`[^`]*`", "", harmless(shown.out + shown.err, outside))
+            assert "<script" not in outside_of_code or "--markdown" not in form
     assert not list(outside.glob("lock*"))
 
 
@@ -144,7 +155,7 @@ def test_a_damaged_grid_record_ends_in_a_sentence(
 ) -> None:
     hostile({})
     (tmp_path / "grid" / "grid.json").write_text(content)
-    for command in (status, report):
+    for command in (status, report, why):
         assert command([str(tmp_path / "grid")]) == 2
         assert "grid.json cannot be read (" in one_sentence(capsys, outside)
 
@@ -177,8 +188,8 @@ def test_a_compressed_checkpoint_is_refused_before_it_expands(tmp_path: Path) ->
         for member in sound.infolist():
             bomb.writestr(member.filename, sound.read(member))
     torch.save([1], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    for name, why in (("bomb.pt", "compressed"), ("old.pt", "no archive"), ("missing.pt", "No such file")):
-        with pytest.raises(InputError, match=why):
+    for name, reason in (("bomb.pt", "compressed"), ("old.pt", "no archive"), ("missing.pt", "No such file")):
+        with pytest.raises(InputError, match=reason):
             load_pickle(tmp_path / name)
 
 

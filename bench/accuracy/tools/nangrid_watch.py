@@ -11,6 +11,7 @@ from tools.answer import Answer
 from torch import nn
 
 from nangrid import NonFiniteError, Watch
+from nangrid.records.explain.certainty import mechanism_certainty, origin_certainty
 
 
 def ask(case: Case, folder: Path) -> Answer:
@@ -41,7 +42,7 @@ def ask(case: Case, folder: Path) -> Answer:
             losses=losses,
             parameters=fingerprint(subject.model),
             reproduced=found.reproduced,
-            confidence=str(getattr(found, "confidence", "")),
+            confidence=f"origin {origin_certainty(found).grade}, mechanism {mechanism_certainty(found).grade}",
         )
     return Answer(losses=losses, parameters=fingerprint(subject.model))
 

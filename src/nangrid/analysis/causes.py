@@ -193,6 +193,7 @@ class Grid:
         series = losses or {r.cell_id: [_loss(r)] * r.steps_done for r in records}
         self.excess = self._excess(series)
         """Per combination that trains, by how many tolerances its loss is above the best: up to 1 is no worse."""
+        self._verdicts: dict[Levels, list[EventVerdict]] = {}
         self._suggested = {i: _groups_suggested(autopsy) for i, autopsy in autopsies.items()}
 
     def _excess(self, losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
@@ -239,6 +240,11 @@ class Grid:
 
     def event_verdicts(self, reference: Combination) -> list[EventVerdict]:
         """Causes and cures of each event, relative to the reference."""
+        if reference.levels not in self._verdicts:
+            self._verdicts[reference.levels] = self._judged(reference)
+        return self._verdicts[reference.levels]
+
+    def _judged(self, reference: Combination) -> list[EventVerdict]:
         found = {event: self._causes(event, reference) for event in self.events()}
         runs = Runs(list(self.combinations.values()), reference, None)
         proven = {cause.levels: cause.open for causes, _ in found.values() for cause in causes}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from nangrid.analysis.causes import Combination, Grid
+from nangrid.analysis.causes import Combination, Grid, format_levels
 from nangrid.analysis.effects import contrasts, factor_tests, interactions
 from nangrid.analysis.histories import History, column, read_histories
 from nangrid.analysis.hypotheses import RULES, Decided, decide, read_hypotheses
@@ -18,13 +18,14 @@ from nangrid.analysis.limits import limits
 from nangrid.analysis.onsets import onset_table, varying_factors
 from nangrid.analysis.rates import rates
 from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
-from nangrid.analysis.verdict import every_cure, verdict
+from nangrid.analysis.verdict import event_cards, every_cure, paragraph, verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.diagnosis import DiagnosisRecord, read_diagnoses
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import GridDirectory
 from nangrid.records.headroom import read_headroom
+from nangrid.records.output.answer import EventCard
 from nangrid.records.safety.command import typed
 from nangrid.records.safety.names import is_override
 
@@ -44,6 +45,13 @@ class Evidence:
     times: pd.DataFrame
     base: Mapping[str, str]
     """The reference's levels, or the first levels where nothing trains."""
+    reference: str
+    """The levels of the reference; empty if nothing trains."""
+    paragraph: str
+    """What the grid shows, in plain English."""
+    cards: Sequence[EventCard]
+    diagnosed: bool
+    """Whether the verdict begins with the result of a search."""
     verdict: Sequence[str]
     every_cure: Sequence[str]
     """The cures that the verdict leaves out, with those that it gives; empty if it gives all."""
@@ -68,40 +76,67 @@ class Evidence:
         return factors_of(self.times)
 
 
-def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequence[str] = ()) -> Evidence:
-    """Evidence of a grid's directory. InputError if it holds no finished cell, or not the requested reference."""
+@dataclass(frozen=True)
+class Judged:
+    """The runs of a grid, and what they are compared with."""
+
+    records: Sequence[CellRecord]
+    autopsies: Mapping[str, Autopsy]
+    histories: Mapping[str, History]
+    grid: Grid
+    chosen: Combination | None
+    """The reference that the user or a diagnosis requested."""
+    diagnoses: Sequence[DiagnosisRecord]
+    skipped: Sequence[str]
+    """Sentences about records that are not counted."""
+
+
+def judge(directory: GridDirectory, reference: Sequence[str] = ()) -> Judged:
+    """The runs of a grid's directory. InputError if it holds no finished cell, or not the requested reference."""
     records, untrusted = directory.records()
     if not records:
         raise InputError(f"{directory.path} holds no finished cell: run its grid first.")
     records, doubles = _without_doubles(_in_order(records))
     autopsies = directory.autopsies(records)
     histories = read_histories(directory, records)
-    onsets = onset_table(records, autopsies)
-    times = durations(onsets)
     grid = Grid(records, autopsies, {i: column(history, "loss").tolist() for i, history in histories.items()})
     diagnoses, damaged = read_diagnoses(directory.path)
     chosen = _chosen(grid, reference) if reference else _diagnosed(grid, diagnoses)
+    skipped = [*doubles, *(f"skipped: {error}" for error in [*untrusted, *damaged])]
+    return Judged(records, autopsies, histories, grid, chosen, diagnoses, skipped)
+
+
+def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequence[str] = ()) -> Evidence:
+    """Evidence of a grid's directory; errors as in `judge`."""
+    judged = judge(directory, reference)
+    records, histories, grid, chosen = judged.records, judged.histories, judged.grid, judged.chosen
+    onsets = onset_table(records, judged.autopsies)
+    times = durations(onsets)
     best = chosen or grid.reference or next(iter(grid.combinations.values()))
     base = dict(best.levels)
     compared = contrasts(times, base, histories)
     tested = factor_tests(times)
     event_rates = rates(times)
+    cards = event_cards(grid, chosen)
     return Evidence(
         grid_id=directory.grid_id,
         path=directory.path,
         records=records,
-        autopsies=autopsies,
+        autopsies=judged.autopsies,
         histories=histories,
         onsets=onsets,
         times=times,
         base=base,
-        verdict=[*(line for diagnosis in diagnoses for line in _diagnosis_lines(diagnosis)), *verdict(grid, chosen)],
-        every_cure=every_cure(grid, chosen),
-        limits=[
-            *limits(records, times, event_rates, tested, compared),
-            *doubles,
-            *(f"skipped: {error}" for error in [*untrusted, *damaged]),
+        reference=format_levels(best.levels) if chosen or grid.reference else "",
+        paragraph=paragraph(records, cards),
+        cards=cards,
+        diagnosed=bool(judged.diagnoses),
+        verdict=[
+            *(line for diagnosis in judged.diagnoses for line in _diagnosis_lines(diagnosis)),
+            *verdict(grid, chosen),
         ],
+        every_cure=every_cure(grid, chosen),
+        limits=[*limits(records, times, event_rates, tested, compared), *judged.skipped],
         tests=tested,
         contrasts=compared,
         interactions=interactions(times, base),
@@ -114,7 +149,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
 
 
 def rerun_command(record: CellRecord) -> str:
-    """Command that reruns the cell from the root of a checkout, into a new grid; for a script, its name and levels."""
+    """Command that reruns the cell into a new grid; for a script, its name and levels."""
     if "script" in record.factors:
         return typed(f"{record.factors['script']} with", *record.overrides)
     overrides = [o for o in record.overrides if o.partition("=")[0] not in ("out", "horizon", "resume", "dry_run")]

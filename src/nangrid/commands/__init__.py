@@ -14,6 +14,7 @@ COMMANDS = {
     "diagnose": "search causes and cures between a failing and a training cell",
     "replay": "run a cell's failing step again, unchanged or under other levels",
     "report": "report which levels caused each failure and what cures it",
+    "why": "say what went wrong, how sure that is, and what to change first",
     "check": "check a run before its first step",
     "status": "show the progress of a grid",
 }

@@ -14,6 +14,8 @@ from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
 from nangrid.grid.plan import plan_cell
 from nangrid.grid.worker import ENVIRONMENT
+from nangrid.records.output.printed import say_json
+from nangrid.records.output.results import CheckFinding, CheckResult
 from nangrid.records.safety.text import say
 
 EPILOG = """\
@@ -26,12 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 if the cell could be checked, whatever was found; 2 if it cannot be built."""
     parser = make_parser("check", "Build the cell and inspect it before its first step. Nothing is trained.", EPILOG)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, as run takes them")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_intermixed_args(arguments)
     os.environ.update(ENVIRONMENT)  # as in the cell's own process, before torch is imported
-    return exit_code(lambda: _check(options.overrides))
+    return exit_code(lambda: _check(options.overrides, options.json))
 
 
-def _check(overrides: Sequence[str]) -> None:
+def _check(overrides: Sequence[str], as_json: bool) -> None:
     overrides = with_run_levels(overrides)
     config = plan_cell(composed(overrides), overrides).cell_config
     from transformers.utils.logging import disable_progress_bar
@@ -45,6 +48,10 @@ def _check(overrides: Sequence[str]) -> None:
             cell = build_cell(config, Path(scratch))
         began = time.perf_counter()
         findings = check_cell(cell, config, trial=True)
+    if as_json:
+        listed = [CheckFinding(f.check, f.severity, f.evidence, f.fix) for f in findings]
+        say_json(CheckResult(listed, cell.ledger.warnings, cell.ledger.as_dict()))
+        return
     for line in cell.ledger.warnings:
         say(f"warning: not as requested: {line}")
     for finding in findings:

@@ -12,6 +12,7 @@ from nangrid.cell.identity import level_fields
 from nangrid.commands.compose import composed, key_of, with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import command_line, make_parser
+from nangrid.commands.streams import words_aside
 from nangrid.diagnosis.diagnose import diagnose
 from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_max_runs
 from nangrid.diagnosis.summary import print_summary
@@ -20,7 +21,10 @@ from nangrid.grid.plan import CellPlan, plan_cell
 from nangrid.grid.start_from import levels_of
 from nangrid.records.cell import START_FROM
 from nangrid.records.defaults import DIAGNOSE_OUT, HORIZON, MAX_RUNS, SEEDS
+from nangrid.records.diagnosis import DiagnosisRecord
 from nangrid.records.errors import InputError
+from nangrid.records.output.printed import say_json
+from nangrid.records.output.results import DiagnoseResult
 from nangrid.records.safety.text import say
 from nangrid.records.start_from import find_start
 
@@ -84,18 +88,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--n-jobs", type=int, default=1, help="runs in parallel (1)")
     parser.add_argument("--seeds", type=int, help="number of seeds that must agree (3; start_from: 1)")
     parser.add_argument("--max-runs", type=int, default=MAX_RUNS, help=f"runs after which the search ends ({MAX_RUNS})")
+    parser.add_argument("--json", action="store_true", help="print JSON; words go to standard error")
     options = parser.parse_args(arguments)
-    return exit_code(lambda: _diagnose(options))
+    return exit_code(lambda: _main(options))
 
 
-def _diagnose(options: Namespace) -> None:
+def _main(options: Namespace) -> None:
+    with words_aside(options.json):
+        found = _diagnose(options)
+    if options.json:
+        from nangrid.reporting.answer import answer_about  # pandas takes a second
+
+        grid, record = found
+        answer = answer_about(grid, with_text=False)
+        say_json(DiagnoseResult(grid, record.failing, record.reference, record.lines, record.claims, answer))
+
+
+def _diagnose(options: Namespace) -> tuple[str, DiagnosisRecord]:
+    """The directory in which the runs are kept, and what they show."""
     problem = problem_of(options.common, options.failing, options.reference, options.n_jobs, options.seeds)
     between = levels_between(options.between, problem)
     problem = replace(problem, max_runs=options.max_runs, between=between)
     check_max_runs(problem.max_runs)
     horizon = _whole_number("horizon", options.common, default=HORIZON, least=1)
     diagnosis = diagnose(problem, horizon, say)
-    print_summary(diagnosis, problem, command_line("report"))
+    return print_summary(diagnosis, problem, command_line("report"))
 
 
 def problem_of(

@@ -10,7 +10,7 @@ import textwrap
 from typing import get_type_hints
 
 from nangrid.cell.config import CONF_DIR, Config
-from nangrid.commands.parser import as_typed
+from nangrid.records.safety.command import as_typed
 
 WIDTH = 80
 USAGE = """\

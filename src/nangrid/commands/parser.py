@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from pathlib import Path
 
-from nangrid.records.safety.command import typed
-
-CHECKOUT, INSTALLED = "python -m src.", "nangrid "
+from nangrid.records.safety.command import CHECKOUT, as_typed, typed
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
@@ -24,10 +20,4 @@ def make_parser(command: str, description: str, epilog: str = "") -> ArgumentPar
 
 def command_line(command: str, *arguments: object) -> str:
     """`nangrid run` where the installed entry point was called, else `python -m src.run`; arguments are quoted."""
-    return typed(as_typed(CHECKOUT + command), *arguments)
-
-
-def as_typed(text: str) -> str:
-    """`text`, its commands turned into the installed ones where the installed entry point was called."""
-    installed = Path(sys.argv[0]).stem == INSTALLED.strip()
-    return text.replace(CHECKOUT, INSTALLED) if installed else text
+    return typed(CHECKOUT + command, *arguments)

@@ -12,8 +12,8 @@ from omegaconf import ValidationError
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from nangrid.cell.config import Config
-from nangrid.commands.parser import as_typed
 from nangrid.records.errors import InputError
+from nangrid.records.safety.command import as_typed
 
 OTHER_KEYS = ("experiment", "hydra.launcher.n_jobs", "hydra.launcher.timeout_s")
 

@@ -20,12 +20,17 @@ from nangrid.cell.config import CONF_DIR, Config
 from nangrid.commands.compose import with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.help import usage
-from nangrid.commands.parser import as_typed
-from nangrid.grid.launch import launch
+from nangrid.commands.streams import words_aside
+from nangrid.grid.launch import Finished, collecting, launch
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import plain_config, task_overrides
 from nangrid.records.errors import InputError
+from nangrid.records.output.printed import say_json
+from nangrid.records.output.results import CellResult, RunResult
+from nangrid.records.safety.command import as_typed
 from nangrid.records.safety.text import say
+
+JSON = "--json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +39,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 after Ctrl-C, SIGTERM or SIGHUP, which stop the cells cleanly.
     """
     with _stopping_on(signal.SIGTERM, signal.SIGHUP):
-        return exit_code(lambda: _compose_and_launch(sys.argv[1:] if arguments is None else list(arguments)))
+        return exit_code(lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: list[str]) -> None:
+    as_json = JSON in arguments
+    finished: list[Finished] = []
+    try:
+        with words_aside(as_json), collecting() as finished:
+            _compose_and_launch([argument for argument in arguments if argument != JSON])
+    finally:
+        # a cell that crashed ends the command with exit code 1, and is a result all the same
+        if as_json and finished:
+            say_json(_result(finished[-1]))
+    if as_json and not finished:
+        raise InputError("--json prints what has run: leave out dry_run=true, --help or --cfg.")
+
+
+def _result(finished: Finished) -> RunResult:
+    from nangrid.reporting.answer import answer_about  # pandas takes a second
+
+    cells = [CellResult.of(record, str(finished.grid.cell(record.cell_id))) for record in finished.records]
+    answer = answer_about(str(finished.grid.path), with_text=False) if cells else None
+    return RunResult(str(finished.grid.path), cells, answer)
 
 
 def _compose_and_launch(arguments: list[str]) -> None:

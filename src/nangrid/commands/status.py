@@ -17,6 +17,8 @@ from nangrid.commands.parser import make_parser
 from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.cell import STATUS_TITLES
+from nangrid.records.output.printed import say_json
+from nangrid.records.output.results import CellProgress, StatusResult
 from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
 
@@ -37,17 +39,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 if the directory is not a grid's."""
     parser = make_parser("status", "Show the progress of a grid, from its directory alone.")
     parser.add_argument("grid", metavar="GRID_DIR", help="the grid's out=, such as outputs/default")
-    parser.add_argument("--follow", action="store_true", help="keep the table up to date until no cell is running")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--follow", action="store_true", help="keep the table up to date until no cell is running")
+    form.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    return exit_code(lambda: _show(options.grid, options.follow))
+    return exit_code(lambda: _show(options.grid, options.follow, options.json))
 
 
-def _show(path: str, follow: bool) -> None:
-    if follow:
+def _show(path: str, follow: bool, as_json: bool) -> None:
+    if as_json:
+        say_json(_result(read_status(path)))
+    elif follow:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(path)
     else:
         CleanConsole().print(shown(read_status(path)))
+
+
+def _result(status: GridStatus) -> StatusResult:
+    cells = [
+        CellProgress(
+            cell.cell_id, cell.title, cell.state, cell.steps_done, cell.horizon,
+            cell.progress.loss if cell.progress else None, cell.progress.updated if cell.progress else None,
+        )
+        for cell in status.cells
+    ]  # fmt: skip
+    skipped = [str(error) for error in status.skipped]
+    return StatusResult(str(status.grid.path), dict(status.counts), cells, status.seconds_left(), skipped)
 
 
 def _follow(path: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 
 _DESCRIPTORS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
@@ -24,6 +26,13 @@ def open_closed_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def words_aside(aside: bool) -> Iterator[None]:
+    """Within the block what is printed goes to standard error if `aside`, because standard output is for JSON."""
+    with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():
+        yield
 
 
 def mute_output() -> None:

@@ -19,10 +19,10 @@ from nangrid.records.safety.command import typed
 from nangrid.records.safety.text import say
 
 
-def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> None:
+def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) -> tuple[str, DiagnosisRecord]:
     """Print and keep the event, its causes and cures with the cells that prove them, and its origin.
 
-    `report`: the command that writes the page of a grid's directory.
+    Returns the grid's directory and the record. `report`: the command that writes the page of a grid's directory.
     """
     lines = list(_lines(diagnosis, problem))
     if diagnosis.autopsy is not None:
@@ -32,6 +32,7 @@ def print_summary(diagnosis: Diagnosis, problem: DiagnosisProblem, report: str) 
     record = DiagnosisRecord(diagnosis.failing.cell_id, diagnosis.reference.cell_id, lines, claims)
     write_diagnosis(GridDirectory.open(out).path, record)
     say("\n".join(["", *lines, f"report: {typed(report, out)}"]))
+    return out, record
 
 
 def _claims(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[ClaimRecord]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nangrid.grid.collect import GridOutcome
@@ -36,6 +39,28 @@ class Executor(Protocol):
         """Run the cells that are not done; return when all have ended."""
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A grid that has run, and the records of the cells that were requested."""
+
+    grid: GridDirectory
+    records: Sequence[CellRecord]
+
+
+_COLLECTED: ContextVar[list[Finished] | None] = ContextVar("_COLLECTED", default=None)
+
+
+@contextmanager
+def collecting() -> Iterator[list[Finished]]:
+    """Within the block each grid that has run is added to the list; Hydra hands no result of a launcher back."""
+    finished: list[Finished] = []
+    token = _COLLECTED.set(finished)
+    try:
+        yield finished
+    finally:
+        _COLLECTED.reset(token)
+
+
 def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Executor, *, single: bool = False) -> None:
     """Check every cell (a composed config and the overrides that led to it), run them, and print the outcome.
 
@@ -52,6 +77,8 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execu
     if not (grid.path / "cells").is_dir():
         raise CellsFailedError(f"{grid.path} was deleted while its cells ran: run the same command again.")
     records = [outcome.records[plan.cell_id] for plan in plans if plan.cell_id in outcome.records]
+    if (collected := _COLLECTED.get()) is not None:
+        collected.append(Finished(grid, records))
     from nangrid.reporting.finished import print_cell, print_grid  # pandas and rich take a second
 
     if single and records:

@@ -126,6 +126,8 @@ class Autopsy:
     """The rank on which the value arose; None if the process trained alone, or if it arose between the ranks."""
     by_communication: dict[str, list[str]] = field(default_factory=dict)
     """Per rank, the parameters whose gradients are non-finite, but finite in the rank's own computation."""
+    ablated: bool | None = None
+    """Whether the clock no longer trips once zeros replace what the origin made non-finite; None if not tried."""
     schema: int = SCHEMA
 
 
@@ -156,5 +158,5 @@ def _from_schema_2(autopsy: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_schema_3(autopsy: dict[str, Any]) -> dict[str, Any]:
-    """Schema 3 knew no ranks."""
+    """Schema 3 knew no ranks and no ablation."""
     return autopsy | {"by_communication": {}}

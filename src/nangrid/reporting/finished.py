@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nangrid.analysis.evidence import judge
 from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
+from nangrid.analysis.verdict import event_cards, paragraph
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import RecordError
 from nangrid.records.explain import explain
@@ -14,6 +16,9 @@ from nangrid.records.safety.command import typed
 from nangrid.records.safety.text import say
 from nangrid.reporting.console import CleanConsole
 from nangrid.reporting.terminal import cell_summary, grid_summary
+
+_MOST_JUDGED = 1000
+"""Cells up to which the end of a grid tells causes and cures; the work grows with the square of their number."""
 
 
 def print_cell(record: CellRecord, directory: Path) -> None:
@@ -27,6 +32,7 @@ def print_cell(record: CellRecord, directory: Path) -> None:
         say(explain(autopsy))
         override = next((s.override for s in autopsy.suggestions if s.override), "LEVELS")
         say(f"  test a fix on this step: {typed('python -m src.replay', directory, override)}")
+        say(f"  how sure this is, and what was ruled out: {typed('python -m src.why', directory)}")
 
 
 def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
@@ -37,6 +43,15 @@ def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
     table = onset_table(records, autopsies)
     console = CleanConsole()
     console.print(grid_summary(table, onset_pivot(table)))
-    files = [f"table: {grid.path / 'onsets.csv'}", f"causes and cures: {typed('python -m src.report', grid.path)}"]
+    if 0 < len(everything) <= _MOST_JUDGED:
+        console.print(_paragraph(grid), markup=False, highlight=False)
+    why, report = (typed(f"python -m src.{name}", grid.path) for name in ("why", "report"))
+    files = ["", f"table: {grid.path / 'onsets.csv'}", f"the page: {report}", f"where, why, what to change: {why}"]
     for line in [*(f"skipped: {error}" for error in untrusted), *files]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _paragraph(grid: GridDirectory) -> str:
+    """What all cells of the directory show, in plain English."""
+    judged = judge(grid)
+    return paragraph(judged.records, event_cards(judged.grid, judged.chosen))

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain import operands
+from nangrid.records.output.answer import EventCard, Finding
 from nangrid.reporting.figures import MARKERS, colours
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -43,6 +44,7 @@ class DrawnAutopsy:
     event: str
     cell_id: str
     autopsy: Autopsy
+    finding: Finding
     lines: str
     """From nangrid.records.explain."""
     figure: str
@@ -57,6 +59,13 @@ class Page:
     title: str
     facts: Mapping[str, str]
     """Shown under the title: cells, machine, versions."""
+    paragraph: str
+    """What the grid shows, in plain English."""
+    cards: Sequence[EventCard]
+    reference: str
+    """The levels with which the others are compared; empty if nothing trains."""
+    diagnosed: bool
+    """Whether the verdict begins with the result of a search."""
     verdict: Sequence[str]
     """Sentences; an empty one separates two events."""
     every_cure: Sequence[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from nangrid.analysis.limits import MACHINE, PACKAGES
 from nangrid.analysis.survival import common_horizon
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain import explain
+from nangrid.records.explain.finding import finding_of
 from nangrid.records.headroom import LIMITS
 from nangrid.records.safety.text import printable
 from nangrid.reporting.figures import (
@@ -48,6 +50,10 @@ def page_of(evidence: Evidence) -> Page:
     return Page(
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence),
+        paragraph=evidence.paragraph,
+        cards=evidence.cards,
+        reference=evidence.reference,
+        diagnosed=evidence.diagnosed,
         verdict=evidence.verdict,
         every_cure=evidence.every_cure,
         onsets=evidence.times,
@@ -190,6 +196,7 @@ def _drawn(evidence: Evidence, events: Sequence[str]) -> list[DrawnAutopsy]:
         if not cells:
             continue
         autopsy = evidence.autopsies[cells[0]]
-        lines = explain(autopsy)
-        drawn.append(DrawnAutopsy(event, cells[0], autopsy, lines, autopsy_figure(autopsy, layers), len(cells)))
+        finding = finding_of(autopsy, Path("cells") / cells[0])
+        figure = autopsy_figure(autopsy, layers)
+        drawn.append(DrawnAutopsy(event, cells[0], autopsy, finding, explain(autopsy), figure, len(cells)))
     return drawn

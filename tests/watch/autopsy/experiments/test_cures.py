@@ -7,23 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from bare_loop import diagnose, train
+from bare_loop import Calculation, diagnose, train
 from torch import Tensor, nn
 
 from nangrid.records.explain import explain
-
-
-class Calculation(nn.Module):
-    """A layer that hands on its input, and a calculation on its output."""
-
-    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer, self.then = nn.Linear(3, 3, bias=False), then
-        nn.init.eye_(self.layer.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.then(self.layer(x))
-
 
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
 NOWHERE = torch.full((3,), -math.inf)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nangrid.records.autopsy import Autopsy, Suggestion
 from nangrid.records.mechanisms import EMPTY_LABELS, UNKNOWN
+from nangrid.watch.autopsy.experiments.ablation import quiet_without
 from nangrid.watch.autopsy.experiments.call import Call, Catch
 from nangrid.watch.autopsy.experiments.cures import tried_cures
 from nangrid.watch.autopsy.experiments.operation_file import write_operation
@@ -30,6 +31,7 @@ def experiment(
         call = _caught(step, snapshot, replayed)
         autopsy = _with_cures(step, snapshot, replayed, autopsy)
         autopsy = _with_variants(step, snapshot, replayed, autopsy, call, compiled)
+        autopsy = replace(autopsy, ablated=quiet_without(step, snapshot, replayed))
     except Exception:  # the user's code runs again and may raise anything: the autopsy stands
         logger.info("the experiments on step %d ended early", snapshot.step, exc_info=True)
     if call is None:

@@ -13,7 +13,7 @@ _WIDTH = 80
 _MOST_TOKENS = 4
 _MOST_OPERANDS = 3
 _MOST_PARAMETERS = 2
-_KINDS = {
+KINDS = {
     "divide_by_zero": "division by zero",
     "invalid": "invalid operation",
     "nonfinite_input": "non-finite input",
@@ -34,9 +34,9 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
     rank = "" if autopsy.rank is None else f"rank {autopsy.rank}, "
     yield f"origin: {rank}{_origin(autopsy)}"
     if autopsy.inputs:
-        yield f"  {operands(autopsy)}{_limit(autopsy)}"
+        yield f"  {numbers(autopsy)}"
     if autopsy.tokens:
-        yield f"  tokens: {_tokens(autopsy.tokens)}"
+        yield f"  tokens: {token_list(autopsy.tokens)}"
     if autopsy.parameters:
         yield f"  {_parameters(autopsy.parameters)}"
     if autopsy.by_communication:
@@ -46,6 +46,11 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
         yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
     if not autopsy.reproduced:
         yield "  CAUTION: no replay reproduced the original step exactly"
+
+
+def numbers(autopsy: Autopsy) -> str:
+    """The operands, and the largest number of the dtype where that was exceeded."""
+    return f"{operands(autopsy)}{_limit(autopsy)}"
 
 
 def operands(autopsy: Autopsy) -> str:
@@ -79,17 +84,22 @@ def _origin(autopsy: Autopsy) -> str:
         return "not found, no replay met a non-finite value"
     place = f" in {autopsy.module}" if autopsy.module else ""
     source = f" ({autopsy.source})" if autopsy.source else ""
-    return f"{autopsy.op}{place}{source}, {autopsy.phase} {_KINDS.get(autopsy.kind, autopsy.kind)}"
+    return f"{autopsy.op}{place}{source}, {autopsy.phase} {KINDS.get(autopsy.kind, autopsy.kind)}"
 
 
 def _preexisting(autopsy: Autopsy) -> str:
     """The tensor that was non-finite before the step, what first read it, and which of its elements if known."""
-    name = autopsy.preexisting
-    evidence = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
-    elements = [line.removeprefix("non-finite in ") for line in evidence]
     place = f" in {autopsy.module}" * bool(autopsy.module) + f" ({autopsy.source})" * bool(autopsy.source)
     reader = f" by {autopsy.op}{place}" if autopsy.op else ""
-    return ": ".join([f"{name} was non-finite before it was read{reader}", *elements])
+    elements = elements_before(autopsy)
+    return f"{autopsy.preexisting} was non-finite before it was read{reader}" + f": {elements}" * bool(elements)
+
+
+def elements_before(autopsy: Autopsy) -> str:
+    """Which elements of the tensor were non-finite before the step; empty if that is not known."""
+    name = autopsy.preexisting
+    lines = [line.removeprefix(f"{name}: ") for line in autopsy.evidence[1:2] if line.startswith(f"{name}: ")]
+    return "".join(line.removeprefix("non-finite in ") for line in lines)
 
 
 def _nonfinite(operand: TensorRecord) -> str:
@@ -102,9 +112,9 @@ def _limit(autopsy: Autopsy) -> str:
     return f"; largest {autopsy.dtype}: {format_number(autopsy.dtype_max)}" if autopsy.kind == "overflow" else ""
 
 
-def _tokens(tokens: list[TokenRecord]) -> str:
+def token_list(tokens: list[TokenRecord], *, with_text: bool = True) -> str:
     """Each distinct (token, position) once, with the number of samples that have it there."""
-    samples = Counter((token.text, token.id, token.position) for token in dict.fromkeys(tokens))
+    samples = Counter((token.text * with_text, token.id, token.position) for token in dict.fromkeys(tokens))
     named = [_token(*token) + (f" in {count} samples" if count > 1 else "") for token, count in samples.items()]
     more = len(named) - _MOST_TOKENS
     return ", ".join(named[:_MOST_TOKENS]) + (f" and {more} more" if more > 0 else "")

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from nangrid.analysis.causes import (
-    ENOUGH_STEPS,
-    Cause,
-    Combination,
-    Cure,
-    Event,
-    EventVerdict,
-    FutileChange,
-    Grid,
-    Levels,
-    format_levels,
-)
+from nangrid.analysis.causes import Cause, Combination, Event, EventVerdict, FutileChange, Grid, format_levels
 from nangrid.analysis.claims import ALPHA, Grade, graded
 from nangrid.analysis.grades import Runs
 from nangrid.analysis.losses import WORSE
+from nangrid.analysis.verdict.cures import IDS_SHOWN, grouped_cures, shown_cures
 
-_IDS_SHOWN = 4
-_CURES_SHOWN = 3
 _PAIRS_SHOWN = 2
 _SEEN_SHOWN = 3
 
@@ -32,7 +18,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
     """One paragraph per event: how many cells have it, its causes, its cures and their proofs.
 
     Paragraphs are separated by an empty line. `reference`: the combination that the user requested, if any. Of the
-    cures only the `_CURES_SHOWN` that help most are given; `every_cure` has all of them.
+    cures only the `CURES_SHOWN` that help most are given; `every_cure` has all of them.
     """
     cells = sum(len(combination.records) for combination in grid.combinations.values())
     lines = _preamble(grid, cells)
@@ -62,8 +48,8 @@ def every_cure(grid: Grid, reference: Combination | None = None) -> list[str]:
     reference = reference or grid.reference
     lines: list[str] = []
     for finding in grid.event_verdicts(reference) if reference else ():
-        groups = _grouped_cures(grid, finding, finding.cures)
-        if len(groups) > len(_shown_cures(groups)):
+        groups = grouped_cures(grid, finding, finding.cures)
+        if len(groups) > len(shown_cures(groups)):
             lines += ["", str(finding.event), *(group.line for group in groups)]
     return lines
 
@@ -119,80 +105,19 @@ def _cause_lines(cause: Cause, event: Event) -> list[str]:
     if cause.without:
         named = " or ".join(_described(combination, cause, event) for combination in cause.without)
         lines.append(f"    minimal: no such failure in {named}")
-    for levels in cause.open[:_IDS_SHOWN]:
+    for levels in cause.open[:IDS_SHOWN]:
         what = f"{format_levels(levels)} alone" if levels else "the reference, with these seeds and for as long,"
         lines.append(f"    undecided: whether {what} is sufficient")
     return lines
 
 
-@dataclass(frozen=True)
-class _CureGroup:
-    """One set of changes, and what it made of each failing combination for which the grid has a run with it."""
-
-    changes: Levels
-    cures: tuple[Cure, ...]
-    finite: tuple[Combination, ...]
-    worse: tuple[Combination, ...]
-    """Those of `finite` that do not train, or to a worse loss than the reference."""
-    failing: tuple[Combination, ...]
-
-    @property
-    def line(self) -> str:
-        tries = f"{len(self.finite)} of {_tries(len(self.finite) + len(self.failing))}"
-        until = min(cure.until for cure in self.cures)
-        short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
-        ends = Counter(_event(combination) for combination in self.failing)
-        others = [f"; {len(self.worse)} with a worse loss: {_few_of(self.worse)}"] if self.worse else []
-        others += [f"; {count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
-        word = "partial cure" if self.failing else "cure"
-        kept = f"{tries} finite to step {until}{short}: {_few_of(self.finite)}"
-        return f"  {word}: {format_levels(self.changes)} ({kept}{''.join(others)})"
-
-
-def _event(combination: Combination) -> str:
-    """The events of a combination, without their phases."""
-    return " or ".join(dict.fromkeys(str(event).partition(" (")[0] for event in combination.events if event))
-
-
-def _few_of(combinations: Sequence[Combination]) -> str:
-    return _few([record.cell_id for combination in combinations for record in combination.records])
-
-
-def _grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tuple[Cure, ...]]) -> list[_CureGroup]:
-    """Cures by their changes: full cures first, then the most helpful; of equally helpful ones the smaller.
-
-    Only changes that are in `cures` are listed, each with every failing combination for which the grid ran them.
-    """
-    by_changes: dict[Levels, list[Cure]] = {}
-    for cure in (cure for of_one in cures.values() for cure in of_one):
-        by_changes.setdefault(cure.changes, []).append(cure)
-
-    def group(changes: Levels, of_one: Sequence[Cure]) -> _CureGroup:
-        failing = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
-        tried = (grid.with_levels(levels, changes) for levels in failing)
-        usable = list({result.levels: result for result in tried if result is not None and result.usable}.values())
-        finite = tuple(result for result in usable if not any(result.events))
-        worse = tuple(result for result in finite if not (result.trains and grid.no_worse(result)))
-        return _CureGroup(changes, tuple(of_one), finite, worse, tuple(r for r in usable if r not in finite))
-
-    groups = (group(changes, of_one) for changes, of_one in by_changes.items())
-    return sorted(groups, key=lambda g: (bool(g.failing), len(g.worse) - len(g.finite), len(g.changes)))
-
-
-def _shown_cures(groups: Sequence[_CureGroup]) -> list[_CureGroup]:
-    """The first few that contain no smaller cure of the same event."""
-    # a larger cure helps only where a smaller one fails: true, but rarely what to try first
-    minimal = [g for g in groups if not any(set(other.changes) < set(g.changes) for other in groups)]
-    return minimal[:_CURES_SHOWN]
-
-
 def _cure_lines(grid: Grid, finding: EventVerdict) -> list[str]:
-    groups = _grouped_cures(grid, finding, finding.cures)
+    groups = grouped_cures(grid, finding, finding.cures)
     if not finding.causes:
         return ["  no cure is judged, because no cause is told from chance"]
     if not groups:
         return _seen_cure_lines(grid, finding) or ["  no cure among the combinations of this grid"]
-    shown = _shown_cures(groups)
+    shown = shown_cures(groups)
     lines = [group.line for group in shown]
     if more := len(groups) - len(shown):
         lines.append(f"  and {more} larger or less helpful {'cure' if more == 1 else 'cures'}: see report.html")
@@ -203,7 +128,7 @@ def _seen_cure_lines(grid: Grid, finding: EventVerdict) -> list[str]:
     """Changes after which runs trained, which may be chance."""
     failing = {cure: levels for levels, cures in finding.seen_cures.items() for cure in cures}
     lines = []
-    for group in _shown_cures(_grouped_cures(grid, finding, finding.seen_cures)):
+    for group in shown_cures(grouped_cures(grid, finding, finding.seen_cures)):
         more = finding.more(failing[group.cures[0]], group.cures[0])
         lines.append(f"  {graded(Grade.SEEN, more)}: {group.line.strip()}")
     return lines
@@ -223,17 +148,6 @@ def _futile_lines(futile: Sequence[FutileChange]) -> list[str]:
         more = f" and {len(named) - _PAIRS_SHOWN} more" if len(named) > _PAIRS_SHOWN else ""
         lines.append(f"  does not help: {factor}={levels} ({count} alike: {', '.join(named[:_PAIRS_SHOWN])}{more})")
     return lines
-
-
-def _tries(count: int) -> str:
-    """Runs of failing combinations with the change."""
-    return "1 try" if count == 1 else f"{count} tries"
-
-
-def _few(cells: Sequence[str]) -> str:
-    """Short ids of the first few distinct cells, and how many more there are."""
-    unique = list(dict.fromkeys(cell_id[:8] for cell_id in cells))
-    return ", ".join(unique[:_IDS_SHOWN]) + (f" and {len(unique) - _IDS_SHOWN} more" * (len(unique) > _IDS_SHOWN))
 
 
 def _proof(combination: Combination, event: Event) -> str:

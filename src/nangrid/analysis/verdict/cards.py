@@ -1,0 +1,163 @@
+"""Writes what a grid shows about each event as a card: how often, the cause, the cures, and what does not help."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from nangrid.analysis.causes import (
+    UNTRAINED,
+    Cause,
+    Combination,
+    Event,
+    EventVerdict,
+    FutileChange,
+    Grid,
+    Levels,
+    SeenCause,
+    steps_before,
+)
+from nangrid.analysis.claims import Grade as Told
+from nangrid.analysis.claims import graded
+from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, grouped_cures, minimal_cures
+from nangrid.records.cell import CellRecord
+from nangrid.records.explain.certainty import Certainty, Grade
+from nangrid.records.mechanisms import TITLES
+from nangrid.records.output.answer import CauseCard, CureCard, EventCard, FutileCard, Statement
+
+_UNEXPLAINED = "unexplained "
+_NOTHING_TRAINS = Certainty(Grade.UNKNOWN, "no combination of this grid trains, so there is nothing to compare with")
+
+
+def event_cards(grid: Grid, reference: Combination | None) -> list[EventCard]:
+    """One card per event, the most frequent first; if nothing trains they know no causes and cures.
+
+    `reference`: the combination that the user requested, if any.
+    """
+    reference = reference or grid.reference
+    if reference is None:
+        cards = [_card(grid, EventVerdict(event, _failing(grid, event), (), (), ())) for event in grid.events()]
+        return [replace(card, certainty=_NOTHING_TRAINS) for card in cards]
+    return [_card(grid, verdict) for verdict in grid.event_verdicts(reference)]
+
+
+def together(levels: Sequence[str]) -> str:
+    """`dtype=fp16`, or `dtype=silent_fp16 with init=zero and optim=sgd` for levels that act together."""
+    if not levels:
+        return "the reference itself"
+    first, *others = levels
+    return f"{first} with {' and '.join(others)}" if others else first
+
+
+def title_of(event: Event) -> str:
+    """The event in words."""
+    if event.mechanism == UNTRAINED:
+        return "A trainable parameter never received a gradient"
+    if event.mechanism.startswith(_UNEXPLAINED):
+        clock = event.mechanism.removeprefix(_UNEXPLAINED).replace("_", " ")
+        return f"The {clock} is non-finite, and no replay says why"
+    return TITLES.get(event.mechanism, event.mechanism)
+
+
+def _failing(grid: Grid, event: Event) -> list[Combination]:
+    return [c for c in grid.combinations.values() if c.onsets(event)]
+
+
+def _card(grid: Grid, verdict: EventVerdict) -> EventCard:
+    groups = grouped_cures(grid, verdict, verdict.cures)
+    causes: list[Cause | SeenCause] = [*verdict.causes, *verdict.seen]
+    return EventCard(
+        event=str(verdict.event),
+        mechanism=verdict.event.mechanism,
+        title=title_of(verdict.event),
+        happened=_happened(grid, verdict.event),
+        causes=[_cause(cause, verdict.event) for cause in causes[:CURES_SHOWN]],
+        certainty=_certainty(verdict),
+        cures=[_cure(group) for group in minimal_cures(groups)],
+        no_help=list(_no_help(verdict.futile)),
+        undecided=[line for cause in verdict.causes for line in _undecided(cause)],
+    )
+
+
+def _happened(grid: Grid, event: Event) -> Statement:
+    cells = [(c, happened) for combination in grid.combinations.values() for c, happened in _pairs(combination)]
+    failing = [cell for cell, happened in cells if happened == event]
+    steps = sorted({steps_before(cell) for cell in failing})
+    when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    verb = "fails" if len(failing) == 1 else "fail"
+    return Statement(f"{len(failing)} of {len(cells)} runs {verb} this way, at {when}.", _ids(failing))
+
+
+def _pairs(combination: Combination) -> Iterator[tuple[CellRecord, Event | None]]:
+    return zip(combination.records, combination.events, strict=True)
+
+
+def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
+    failed, total = len(cause.proof.onsets(event)), len(cause.proof.by_seed)
+    runs = [f"{failed} of {total} seeds fail" if total > 1 else "the run fails"]
+    without = () if isinstance(cause, SeenCause) else cause.without
+    if isinstance(cause, SeenCause):
+        runs.append(graded(Told.SEEN, cause.more))
+    elif without:
+        whole = len(without) == len(cause.levels)
+        smaller = f"not with {'one' if whole else 'some'} of them left out"
+        runs.append(smaller if len(cause.levels) > 1 else "the reference does not")
+    cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
+    grade = Grade.LIKELY if isinstance(cause, SeenCause) else Grade.PROVEN
+    return CauseCard(_spelled(cause.levels), grade, "; ".join(runs), cells)
+
+
+def _certainty(verdict: EventVerdict) -> Certainty:
+    if verdict.causes:
+        proofs = [cause.proof for cause in verdict.causes]
+        seeds = min(len(proof.by_seed) for proof in proofs)
+        if any(len(proof.onsets(verdict.event)) < len(proof.by_seed) for proof in proofs):
+            return Certainty(Grade.PROVEN, "told from chance by an exact test, although seeds disagree")
+        what = "with one seed" if seeds == 1 else f"with {seeds} seeds"
+        return Certainty(Grade.PROVEN, f"by runs that differ in these levels alone, {what}")
+    if verdict.seen:
+        return Certainty(Grade.LIKELY, "seen, but not told from chance")
+    return Certainty(Grade.UNKNOWN, "no run of this grid tells which levels cause it")
+
+
+def _undecided(cause: Cause) -> Iterator[str]:
+    for levels in cause.open[:CURES_SHOWN]:
+        alone = f"{together(_spelled(levels))} alone is enough"
+        yield f"whether {alone if levels else 'the reference fails this way, too'}"
+
+
+def _cure(group: CureGroup) -> CureCard:
+    tried = len(group.finite) + len(group.failing)
+    cells = _ids(record for combination in group.finite for record in combination.records)
+    noun = "combinations" if len(cells) > len(group.finite) else "runs"
+    one = f"the {noun[:-1]} that tried it stays"
+    runs = one if tried == 1 else f"{len(group.finite)} of {tried} {noun} that tried it stay"
+    until = min(cure.until for cure in group.cures)
+    ends = Counter(event_names(combination) for combination in group.failing)
+    others = [f"{len(group.worse)} of them to a worse loss"] if group.worse else []
+    others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
+    short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
+    text = "; ".join([f"{runs} finite to step {until}", *others, *short])
+    return CureCard(_spelled(group.changes), bool(group.failing), text, cells)
+
+
+def _no_help(futile: Sequence[FutileChange]) -> Iterator[FutileCard]:
+    """One card per factor: its levels that were tried and cure nothing."""
+    by_factor: dict[str, list[FutileChange]] = {}
+    for change in futile:
+        by_factor.setdefault(change.change[0], []).append(change)
+    for factor, changes in by_factor.items():
+        pairs = {frozenset((a.levels, b.levels)): (a, b) for change in changes for a, b in change.pairs}
+        count = "1 pair of runs that differs" if len(pairs) == 1 else f"{len(pairs)} pairs of runs that differ"
+        cells = _ids(record for pair in pairs.values() for combination in pair for record in combination.records)
+        text = f"{count} in it alone fail{'s' * (len(pairs) == 1)} alike"
+        yield FutileCard(factor, [change.change[1] for change in changes], text, cells)
+
+
+def _spelled(levels: Levels) -> list[str]:
+    return [f"{factor}={level}" for factor, level in levels]
+
+
+def _ids(records: Iterable[CellRecord]) -> list[str]:
+    return list(dict.fromkeys(record.cell_id for record in records))

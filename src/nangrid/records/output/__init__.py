@@ -1,0 +1,1 @@
+"""What do commands print with `--json`, and what does each field hold?"""

@@ -1,0 +1,189 @@
+"""`why` answers about everything a run leaves behind, on one screen, as Markdown and as JSON."""
+
+import json
+import math
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+import transformers
+from autopsies import make_autopsy
+from bare_loop import diagnose as fail
+from torch import Tensor, nn
+
+from nangrid.commands.why import main as why
+from nangrid.integrations import watch_trainer
+from nangrid.records.autopsy import Trial, write_autopsy
+from nangrid.records.diagnosis import ClaimRecord, DiagnosisRecord, write_diagnosis
+from nangrid.records.output.answer import Answer
+from nangrid.records.output.schema import json_schema
+
+ROOT = Path(__file__).parents[2]
+OVERFLOW, GRADIENT, ADAM, FINITE = "9622c139", "0d288941", "ba296ce5", "4e342ca5"
+"""Cells of the default grid: one per event, and one that trains."""
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("records")
+    with tarfile.open(ROOT / "docs" / "default" / "records.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "default"
+
+
+def shown(path: Path, captured: Captured, *options: str) -> str:
+    assert why([str(path), *options]) == 0
+    return captured.readouterr().out
+
+
+def screen(path: Path, captured: Captured) -> str:
+    """The words of a screen, after the checks of its size."""
+    lines = shown(path, captured).splitlines()
+    assert len(lines) <= 32 and all(len(line) <= 80 for line in lines if str(path) not in line)
+    return " ".join(" ".join(lines).split())
+
+
+def answer(path: Path, captured: Captured, *options: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(shown(path, captured, "--json", *options))
+    jsonschema.validate(value, json_schema(Answer))
+    return value
+
+
+def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Captured) -> None:
+    words = screen(grid, capsys)
+    assert words.startswith("what 10 of 16 runs failed, in 3 ways.")
+    assert "An activation exceeds the float16 range. 6 of 16 runs fail this way, at step 0." in words
+    assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor (overflow) at [0, 0, 163]" in words
+    assert "cause dtype=silent_fp16 with init=zero: the run fails; not with one of them left out (proven)" in words
+    assert "change dtype=bf16: 4 of 4 runs that tried it stay finite to step 16; 1 of them to a worse loss" in words
+    assert "whether other seeds agree: each combination ran with one seed" in words
+    assert "src.report" in words
+
+
+@pytest.mark.parametrize(
+    ("cell", "origin", "cause", "first"),
+    [
+        (OVERFLOW, "aten.add.Tensor (overflow)", "cause dtype=fp16: ", "dtype=bf16"),
+        (GRADIENT, "aten._to_copy.default (overflow)", "cause dtype=silent_fp16 with init=zero: ", "dtype=bf16"),
+        (ADAM, "adam.py:546", "cause dtype=silent_fp16 with optim=adamw_torch: ", "dtype=bf16"),
+    ],
+)
+def test_a_cell_is_told_with_what_its_grid_proves(
+    cell: str, origin: str, cause: str, first: str, grid: Path, capsys: Captured
+) -> None:
+    words = screen(grid / "cells" / cell, capsys)  # the first digits of a cell_id, as tables show them
+    assert origin in words and cause in words and f"change first {first}: " in words
+    assert "ruled out chance (the replay gave the same bits)" in words
+    assert "origin likely (the replay repeated the step to the last bit, but no experiment tested it)" in words
+
+
+def test_a_healthy_cell_is_said_to_be(grid: Path, capsys: Captured) -> None:
+    words = screen(grid / "cells" / FINITE, capsys)
+    assert words.startswith("what Nothing went wrong: the run stayed finite for 16 steps")
+    assert answer(grid / "cells" / FINITE, capsys)["outcome"] == "healthy"
+
+
+def test_a_diagnosis_is_told_by_its_claims(grid: Path, tmp_path: Path, capsys: Captured) -> None:
+    copy = tmp_path / "diagnosed"
+    copy.mkdir()
+    (copy / "cells").mkdir()
+    (copy / "grid.json").write_bytes((grid / "grid.json").read_bytes())
+    cells = {path.name[:8]: path for path in (grid / "cells").iterdir()}
+    for name in (ADAM, FINITE):
+        target = copy / "cells" / cells[name].name
+        target.mkdir()
+        for file in cells[name].iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+    failing, reference = cells[ADAM].name, cells[FINITE].name
+    claims = [
+        ClaimRecord("cause", ["dtype=silent_fp16", "optim=adamw_torch"], "proven", 3, 3, [failing]),
+        ClaimRecord("cure", ["dtype=bf16"], "proven", 3, 3, [reference]),
+    ]
+    write_diagnosis(copy, DiagnosisRecord(failing, reference, ["adam-eps-underflow at step 0:"], claims))
+    words = screen(copy, capsys)
+    assert "A search compared a failing run with one that trains." in words
+    assert "cause dtype=silent_fp16 with optim=adamw_torch: 3 of 3 seeds fail; proven (proven)" in words
+    value = answer(next((copy / "diagnoses").iterdir()), capsys)
+    assert (value["about"], value["events"][0]["cures"][0]["levels"]) == ("diagnosis", ["dtype=bf16"])
+
+
+class Log(nn.Module):
+    """Its loss is the logarithm of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return {"loss": torch.log(self.scale(x) * 0).sum()}
+
+
+def test_a_bare_loop_is_told_with_its_experiments(tmp_path: Path, capsys: Captured) -> None:
+    fail(Log(), [{"x": torch.ones(1, 1)}], tmp_path / "autopsy", lambda out: out["loss"])
+    words = screen(tmp_path / "autopsy", capsys)
+    assert words.startswith("what The loss became non-finite in step 0.")
+    assert "why log-of-zero: " in words
+    assert "origin proven (with zeros in place of its non-finite numbers, the loss is finite)" in words
+    assert "mechanism proven (tested: " in words and "change first at test_why.py:" in words
+    value = answer(tmp_path / "autopsy", capsys)
+    script = Path(value["findings"][0]["operand_script"])
+    assert script == tmp_path / "autopsy" / "operation.py" and script.exists()
+
+
+def test_a_trainer_is_found_by_its_output_directory(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"max_steps": 3, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    arguments = transformers.TrainingArguments(output_dir=str(out), **options)
+    trainer = transformers.Trainer(model=Log(), args=arguments, train_dataset=[{"x": torch.ones(1)}] * 8)
+    watch_trainer(trainer, out_dir=out / "autopsy")
+    trainer.train()
+    capsys.readouterr()
+    assert "why log-of-zero: " in screen(out, capsys)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "outcome", "said"),
+    [
+        ([2.0, math.nan], "failed", "The log of this Trainer shows a non-finite loss at step 20, and not before."),
+        ([2.0, 1.5], "healthy", "The log of this Trainer shows no NaN and no infinity up to step 20."),
+    ],
+)
+def test_a_trainer_without_a_watch_is_told_by_its_log(
+    numbers: list[float], outcome: str, said: str, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = tmp_path / "checkpoint-20"
+    folder.mkdir()
+    history = [{"step": 10 * (row + 1), "loss": loss, "grad_norm": 1.0} for row, loss in enumerate(numbers)]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 20, "log_history": history}))
+    assert said in screen(tmp_path, capsys)
+    value = answer(tmp_path, capsys)
+    assert value["outcome"] == outcome and "logging_nan_inf_filter" in " ".join(value["unchecked"])
+
+
+def test_markdown_has_no_secret_and_no_text_of_the_data(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_a_planted_secret")
+    explanation = "Seen by @someone under hf_a_planted_secret, <b>bold</b> | [link](http://x)."
+    autopsy = make_autopsy(explanation=explanation, cures=[Trial("in float32", True)], ablated=True, alone=True)
+    write_autopsy(tmp_path, replace(autopsy, tokens=[replace(autopsy.tokens[0], text="private words")]))
+    page = shown(tmp_path, capsys, "--markdown")
+    assert "private words" not in page and "id 2 (position 0)" in page
+    assert "hf_a_planted_secret" not in page and "HF\\_TOKEN" in page
+    assert "@someone" not in page and "<b>" not in page and "\\[link\\]" in page
+    assert f"`{tmp_path / 'operation.py'}`" in page and f"| torch | {torch.__version__} |" in page
+    assert "private words" in shown(tmp_path, capsys, "--markdown", "--with-text")
+    assert "private words" not in shown(tmp_path, capsys, "--json")
+
+
+def test_what_is_none_of_these_is_refused_in_a_sentence(tmp_path: Path, capsys: Captured) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        assert why([str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(path) in line
