@@ -34,6 +34,9 @@ test: setup  ## Run all tests, including cells of the real Gemma 3 270M
 test-slurm: setup  ## Run a grid on a one-node Slurm (needs slurmctld, slurmd, slurm-client, munge)
 	$(BIN)/pytest -m slurm -s tests/slurm
 
+test-cuda: setup  ## Run the tests that need a GPU, under 10 minutes
+	$(BIN)/pytest tests/cuda
+
 lint: setup  ## Check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,4 +95,4 @@ docs: .venv/.docs  ## Build the documentation into site/, links checked
 clean:  ## Remove everything the targets made, except outputs/
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup grid report smoke test test-fast test-core test-slurm lint dist bench accuracy accuracy-full docs clean
+.PHONY: help setup grid report smoke test test-fast test-core test-slurm test-cuda lint dist bench accuracy accuracy-full docs clean

@@ -72,6 +72,7 @@ def test_glossary_with_zero_rows_fails_in_any_dtype(tmp_path: Path) -> None:
     for dtype in ("bf16", "fp32"):
         assert deep.cell(dtype=dtype, init="zero").onset == Onset(0, "gradient")
         assert deep.cell(dtype=dtype, init="mean").status == "finite"
+    autopsies = [*deep.directory.autopsies(deep.records).values()]
     shallow = Grid(tmp_path / "shallow", *common, "init=zero", "model.layers=4")
     for record in shallow.records:
         assert record.onset is None
@@ -79,8 +80,11 @@ def test_glossary_with_zero_rows_fails_in_any_dtype(tmp_path: Path) -> None:
         assert record.trains.max_update == 0
         assert not record.trained
         assert "frozen" in (shallow.directory.path / "onsets.csv").read_text()
-    for autopsy in shallow.directory.autopsies(shallow.records).values():
+    frozen = [*shallow.directory.autopsies(shallow.records).values()]
+    for autopsy in frozen:
         assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("backward", "overflow", "infinite-norm-freeze")
+    for autopsy in autopsies + frozen:
+        assert [suggestion.override for suggestion in autopsy.suggestions] == ["init=mean", "data.bos=true"]
 
 
 def test_ledger_records_what_a_factor_changed(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from nangrid.cell.config import Config
+from nangrid.cell.config import Config, factors, to_override
 from nangrid.cell.data.dataset import CellData, load_data
+from nangrid.cell.identity import starred
 from nangrid.cell.model import arithmetic
 from nangrid.cell.model.adapters import add_adapters
 from nangrid.cell.model.base import DTYPES, check_length, device, load_model
@@ -83,7 +84,8 @@ def background(config: Config, data: CellData) -> Background:
     """What an autopsy needs to know of the cell, apart from its model."""
     storage = dtype_name(DTYPES[config.dtype.storage])
     first_new = data.base_vocab_size if data.new_tokens else None
-    return Background(data.texts, first_new, storage, takes_overrides=True)
+    levels = {to_override(key, value) for key, value in factors(config, starred(config)).items()}
+    return Background(data.texts, first_new, storage, levels=levels)
 
 
 def check_cell(cell: Cell, config: Config, *, trial: bool) -> list[Finding]:

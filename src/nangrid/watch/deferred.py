@@ -21,7 +21,7 @@ from torch import Tensor
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.autopsy.live import LiveStep
 from nangrid.watch.autopsy.replay import Step, digest
-from nangrid.watch.clocks import StepReading, Trainables
+from nangrid.watch.clocks import StepReading, Trainables, gpu_first
 from nangrid.watch.inspector import Inspector, SnapshotPolicy
 from nangrid.watch.ranks.group import Ranks, ranks_of_this_run
 from nangrid.watch.state.recorder import Recorder
@@ -57,7 +57,7 @@ class _PendingStep:
         """Queue the copy of the numbers to the host, behind the step's kernels."""
         self.measures |= {f"loss {number}": loss for number, loss in enumerate(self.losses)}
         # Parameters may be spread over devices; one stack and one copy need them on one.
-        device = self.measures["gradient"].device
+        device = gpu_first(self.measures.values())[0].device
         sizes = [value.detach().to(device, non_blocking=True).double() for value in self.measures.values()]
         numbers = torch.stack(sizes)
         # Only a copy to pinned memory is asynchronous; the event tells when it has arrived.
@@ -148,7 +148,7 @@ class DeferredInspector(Inspector):
         assert before is not None, "a deferred inspector keeps copies"
         pending.measure("update", self.clocks.update(before, trainables))
         pending.measure("parameter", extent(trainables.values()))
-        pending.measure("optimizer_state", extent(state_tensors(self.step.optimizer)))
+        pending.measure("optimizer_state", extent(gpu_first(state_tensors(self.step.optimizer))))
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
         """Send the step's numbers; the readings of the steps that are no longer in flight."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from bare_loop import diagnose, located
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.explain import explain
@@ -367,6 +368,41 @@ def test_source_line_of_a_custom_backward(tmp_path: Path) -> None:
 
 def by_nothing(grad: Tensor) -> Tensor:
     return grad * 0 / torch.zeros(1)
+
+
+class Block(nn.Module):
+    """An exponential that overflows and is clamped, which hides it from the loss but not from the gradient."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.layer, self.reentrant = nn.Linear(3, 3, bias=False), reentrant
+        nn.init.eye_(self.layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.layer(x)
+        if self.reentrant is None:
+            return self.grow(hidden)
+        out: Tensor = checkpoint(self.grow, hidden, use_reentrant=self.reentrant)
+        return out
+
+    def grow(self, hidden: Tensor) -> Tensor:
+        return (hidden * 40).exp().clamp(max=10.0)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_changes_nothing_about_the_origin(reentrant: bool, in_thread: bool, tmp_path: Path) -> None:
+    """What fails is a part of the forward pass, although only the backward pass computes it again and reads it."""
+    batches = [torch.tensor([[1.0, 2.0, 3.0]])]
+    autopsies = [
+        diagnose(Block(checkpointed), batches, tmp_path / str(checkpointed), torch.sum, in_thread=in_thread)
+        for checkpointed in (None, reentrant)
+    ]
+    plain, checkpointed = (
+        (located(a), a.clock, a.node, a.source, a.mechanism, a.inputs, a.cures, a.variants) for a in autopsies
+    )
+    assert checkpointed == plain
+    assert plain[0] == ("forward", "overflow", "aten.exp.default") and plain[4] == "exp-overflow"
 
 
 def test_source_line_of_a_gradient_hook(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from nangrid.watch.autopsy.mechanism.evidence import Evidence, Mechanism, dtype_
 from nangrid.watch.autopsy.mechanism.naming import name_mechanism
 from nangrid.watch.autopsy.places import Place
 from nangrid.watch.autopsy.producer import Producer
-from nangrid.watch.autopsy.replay import AFTER_UPDATE, Replay, Step, batch_tensors, replay, replay_untrained
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, FROZEN, Replay, Step, batch_tensors, replay, replay_untrained
 from nangrid.watch.autopsy.tokens import (
     enters_as_zeros,
+    first_row,
     named_tokens,
     token_ids,
     vocabulary_size,
@@ -51,8 +52,8 @@ class Background:
     """The storage dtype that was requested, such as `bfloat16`."""
     rank: int | None = None
     """The rank of this process among those that train together; None if it trains alone."""
-    takes_overrides: bool = False
-    """Whether the run is a cell: its reader can type overrides."""
+    levels: Collection[str] | None = None
+    """The overrides that a cell has already; None if the run is no cell, so that its reader can type none."""
 
 
 def examine(
@@ -154,11 +155,9 @@ class _Report:
 
     def _suggestions(self, mechanism: Mechanism, source: str) -> list[Suggestion]:
         """What to try, in the reader's terms: overrides for a cell, else the line and the change of that line."""
-        if self.background.takes_overrides and mechanism.overrides:
-            new = self.background.first_new_id is not None
-            overrides = [key for key in mechanism.overrides if new or not key.startswith("init=")]
-            if overrides:
-                return [Suggestion(override, override) for override in overrides]
+        levels = self.background.levels
+        if levels is not None and (others := [level for level in mechanism.overrides if level not in levels]):
+            return [Suggestion(level, level) for level in others]
         at = f"at {source}: " if source else ""
         return [Suggestion(text) for text in (*(at + change for change in mechanism.changes), *mechanism.advice)]
 
@@ -208,9 +207,24 @@ class _Report:
                 growth=_growth(self.snapshot),
                 norms=any("norm" in type(module).__name__.lower() for module in self.step.model.modules()),
                 zero_rows=enters_as_zeros(self.step.model, (token.id for token in tokens)),
+                new_rows=self._new_rows(tokens),
                 silent_half=self.background.requested_storage not in (None, "float16"),
             )
         )
+
+    def _new_rows(self, tokens: list[TokenRecord]) -> bool:
+        """Whether the embedding rows of new tokens are what fails: zero at the origin, or non-finite themselves."""
+        new = self.background.first_new_id
+        if new is None:
+            return False
+        if self.preexisting:
+            tensor = self._preexisting_tensor()
+            return tensor is not None and first_row(~torch.isfinite(tensor)) >= new
+        at_origin = {token.id for token in tokens}
+        if self.snapshot.clock == FROZEN:  # the norm is taken over all tokens at once
+            batches = [token_ids(micro_batch.inputs) for micro_batch in self.snapshot.micro_batches]
+            at_origin = {token for ids in batches if ids is not None for token in ids.unique().tolist() if token >= new}
+        return min(at_origin, default=-1) >= new and enters_as_zeros(self.step.model, at_origin)
 
     def _unlabelled(self) -> str:
         """The labels that select nothing; those of one sample where the origin has one number per sample."""
@@ -252,6 +266,16 @@ class _Report:
 
     def _preexisting_elements(self) -> str:
         """Which elements of the preexisting tensor are non-finite; empty if its values are no longer known."""
+        tensor = self._preexisting_tensor()
+        if tensor is None:
+            return ""
+        mask = ~torch.isfinite(tensor.detach())
+        if not self.preexisting.startswith(("parameter ", "buffer ")):
+            return which_samples(mask)
+        return which_rows(mask, token_ids(self._inputs()), vocabulary_size(self.step.model))
+
+    def _preexisting_tensor(self) -> torch.Tensor | None:
+        """The tensor that was non-finite before the step; None if its values are not known as numbers any more."""
         what, _, name = self.preexisting.partition(" ")
         if what == "parameter":
             tensor = self.snapshot.parameters.get(name, dict(self.step.model.named_parameters()).get(name))
@@ -259,11 +283,7 @@ class _Report:
             tensor = self.snapshot.module_state.buffers.get(name)
         else:
             tensor = dict(batch_tensors(self.snapshot)).get(self.preexisting)
-            return "" if tensor is None else which_samples(~torch.isfinite(tensor))
-        if tensor is None or not tensor.is_floating_point():
-            return ""
-        ids, vocabulary = token_ids(self._inputs()), vocabulary_size(self.step.model)
-        return which_rows(~torch.isfinite(tensor.detach()), ids, vocabulary)
+        return tensor if tensor is not None and tensor.is_floating_point() else None
 
     def _nonfinite_elements(self) -> list[str]:
         """Which elements of the first few affected parameters are non-finite."""

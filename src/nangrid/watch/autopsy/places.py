@@ -30,6 +30,10 @@ from nangrid.watch.state.tensors import module_names
 _TORCH = str(Path(torch.__file__).parent)
 _OPTIM = str(Path(_TORCH) / "optim")
 _AUTOGRAD = str(Path(_TORCH) / "autograd")
+_ENGINE = "_engine_run_backward"
+"""The function of torch that starts a backward pass."""
+_FORWARD = (str(Path(_TORCH) / "utils" / "checkpoint.py"), str(Path(_TORCH) / "nn" / "modules" / "module.py"))
+"""Files whose code runs a forward pass when a backward pass calls it."""
 _HERE = str(Path(__file__).parents[2])
 
 
@@ -55,8 +59,10 @@ class Places(threading.local):
         node = torch._C._current_autograd_node()
         # Recomputation in a checkpointed region runs modules within backward: then the module call is the place.
         if node is not None and not self.stack:
-            created = _noted(node)
-            return replace(created, source=_within_backward(sys._getframe(1)) or created.source)
+            created, frame = _noted(node), sys._getframe(1)
+            if recomputes(frame):
+                return replace(created, source=source_line(frame), node="")
+            return replace(created, source=_within_backward(frame) or created.source)
         return Place(self.stack[-1] if self.stack else "", source_line(sys._getframe(1)))
 
     def note(self) -> list[str]:
@@ -88,6 +94,15 @@ def _within_backward(frame: FrameType | None) -> str:
     while inner is not None and not inner.f_code.co_filename.startswith(_AUTOGRAD):
         inner = inner.f_back
     return source_line(frame, inner)
+
+
+def recomputes(frame: FrameType | None) -> bool:
+    """Whether this code, run by a backward pass, computes a part of the forward pass again: gradient checkpointing."""
+    while frame is not None and frame.f_code.co_name != _ENGINE:
+        if frame.f_code.co_filename in _FORWARD:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def source_line(frame: FrameType | None, outermost: FrameType | None = None) -> str:

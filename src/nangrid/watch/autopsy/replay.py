@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten_with_path
 
 from nangrid.watch.autopsy.ablate import Ablation
@@ -210,29 +212,19 @@ def _run_under(
 
 @contextmanager
 def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
-    """Enter a dispatch mode here and in every other thread that runs a backward pass within the block."""
-    # Dispatch modes are thread-local, and a training loop may call backward in a thread of its own.
-    original, entered = torch.autograd.backward, {threading.get_ident()}
+    """Enter a mode here, and one of torch also in every backward pass that is run without it."""
+    # Modes of torch are thread-local, and a training loop may call backward in a thread of its own. One for functions
+    # is left while it handles `Tensor.backward`, within which a checkpointed region calls functions again.
+    original = vars(torch.autograd)["_engine_run_backward"]
+    of_torch = isinstance(mode, TorchDispatchMode | TorchFunctionMode)
 
-    def backward(*args: Any, **kwargs: Any) -> None:
-        thread = threading.get_ident()
-        # A mode for functions calls this one again, by its name in torch.autograd.
-        if thread in entered:
-            original(*args, **kwargs)
-            return
-        entered.add(thread)
-        try:
-            with mode:
-                original(*args, **kwargs)
-        finally:
-            entered.discard(thread)
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        active = (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
+        with mode if of_torch and mode not in active else nullcontext():
+            return original(*args, **kwargs)
 
-    torch.autograd.backward = backward
-    try:
-        with mode:
-            yield
-    finally:
-        torch.autograd.backward = original
+    with mock.patch.object(torch.autograd, "_engine_run_backward", run_backward), mode:
+        yield
 
 
 def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, list[Tensor]]:

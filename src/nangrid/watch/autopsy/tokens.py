@@ -168,18 +168,28 @@ def _first(hit: Tensor) -> str:
     return ", ".join(str(int(i)) for i in hit[:MOST_NAMED]) + ", ..." * (len(hit) > MOST_NAMED)
 
 
+def first_row(mask: Tensor) -> int:
+    """The first row of a matrix with an element of the mask; -1 if there is none, or if it is no matrix."""
+    hit = mask.any(dim=1).nonzero() if mask.dim() == 2 else mask.new_empty(0)
+    return int(hit[0]) if len(hit) else -1
+
+
 def vocabulary_size(model: torch.nn.Module) -> int | None:
-    """Rows of the input embedding: the one the model returns, or else its only nn.Embedding; None if unknown."""
-    weight = base_weight(embedding(model, "input"))
-    if weight is None:
-        tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-        weight = tables[0] if len(tables) == 1 else None
+    """Rows of the input embedding; None if it is unknown."""
+    weight = _embedding_weight(model)
     return int(weight.shape[0]) if weight is not None else None
+
+
+def _embedding_weight(model: torch.nn.Module) -> Tensor | None:
+    """The input embedding that the model returns, or else its only nn.Embedding."""
+    weight = base_weight(embedding(model, "input"))
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    return tables[0] if weight is None and len(tables) == 1 else weight
 
 
 def enters_as_zeros(model: torch.nn.Module, tokens: Iterable[int]) -> bool:
     """Whether every one of these tokens has an all-zero embedding row."""
-    weight = base_weight(embedding(model, "input"))
+    weight = _embedding_weight(model)
     ids = sorted(set(tokens))
     if weight is None or not ids or ids[-1] >= weight.shape[0]:
         return False

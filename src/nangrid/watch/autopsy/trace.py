@@ -8,6 +8,7 @@ without NaN, an infinity from finite operands) it also keeps all that an autopsy
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from nangrid.watch.autopsy.ieee import NONFINITE_INPUT, ieee_kind
 from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
 from nangrid.watch.autopsy.lineage import Lineages
 from nangrid.watch.autopsy.operands import operands, schema, written_tensors
-from nangrid.watch.autopsy.places import Place, Places
+from nangrid.watch.autopsy.places import Place, Places, recomputes
 from nangrid.watch.autopsy.producer import (
     Producer,
     Read,
@@ -132,10 +133,9 @@ class Tracer(TorchDispatchMode):
         return tuple(r.write for r in held if r.start < stop and start < r.stop)
 
     def current_phase(self) -> str:
-        """forward, backward or optimizer; recomputation in a checkpointed region belongs to backward."""
-        if self.progress.phase == "forward" and torch._C._current_autograd_node() is not None:
-            return "backward"
-        return self.progress.phase
+        """forward, backward or optimizer; what a checkpointed region computes again belongs to forward."""
+        in_backward = self.progress.phase == "forward" and torch._C._current_autograd_node() is not None
+        return "backward" if in_backward and not recomputes(sys._getframe(1)) else self.progress.phase
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and record what it wrote if that is non-finite."""

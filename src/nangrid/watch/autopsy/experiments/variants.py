@@ -24,7 +24,11 @@ from nangrid.watch.state.tensors import dtype_name
 
 MOST_STEPS = 12
 _AGAIN, _COMPILED, _ZEROS, _NANS = "the step again", "compiled, as it was", "zeros in new memory", "NaN in new memory"
-_BACKENDS = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+_BACKENDS = {
+    "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}  # fmt: skip
+_ON_CPU = "the operation alone on the CPU"
 _ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty"))
 
 
@@ -78,6 +82,8 @@ class Variants:
             return "It reads memory that was never written: with zeros in new memory the step is finite."
         if kernels and others:
             return f"Only the {' and '.join(kernels)} attention kernel fails: the step is finite with {others[0]}."
+        if self.finite(_ON_CPU):
+            return "Only the GPU's kernel fails: the operation alone is finite on the CPU."
         if self.finite("the operation alone in float32"):
             return "Half precision is too narrow: the operation alone is finite in float32."
         return f"A part of the batch is enough: {parts[-1].split(' alone: ')[1]}." if parts else ""
@@ -97,6 +103,10 @@ class Variants:
         return ran
 
     def _alone(self, call: Call) -> None:
+        if any(tensor.is_cuda for tensor in call.tensors()):
+            on_cpu = call.mapped(Tensor.cpu)
+            if on_cpu.run() is not None:
+                self.trials.append(Trial(_ON_CPU, not on_cpu.fails()))
         half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in call.tensors())
         for dtype in (torch.float32, torch.float64) if half else (torch.float64,):
             wide = call.mapped(lambda tensor, to=dtype: tensor.to(to) if tensor.is_floating_point() else tensor)

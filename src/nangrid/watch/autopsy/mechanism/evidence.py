@@ -44,6 +44,8 @@ class Evidence:
     """Whether the model has a normalisation layer."""
     zero_rows: bool = False
     """Whether the embedding rows of the tokens at the origin are all zero."""
+    new_rows: bool = False
+    """Whether the embedding rows of new tokens are what fails: `init=` chooses other ones."""
     silent_half: bool = False
     """Whether a dtype other than float16 was requested: float16 storage is then a silent cast."""
 
@@ -55,7 +57,7 @@ class Mechanism:
     id: str
     explanation: str
     overrides: tuple[str, ...] = ()
-    """For a cell: `key=value` of the command line."""
+    """For a cell: `key=value` of the command line, the one that cured most cells of docs/studies first."""
     changes: tuple[str, ...] = ()
     """For a script, or where no override helps: what to change in the line of the origin."""
     advice: tuple[str, ...] = ()

@@ -117,7 +117,6 @@ def dora(e: Evidence) -> Mechanism | None:
     return Mechanism(
         mechanisms.DORA_ZERO_NORM,
         "DoRA divides by the norm of a row that is all zeros.",
-        ("init=mean",),
         advice=("give the row non-zero values before adding DoRA",),
     )
 

@@ -95,7 +95,7 @@ def optimizer_eps(e: Evidence) -> Mechanism | None:
         mechanisms.ADAM_EPS_UNDERFLOW if adam else mechanisms.OPTIMIZER_EPS_UNDERFLOW,
         f"The eps of {e.optimizer or 'the optimizer'} is 0 or rounds to 0 in {divisor.record.dtype}, so an element "
         "without a gradient, or with one whose square rounds to 0, is divided by 0.",
-        ("upcast=trainable", "optim=paged_adamw_8bit"),
+        (*("dtype=bf16",) * (divisor.record.dtype == HALF), "upcast=trainable", "optim=paged_adamw_8bit"),
         advice=("keep trained parameters in float32", "pass a larger eps to the optimizer"),
     )
 
@@ -114,7 +114,7 @@ def half_gradient(e: Evidence) -> Mechanism | None:
     return Mechanism(
         mechanisms.FP16_GRADIENT_OVERFLOW,
         "A gradient exceeded 65504, the largest float16 number, in the backward pass." + amplified * amplifies,
-        ("init=mean", "dtype=bf16") if amplifies else ("dtype=bf16", "dtype=fp32"),
+        ("dtype=bf16", "init=mean" if amplifies and e.new_rows else "dtype=fp32"),
         advice=("store the model in bfloat16", "scale the loss down"),
     )
 
@@ -127,6 +127,6 @@ def zero_row(e: Evidence) -> Mechanism | None:
         mechanisms.ZERO_ROW_NORM_GRADIENT,
         "The embedding rows of the tokens at the origin are all zero. In the backward pass each norm layer multiplies "
         "the gradient of such a row by 1 / sqrt(eps), often about 1000, until it overflows.",
-        ("init=mean", "data.bos=true"),
+        (*("init=mean",) * e.new_rows, "data.bos=true"),
         advice=("initialise the rows of new tokens with the mean of the others",),
     )

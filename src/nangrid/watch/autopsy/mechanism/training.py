@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from nangrid.records import mechanisms
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT, OVERFLOW
-from nangrid.watch.autopsy.mechanism.evidence import Evidence, Mechanism, dtype_max, producer_of
+from nangrid.watch.autopsy.mechanism.evidence import HALF, Evidence, Mechanism, dtype_max, producer_of
 
 _RISES = 3
 _GROWN = 100.0
@@ -29,7 +29,7 @@ def uninitialised(e: Evidence) -> Mechanism | None:
     return Mechanism(
         mechanisms.UNINITIALISED_PARAMETER,
         f"{e.preexisting} {reason}",
-        ("init=mean",),
+        ("init=mean",) * e.new_rows,
         advice=("initialise it, or load another checkpoint",) if before_training else ("use zeros instead of empty",),
     )
 
@@ -62,11 +62,12 @@ def frozen(e: Evidence) -> Mechanism | None:
     """Finite gradients with an infinite norm."""
     if e.clock != "frozen":
         return None
+    half = e.producer is not None and e.producer.output.dtype == HALF
     return Mechanism(
         mechanisms.INFINITE_NORM_FREEZE,
         "Every gradient is finite, but their norm is inf. Clipping divides by the norm, so every update is zero: "
         "the loss stays finite and the model learns nothing.",
-        ("init=mean", "data.bos=true"),
+        (*("dtype=bf16",) * half, *("init=mean",) * e.new_rows, "data.bos=true"),
         advice=("find what makes the gradients this large", "pass error_if_nonfinite=True to clip_grad_norm_"),
     )
 
