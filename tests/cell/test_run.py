@@ -33,15 +33,16 @@ class Grid:
 
 
 def test_cells_are_bit_identical_in_any_order_and_in_parallel(tmp_path: Path) -> None:
-    one = Grid(tmp_path / "one", "dtype=bf16,fp32", "init=mean", "seed=1", "horizon=3")
-    two = Grid(tmp_path / "two", "dtype=fp32,bf16", "init=mean", "seed=1", "horizon=3", "hydra.launcher.n_jobs=2")
+    common = ["model.layers=2", "init=mean", "seed=1", "horizon=3"]
+    one = Grid(tmp_path / "one", *common, "dtype=bf16,fp32")
+    two = Grid(tmp_path / "two", *common, "dtype=fp32,bf16", "hydra.launcher.n_jobs=2")
     for record in one.records:
         twin = two.cell(dtype=record.factors["dtype"])
         pd.testing.assert_frame_equal(one.history(record), two.history(twin), check_exact=True)
 
 
 def test_what_must_not_change_a_bit_changes_none(tmp_path: Path) -> None:
-    common = ["targets.dropout=0.1", "horizon=4", "hydra.launcher.n_jobs=2"]
+    common = ["model.layers=2", "targets.dropout=0.1", "horizon=4", "hydra.launcher.n_jobs=2"]
     levels = Grid(tmp_path / "levels", *common, "checkpointing=on,off,reentrant")
     evaluated = Grid(tmp_path / "evaluated", *common, "data.eval_every=1")
     shorter = Grid(tmp_path / "shorter", *common, "horizon=2")
@@ -88,7 +89,7 @@ def test_glossary_with_zero_rows_fails_in_any_dtype(tmp_path: Path) -> None:
 
 
 def test_ledger_records_what_a_factor_changed(tmp_path: Path) -> None:
-    grid = Grid(tmp_path, "upcast=none,trainable", "dtype=bf16,fp32", "vocab=none", "horizon=1")
+    grid = Grid(tmp_path, "upcast=none,trainable", "dtype=bf16,fp32", "vocab=none", "model.layers=2", "horizon=1")
     cast = grid.cell(dtype="bf16", upcast="trainable").ledger
     assert set(cast["adapter"].values()) == {"float32"}
     assert cast["changed"]["upcast"] > 0
