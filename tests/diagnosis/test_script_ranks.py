@@ -39,7 +39,7 @@ if __name__ == "__main__":
 def test_two_processes_are_the_cause(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "sufficient: processes=2\n" in done.stdout and "cure: processes=1\n" in done.stdout, done.stderr
+    assert "sufficient: processes=2 (" in done.stdout and "cure: processes=1 (" in done.stdout, done.stderr
     grid = GridDirectory.open(tmp_path / "out")
     records, errors = grid.records()
     failing = [record for record in records if record.status == "nonfinite"]
