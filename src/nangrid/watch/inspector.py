@@ -367,7 +367,7 @@ class Inspector:
     def _alone(self, snapshot: Snapshot) -> AbstractContextManager[tuple[Step, Snapshot]]:
         if self.ranks is None:
             return nullcontext((self.step, snapshot))
-        return alone(self.step, snapshot, self.late)
+        return alone(self.step, snapshot, late=self.late, together=self.ranks.together)
 
     @contextmanager
     def _replay(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from faults import BAD, ones, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,6 @@ from two_ranks import note
 from nangrid import NonFiniteError, Watch
 
 Batches = Callable[[Any], Iterator[Any]]
-BAD = 3
 
 
 class Scene:
@@ -89,23 +89,6 @@ def two_optimizers(batches: Batches, s: Scene) -> None:
         s.optimizer.zero_grad()
         (s.loss(x, y) + s.critic(s.model(x)).mean()).backward()
         s.optimizer.step()
-
-
-def without_labels(s: Scene) -> None:
-    """The loss is not a number, and the gradients are zero: their reduction tells the other rank nothing."""
-    if s.rank == 1:
-        s.labels[BAD].fill_(-100)
-
-
-def zero_input(s: Scene) -> None:
-    if s.rank == 1:
-        s.inputs[BAD][1, 2] = 0
-
-
-def ones(s: Scene) -> None:
-    """The loss is finite, and the slope of its root is not."""
-    if s.rank == 1:
-        s.inputs[BAD].fill_(1)
 
 
 def weight_decay(s: Scene) -> None:

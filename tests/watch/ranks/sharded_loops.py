@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from faults import ones, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from two_ranks import note
 
 from nangrid import NonFiniteError, Watch
-
-BAD = 3
 
 
 class Scene:
@@ -42,21 +41,6 @@ class Scene:
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-
-
-def zero_input(s: Scene) -> None:
-    if s.rank == 1:
-        s.inputs[BAD][1, 2] = 0
-
-
-def ones(s: Scene) -> None:
-    if s.rank == 1:
-        s.inputs[BAD].fill_(1)
-
-
-def without_labels(s: Scene) -> None:
-    if s.rank == 1:
-        s.labels[BAD].fill_(-100)
 
 
 def weight_decay(s: Scene) -> None:

@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 from nangrid.cell.identity import hash_science
 from nangrid.records.start_from import files_sha256, find_start
 
+PROCESSES = "processes"
+"""The level that says how many ranks run the function; without it the function runs in one process."""
+
 
 @dataclass(frozen=True)
 class ScriptConfig:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from nangrid.cell.outcome import FinishedRun, finish, history_row
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.cell.script.loop import HorizonReachedError, ScriptLoop, read_ledger
+from nangrid.cell.script.ranks import rank_zero
 from nangrid.integrations import HeadroomCallback, TrainerWatch, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import InputError
@@ -62,7 +64,8 @@ def run_cell(
         if on_step:
             on_step(next(steps), reading.loss)
 
-    run = _run(config, directory, report)
+    with rank_zero(config.levels, partial(_run_as_another_rank, config, directory)):
+        run = _run(config, directory, report)
     for reading in run.watch.inspector.finish():
         report(reading)
     readings = run.watch.inspector.clocks.readings
@@ -74,6 +77,11 @@ def run_cell(
     write_history(directory, [history_row(reading, 0) for reading in readings])
     write_record(directory, record)
     return record
+
+
+def _run_as_another_rank(config: ScriptConfig, directory: Path) -> None:
+    """The records are those of rank 0, and the merged autopsy."""
+    _run(config, directory, lambda reading: None)
 
 
 def _run(config: ScriptConfig, directory: Path, report: Callable[[StepReading], None]) -> FinishedRun:

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nangrid.watch.autopsy.replay import AFTER_UPDATE, NotRepeatableError, Step, repeating
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, RAISED, NotRepeatableError, Step, repeating
 from nangrid.watch.ranks.sharded import is_sharded, whole
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot
 from nangrid.watch.state.tensors import local, present_gradients
 
 
 @contextmanager
-def alone(step: Step, snapshot: Snapshot, late: bool) -> Iterator[tuple[Step, Snapshot]]:
+def alone(step: Step, snapshot: Snapshot, *, late: bool, together: bool) -> Iterator[tuple[Step, Snapshot]]:
     """Within the block, the yielded step runs on this rank alone.
 
-    `late`: steps have followed since, so that the gradients of the failing one are gone.
+    `late`: steps have followed since, so that the gradients of the failing one are gone. `together`: whether the other
+    ranks do the same now.
     """
     sharded = is_sharded(step.model)
     if snapshot.clock not in AFTER_UPDATE:
+        if sharded and (not together or snapshot.clock == RAISED):
+            raise NotRepeatableError("its parameters are spread over ranks that did not come to the failing step.")
         with whole(step, snapshot) if sharded else _as_it_is(snapshot) as bare:
             yield step, bare
         return

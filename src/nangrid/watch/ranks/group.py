@@ -40,18 +40,19 @@ class Ranks:
         group = dist.new_group(backend="gloo", timeout=_AGREEMENT)
         self._group = group
         self._store = dist.distributed_c10d._get_process_group_store(group)
-        self._together = True
+        self.together = True
+        """Whether the ranks still come to the same steps."""
         self._rounds = 0
 
     def least(self, number: int) -> int:
         """The least of the ranks' numbers; this rank's own if they do not step together."""
-        if not self._together:
+        if not self.together:
             return number
         answer = torch.tensor(number)
         try:
             dist.all_reduce(answer, dist.ReduceOp.MIN, group=self._group)
         except RuntimeError as error:
-            self._together = False
+            self.together = False
             logger.warning(
                 "rank %d did not hear from the others at an optimizer step (%s): from here on each rank is watched by "
                 "itself.",

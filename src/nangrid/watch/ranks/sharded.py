@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, Step
+from nangrid.watch.autopsy.replay import Step
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import local
 
@@ -27,8 +27,6 @@ def whole(step: Step, snapshot: Snapshot) -> Iterator[Snapshot]:
 
     All ranks gather the parameters together, so all of them must have come here.
     """
-    if snapshot.clock == RAISED:
-        raise NotRepeatableError("its parameters are spread over ranks that did not leave the loop.")
     places = list(_places(step.model, None))
     sharded = dict(step.trainables)
     plain = _gathered(places, {id(p): snapshot.parameters[name] for name, p in sharded.items()})
