@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,7 @@ def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Enter a mode here, and one of torch also in every backward pass that is run without it."""
     # Modes of torch are thread-local, and a training loop may call backward in a thread of its own. One for functions
     # is left while it handles `Tensor.backward`, within which a checkpointed region calls functions again.
-    original = torch.autograd._engine_run_backward
+    original = vars(torch.autograd)["_engine_run_backward"]
     of_torch = isinstance(mode, TorchDispatchMode | TorchFunctionMode)
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
@@ -220,12 +221,8 @@ def _in_every_thread(mode: AbstractContextManager[Any]) -> Iterator[None]:
         with mode if of_torch and mode not in active else nullcontext():
             return original(*args, **kwargs)
 
-    torch.autograd._engine_run_backward = run_backward
-    try:
-        with mode:
-            yield
-    finally:
-        torch.autograd._engine_run_backward = original
+    with mock.patch.object(torch.autograd, "_engine_run_backward", run_backward), mode:
+        yield
 
 
 def _run(step: Step, snapshot: Snapshot, progress: Progress) -> tuple[Replay, list[Tensor]]:
