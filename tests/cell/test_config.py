@@ -27,6 +27,7 @@ KEYS = [
     "model.source",
     "model.id",
     "model.attn",
+    "model.compile",
     "model.layers",
     "quant.name",
     "quant.double",

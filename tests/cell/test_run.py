@@ -5,13 +5,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nangrid.cell.build import build_cell
+from nangrid.cell.config import Config
+from nangrid.cell.device import refuse_unsupported
+from nangrid.cell.levels import as_config
+from nangrid.commands import compose
 from nangrid.commands.run import main
 from nangrid.records.cell import CellRecord, Onset
+from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory
 from nangrid.records.headroom import read_headroom
 from nangrid.records.history import read_history
+from nangrid.watch.autopsy.examine import is_compiled
 
 Factors = tuple[str, ...]
+
+
+def composed(*overrides: str) -> Config:
+    return as_config(compose.composed(["model=tiny", *overrides]))
 
 
 class Grid:
@@ -86,6 +97,19 @@ def test_glossary_with_zero_rows_fails_in_any_dtype(tmp_path: Path) -> None:
         assert (autopsy.phase, autopsy.kind, autopsy.mechanism) == ("backward", "overflow", "infinite-norm-freeze")
     for autopsy in autopsies + frozen:
         assert [suggestion.override for suggestion in autopsy.suggestions] == ["init=mean", "data.bos=true"]
+
+
+def test_levels_of_attention_and_compilation(tmp_path: Path) -> None:
+    common = ["model.layers=1", "init=mean", "horizon=1", "headroom=0"]
+    grid = Grid(tmp_path, *common, "model.attn=sdpa,math,flash")
+    shown = {record.factors["model.attn"]: record.ledger["arithmetic"]["attention"] for record in grid.records}
+    assert shown == {"sdpa": "sdpa", "math": "sdpa (math)", "flash": "sdpa (flash)"}
+    default, flash = (grid.history(grid.cell(**{"model.attn": level})) for level in ("sdpa", "flash"))
+    pd.testing.assert_frame_equal(default, flash, check_exact=True)  # the kernel that torch chooses on a CPU
+    compiled = composed("model.compile=inductor", *common)
+    assert is_compiled(build_cell(compiled, tmp_path).model)
+    with pytest.raises(InputError, match=r"type model\.attn=math or model\.attn=flash"):
+        refuse_unsupported(composed("model.attn=cudnn"))
 
 
 def test_ledger_records_what_a_factor_changed(tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_parameters_ruined_by_the_optimizer(tmp_path: Path, late: Callable[[], N
     assert (later.step, later.clock, later.op) == (0, "parameter", at_once.op)
 
 
+def test_a_loss_that_no_scale_mends_is_reproduced(tmp_path: Path, late: Callable[[], None]) -> None:
+    late()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    autopsy = diagnose(net(), [ONES] * 5, tmp_path, lambda out: (out * 0).log().sum(), scaler=scaler)
+    assert (autopsy.step, autopsy.clock, autopsy.mechanism) == (0, "loss", "log-of-zero")
+
+
 def test_the_last_step_is_checked_on_close(tmp_path: Path, late: Callable[[], None]) -> None:
     late()
     model = net()

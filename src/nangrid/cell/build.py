@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from nangrid.cell.config import Config, factors, to_override
+from nangrid.cell.config import KERNELS, Config, factors, to_override
 from nangrid.cell.data.dataset import CellData, load_data
 from nangrid.cell.identity import starred
 from nangrid.cell.model import arithmetic
@@ -49,9 +49,14 @@ def build_cell(config: Config, directory: Path) -> Cell:
     ledger = read_model(model, DTYPES.get(config.dtype.autocast))
     ledger.arithmetic = read_arithmetic(device(), vars(half_products) if device() == "cpu" else None)
     ledger.arithmetic["attention"] = base.config._attn_implementation
+    if config.model.attn in KERNELS:
+        ledger.arithmetic["attention"] += f" ({config.model.attn})"
     ledger.changed = {"init": rows, "upcast": upcast}
     ledger.warnings = [*unmet_requests(config, ledger), *renamed(base, targets)]
-    observe_residual(model, ledger)
+    if config.model.compile == "off":
+        observe_residual(model, ledger)
+    else:  # hooks would change what is fused, and so what fails
+        model.compile(backend=config.model.compile)
     return Cell(model, data, make_trainer(model, data, config, directory), ledger)
 
 

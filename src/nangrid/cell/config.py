@@ -25,6 +25,8 @@ CONF_DIR = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else Path(__file__).paren
 """Hydra's config groups: inside the wheel, or at the root of a checkout."""
 
 FLOATS = ("bf16", "fp16", "fp32")
+KERNELS = ("math", "flash", "efficient", "cudnn")
+"""Kernels of torch's scaled_dot_product_attention."""
 OPTIMIZERS = (
     "paged_adamw_8bit",
     "adamw_8bit",
@@ -52,14 +54,17 @@ class ModelConfig:
     id: str | None = None
     """Hub id or local path; required by model=hub."""
     attn: str = "sdpa"
-    """Attention implementation: `sdpa` or `eager`."""
+    """Attention: `eager`, `sdpa` (torch chooses the kernel), or a kernel: `math`, `flash`, `efficient` or `cudnn`."""
+    compile: str = "off"
+    """torch.compile: `off` or `inductor`."""
     layers: int | None = None
     """Number of decoder layers of model=tiny; null keeps its default."""
 
     def __post_init__(self) -> None:
         """Check the fields against each other."""
         _one_of("model.source", self.source, ("package", "tiny", "hub"))
-        _one_of("model.attn", self.attn, ("sdpa", "eager"))
+        _one_of("model.attn", self.attn, ("sdpa", "eager", *KERNELS))
+        _one_of("model.compile", self.compile, ("off", "inductor"))
         if self.source == "hub" and not self.id:
             raise InputError("model=hub needs a model: add model.id=ORGANISATION/NAME or model.id=/path/to/model.")
         if self.layers is not None and self.source != "tiny":
@@ -335,7 +340,7 @@ SCIENTIFIC = (
 """Keys that decide a cell's numbers, and therefore its cell_id."""
 
 
-HOW = ("quant", "dtype", "init", "checkpointing", "optim", "upcast", "model.attn")
+HOW = ("quant", "dtype", "init", "checkpointing", "optim", "upcast", "model.attn", "model.compile")
 """Groups and keys that change how a step is computed, but not which step it is."""
 
 

@@ -23,6 +23,12 @@ def refuse_unsupported(config: Config) -> None:
             "type dtype=amp_bf16, or dtype=fp16 for pure half precision."
         )
 
+    if config.model.attn in ("efficient", "cudnn") and not _has_cuda():
+        raise InputError(
+            f"model.attn={config.model.attn} is a kernel for CUDA devices and this machine has none: "
+            "type model.attn=math or model.attn=flash."
+        )
+
 
 def _has_cuda() -> bool:
     if not may_have_cuda():

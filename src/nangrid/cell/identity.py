@@ -31,6 +31,8 @@ def cell_id(config: Config) -> str:
         "tokenizer.sha256": checkpoint.tokenizer_sha256,
     }
     del science["data.path"], science["data.template"]
+    if science["model.compile"] == "off":  # a key that was added later: existing ids stay
+        del science["model.compile"]
     if template := template_sha256(config.data, checkpoint):
         science["data.template.sha256"] = template
     science |= _start(config)

@@ -57,7 +57,8 @@ def _train(
     cell = build_cell(config, directory)
     cell.ledger.preflight = [str(finding) for finding in check_cell(cell, config, trial=False)]
     rows: list[dict[str, Any]] = []
-    headroom = HeadroomCallback(Headroom(cell.model, config.headroom))
+    hooks = config.headroom if config.model.compile == "off" else 0
+    headroom = HeadroomCallback(Headroom(cell.model, hooks))
 
     def keep(reading: StepReading) -> None:
         rows.append(history_row(reading, cell.trainer.new_tokens[reading.step]))

@@ -121,7 +121,7 @@ class DeferredInspector(Inspector):
 
     def left(self) -> None:
         """Examine the current step, whose numbers were never sent."""
-        self.recorder = self._pending.recorder
+        self.recorder, self._losses = self._pending.recorder, self._pending.losses
         super().left()
 
     @torch.no_grad()
@@ -195,7 +195,7 @@ class DeferredInspector(Inspector):
 
     def _examine_late(self, pending: _PendingStep) -> None:
         # Only the losses can be compared: gradients and parameters have been overwritten by later steps.
-        self.recorder = pending.recorder
+        self.recorder, self._losses = pending.recorder, pending.losses
         if pending.ignore_nonfinite and not math.isfinite(self.clocks.reading.max_gradient):
             self.skipped()
         else:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from nangrid.cell.config import Config
+from nangrid.cell.config import KERNELS, Config
 from nangrid.cell.model.checkpoint import Checkpoint
 from nangrid.records.errors import InputError
 
@@ -23,13 +23,14 @@ def device() -> str:
 
 def load_model(config: Config, checkpoint: Checkpoint) -> PreTrainedModel:
     """Load the base model in the storage dtype, quantise its linear layers and freeze it."""
+    choose_kernel(config.model.attn)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
             config=_causal(checkpoint),
             dtype=DTYPES[config.dtype.storage],
             quantization_config=_quantisation(config),
-            attn_implementation=config.model.attn,
+            attn_implementation="eager" if config.model.attn == "eager" else "sdpa",
             trust_remote_code=False,
             device_map=device() if device() == "cuda" else None,
         )
@@ -41,6 +42,14 @@ def load_model(config: Config, checkpoint: Checkpoint) -> PreTrainedModel:
     model.requires_grad_(False)
     _keep_training_layout(model)
     return model
+
+
+def choose_kernel(attn: str) -> None:
+    """Leave torch's attention one kernel, or its choice among all of them."""
+    cuda = torch.backends.cuda  # despite the name the switches hold for every device
+    switches = (cuda.enable_math_sdp, cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp)
+    for kernel, switch in zip(KERNELS, switches, strict=True):
+        switch(attn not in KERNELS or attn == kernel)
 
 
 def check_length(model: PreTrainedModel, length: int) -> None:

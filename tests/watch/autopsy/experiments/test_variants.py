@@ -107,6 +107,39 @@ def test_graph_that_fails_only_when_compiled(tmp_path: Path) -> None:
     assert autopsy.verdict == "Only the compiled graph fails: the same step is finite when it runs eagerly."
 
 
+class Quaternion(nn.Module):
+    """The real part of a rotation: Inductor rounds once, in float32, where eager bfloat16 rounds after each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+
+    def forward(self, angle: Tensor) -> Tensor:
+        angle = angle * self.gain
+        return (1 - angle.cos().square() - angle.sin().square()).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("at_pole", "verdict"),
+    [
+        (False, "Only the compiled graph fails: the same step is finite when it runs eagerly."),
+        (True, "Only the compiled graph fails in the loss: when the same step runs eagerly, it fails in the gradient"),
+    ],
+)
+def test_graph_that_fails_only_under_inductor(at_pole: bool, verdict: str, tmp_path: Path) -> None:
+    """The squares sum up to 1.0000001 in float32, and to less than 1, or to 1, in bfloat16."""
+    angles = torch.arange(0.01, 1.5, 0.01).bfloat16()
+    exact, eager = 1 - angles.float().cos().square() - angles.float().sin().square(), Quaternion()(angles)
+    angles = angles[(exact < 0) & (eager == 0 if at_pole else eager > 0)][:8]
+    model = torch.compile(Quaternion())
+    with pytest.raises(NonFiniteError) as raised:
+        train(model, [angles], tmp_path, lambda out: out.float().sum(), torch.optim.SGD(model.parameters(), lr=0.1))
+    autopsy = raised.value.autopsy
+    assert autopsy is not None and (autopsy.clock, autopsy.mechanism) == ("loss", "unknown")
+    assert table(autopsy)["compiled, as it was"] is False
+    assert autopsy.verdict.startswith(verdict) and autopsy.explanation.endswith(autopsy.verdict)
+
+
 def test_named_mechanism_costs_no_variants(tmp_path: Path) -> None:
     autopsy = diagnose(Calculation(lambda x: (x * 0).log()), [torch.ones(1, 4)], tmp_path)
     assert (autopsy.mechanism, autopsy.variants, autopsy.verdict) == ("log-of-zero", [], "")

@@ -66,10 +66,13 @@ def _with_variants(
     step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy, call: Call | None, compiled: bool
 ) -> Autopsy:
     fused = any(name in autopsy.op for name in _FUSED)
-    if autopsy.preexisting or not (autopsy.mechanism == UNKNOWN or fused):
+    eager_differs = compiled and replayed.clock != snapshot.clock
+    if autopsy.preexisting or not (autopsy.mechanism == UNKNOWN or fused or eager_differs):
         return autopsy
     variants = Variants(step, snapshot, replayed)
     variants.run(autopsy.op, call, compiled, autopsy.micro_batch)
     verdict = variants.verdict()
-    explanation = f"{autopsy.explanation} {verdict}" if verdict else autopsy.explanation
+    if variants.only_compiled and replayed.clock is not None:  # what the eager step fails of is not what the run did
+        autopsy = replace(autopsy, mechanism=UNKNOWN, explanation="", suggestions=[])
+    explanation = f"{autopsy.explanation} {verdict}".strip()
     return replace(autopsy, variants=variants.trials, verdict=verdict, explanation=explanation)

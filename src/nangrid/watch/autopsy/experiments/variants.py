@@ -39,6 +39,8 @@ class Variants:
         self.step, self.snapshot, self.replayed = step, snapshot, replayed
         self.trials: list[Trial] = []
         self.same_bits = True
+        self.only_compiled = False
+        """Whether the compiled graph fails as the live run did, and the eager replay does not."""
         self.steps_left = MOST_STEPS
 
     def run(self, op: str, call: Call | None, compiled: bool, micro_batch: int) -> None:
@@ -46,8 +48,9 @@ class Variants:
         if call is not None:
             self._alone(call)
         if compiled:
-            self._try(_COMPILED, stance="default")
-        if self.replayed.clock is None:
+            ran = self._try(_COMPILED, stance="default")
+            self.only_compiled = ran is not None and ran.clock == self.snapshot.clock != self.replayed.clock
+        if self.replayed.clock is None or self.only_compiled:
             return
         for _ in range(2):
             again = self._try(_AGAIN)
@@ -70,9 +73,14 @@ class Variants:
         kernels = [name for name in _BACKENDS if self.finite(f"{name} attention") is False]
         others = [name for name in _BACKENDS if self.finite(f"{name} attention")]
         parts = [trial.change for trial in self.trials if " alone: " in trial.change and not trial.finite]
+        if self.only_compiled and self.replayed.clock is not None:
+            return (
+                f"Only the compiled graph fails in the {self.snapshot.clock}: when the same step runs eagerly, it "
+                f"fails in the {self.replayed.clock}, at the origin above."
+            )
         if self.replayed.clock is None:
-            compiled = self.finite(_COMPILED) is False
-            return "Only the compiled graph fails: the same step is finite when it runs eagerly." if compiled else ""
+            compiled = "Only the compiled graph fails: the same step is finite when it runs eagerly."
+            return compiled if self.only_compiled else ""
         if not self.same_bits:
             return (
                 "The same step gave other bits when it ran again: it is not deterministic, it changes something that "
