@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nangrid.analysis.causes import Event, event_of
 from nangrid.analysis.claims import Grade as Told
@@ -84,11 +84,20 @@ def _of_diagnosis(directory: GridDirectory, judged: Judged, record: DiagnosisRec
         summary=f"A search compared a failing run with one that trains. {event_sentence(card)}",
         events=[card],
         findings=findings,
-        diagnosis=record.lines,
+        diagnosis=record.lines if with_text else list(_without_tokens(record.lines)),
         unchecked=[line.strip() for line in record.lines if line.strip().startswith("undecided:")],
         next=typed("python -m src.report", directory.path),
         environment=failing.environment,
     )
+
+
+def _without_tokens(lines: Sequence[str]) -> Iterator[str]:
+    """The lines, without the one that shows text of the data, and without what it continues on."""
+    inside = False
+    for line in lines:
+        inside = line.startswith("  tokens: ") or (inside and line.startswith("    "))
+        if not inside:
+            yield line
 
 
 def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
