@@ -118,6 +118,9 @@ def test_a_diagnosis_is_told_by_its_claims(grid: Path, tmp_path: Path, capsys: C
     value = answer(next((copy / "diagnoses").iterdir()), capsys)
     assert (value["about"], value["events"][0]["cures"][0]["levels"]) == ("diagnosis", ["dtype=bf16"])
     assert value["diagnosis"] == [lines[0], lines[3]], "no text of the data"
+    unproven = [replace(claim, grade="undecided", count=1) for claim in claims]
+    write_diagnosis(copy, DiagnosisRecord(failing, reference, lines, unproven))
+    assert "and dtype=bf16 may cure it, which is not proven." in answer(copy, capsys)["summary"]
 
 
 class Log(nn.Module):

@@ -113,16 +113,25 @@ def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
         happened=Statement(f"{runs} this way.", cells),
         causes=[_cause(claim) for claim in causes],
         certainty=_certainty(causes),
-        cures=[CureCard(c.levels, False, f"{c.count} of {c.seeds} seeds train; {c.grade}", c.cells) for c in cures],
+        cures=[_cure(claim) for claim in cures],
         no_help=[],
         undecided=[],
     )
 
 
+_GRADES: dict[str, Grade] = {Told.PROVEN: Grade.PROVEN, Told.SEEN: Grade.LIKELY}
+"""Grades of a search -> those of an answer; what the search left undecided is unknown."""
+
+
 def _cause(claim: ClaimRecord) -> CauseCard:
-    grades: dict[str, Grade] = {Told.PROVEN: Grade.PROVEN, Told.SEEN: Grade.LIKELY}
-    grade = grades.get(claim.grade, Grade.UNKNOWN)
+    grade = _GRADES.get(claim.grade, Grade.UNKNOWN)
     return CauseCard(claim.levels, grade, f"{claim.count} of {claim.seeds} seeds fail; {claim.grade}", claim.cells)
+
+
+def _cure(claim: ClaimRecord) -> CureCard:
+    grade, partial = _GRADES.get(claim.grade, Grade.UNKNOWN), claim.count < claim.seeds
+    text = f"{claim.count} of {claim.seeds} seeds train; {claim.grade}"
+    return CureCard(claim.levels, grade, partial, text, claim.cells)
 
 
 def _certainty(causes: list[ClaimRecord]) -> Certainty:
