@@ -101,16 +101,26 @@ def test_a_diagnosis_is_told_by_its_claims(grid: Path, tmp_path: Path, capsys: C
         for file in cells[name].iterdir():
             (target / file.name).write_bytes(file.read_bytes())
     failing, reference = cells[ADAM].name, cells[FINITE].name
+    lines = [
+        "adam-eps-underflow at step 0:",
+        "  tokens: 'private words' (id 2,",
+        "    position 0)",
+        "  try: dtype=bf16",
+    ]
     claims = [
         ClaimRecord("cause", ["dtype=silent_fp16", "optim=adamw_torch"], "proven", 3, 3, [failing]),
         ClaimRecord("cure", ["dtype=bf16"], "proven", 3, 3, [reference]),
     ]
-    write_diagnosis(copy, DiagnosisRecord(failing, reference, ["adam-eps-underflow at step 0:"], claims))
+    write_diagnosis(copy, DiagnosisRecord(failing, reference, lines, claims))
     words = screen(copy, capsys)
     assert "A search compared a failing run with one that trains." in words
     assert "cause dtype=silent_fp16 with optim=adamw_torch: 3 of 3 seeds fail; proven (proven)" in words
     value = answer(next((copy / "diagnoses").iterdir()), capsys)
     assert (value["about"], value["events"][0]["cures"][0]["levels"]) == ("diagnosis", ["dtype=bf16"])
+    assert value["diagnosis"] == [lines[0], lines[3]], "no text of the data"
+    unproven = [replace(claim, grade="undecided", count=1) for claim in claims]
+    write_diagnosis(copy, DiagnosisRecord(failing, reference, lines, unproven))
+    assert "and dtype=bf16 may cure it, which is not proven." in answer(copy, capsys)["summary"]
 
 
 class Log(nn.Module):

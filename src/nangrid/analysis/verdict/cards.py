@@ -139,7 +139,8 @@ def _cure(group: CureGroup) -> CureCard:
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
     text = "; ".join([f"{runs} finite to step {until}", *others, *short])
-    return CureCard(_spelled(group.changes), bool(group.failing), text, cells)
+    grade = Grade.LIKELY if short else Grade.PROVEN
+    return CureCard(_spelled(group.changes), grade, bool(group.failing), text, cells)
 
 
 def _no_help(futile: Sequence[FutileChange]) -> Iterator[FutileCard]:

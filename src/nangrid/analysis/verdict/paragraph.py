@@ -52,6 +52,8 @@ def _cure(card: EventCard) -> str:
     if not card.cures:
         return "and no run shows a cure"
     first = card.cures[0]
+    if first.grade != Grade.PROVEN:
+        return f"and {together(first.levels)} may cure it, which is not proven"
     return f"and {together(first.levels)} {'cures some of the runs' if first.partial else 'cures it'}"
 
 

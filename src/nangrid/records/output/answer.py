@@ -38,6 +38,7 @@ class CureCard:
     """A change of levels, and what it made of the failing runs."""
 
     levels: list[str]
+    grade: Grade
     partial: bool
     """Whether some of the runs that tried it still fail."""
     text: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nangrid.analysis.causes import Event, event_of
 from nangrid.analysis.claims import Grade as Told
@@ -84,11 +84,20 @@ def _of_diagnosis(directory: GridDirectory, judged: Judged, record: DiagnosisRec
         summary=f"A search compared a failing run with one that trains. {event_sentence(card)}",
         events=[card],
         findings=findings,
-        diagnosis=record.lines,
+        diagnosis=record.lines if with_text else list(_without_tokens(record.lines)),
         unchecked=[line.strip() for line in record.lines if line.strip().startswith("undecided:")],
         next=typed("python -m src.report", directory.path),
         environment=failing.environment,
     )
+
+
+def _without_tokens(lines: Sequence[str]) -> Iterator[str]:
+    """The lines, without the one that shows text of the data, and without what it continues on."""
+    inside = False
+    for line in lines:
+        inside = line.startswith("  tokens: ") or (inside and line.startswith("    "))
+        if not inside:
+            yield line
 
 
 def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
@@ -104,16 +113,25 @@ def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
         happened=Statement(f"{runs} this way.", cells),
         causes=[_cause(claim) for claim in causes],
         certainty=_certainty(causes),
-        cures=[CureCard(c.levels, False, f"{c.count} of {c.seeds} seeds train; {c.grade}", c.cells) for c in cures],
+        cures=[_cure(claim) for claim in cures],
         no_help=[],
         undecided=[],
     )
 
 
+_GRADES: dict[str, Grade] = {Told.PROVEN: Grade.PROVEN, Told.SEEN: Grade.LIKELY}
+"""Grades of a search -> those of an answer; what the search left undecided is unknown."""
+
+
 def _cause(claim: ClaimRecord) -> CauseCard:
-    grades: dict[str, Grade] = {Told.PROVEN: Grade.PROVEN, Told.SEEN: Grade.LIKELY}
-    grade = grades.get(claim.grade, Grade.UNKNOWN)
+    grade = _GRADES.get(claim.grade, Grade.UNKNOWN)
     return CauseCard(claim.levels, grade, f"{claim.count} of {claim.seeds} seeds fail; {claim.grade}", claim.cells)
+
+
+def _cure(claim: ClaimRecord) -> CureCard:
+    grade, partial = _GRADES.get(claim.grade, Grade.UNKNOWN), claim.count < claim.seeds
+    text = f"{claim.count} of {claim.seeds} seeds train; {claim.grade}"
+    return CureCard(claim.levels, grade, partial, text, claim.cells)
 
 
 def _certainty(causes: list[ClaimRecord]) -> Certainty:
