@@ -1,11 +1,14 @@
 """The commands with standard streams that are closed, full, or of a terminal that knows only ASCII."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from nangrid.commands.exits import exit_code
 
 PRINTING = """
 from nangrid.commands.exits import exit_code
@@ -47,3 +50,15 @@ def test_an_ascii_terminal_gets_escapes() -> None:
     done = shell("", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "Na\\xefve grid: 1 cell, 100 \\xb5s\n"
+
+
+def test_a_second_ctrl_c_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            raise KeyboardInterrupt
+
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", Interrupted())
+    assert exit_code(command) == 130

@@ -25,7 +25,14 @@ def exit_code(command: Callable[[], None]) -> int:
     Bugs are raised, with their traceback.
     """
     open_closed_streams()
-    code, message = _outcome(command)
+    try:
+        return _told(*_outcome(command))
+    except KeyboardInterrupt:  # a second Ctrl-C, while the first one's sentence is written
+        return INTERRUPTED
+
+
+def _told(code: int, message: str) -> int:
+    """Print the message; the exit code, or 1 if what was printed before cannot be written."""
     with contextlib.suppress(OSError):
         if message:
             say(message, error=True)
