@@ -65,6 +65,33 @@ def test_a_loss_that_no_scale_mends_is_reproduced(tmp_path: Path, late: Callable
     assert (autopsy.step, autopsy.clock, autopsy.mechanism) == (0, "loss", "log-of-zero")
 
 
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_nan_loss_over_finite_gradients_counts_unless_the_loop_mended_them(
+    mended: bool, tmp_path: Path, late: Callable[[], None]
+) -> None:
+    """With all labels masked the loss is 0 / 0, and no gradient reaches the model."""
+    late()
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    watch, failed = Watch(model, optimizer, tmp_path), False
+    try:
+        for number, batch in enumerate(watch.batches([ONES] * 5)):
+            optimizer.zero_grad()
+            out = model(batch)
+            loss = squares(out)
+            if number == 1:
+                loss = (out * 0).log().sum() if mended else out.detach().new_zeros(()) / 0 + 0 * squares(out)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if mended:
+                for parameter in model.parameters():
+                    parameter.grad = torch.nan_to_num(parameter.grad, 0.0, 0.0, 0.0)
+            optimizer.step()
+    except NonFiniteError as error:
+        failed = True
+        assert error.autopsy is not None and (error.autopsy.step, error.autopsy.clock) == (1, "loss")
+    assert failed is not mended
+
+
 def test_the_last_step_is_checked_on_close(tmp_path: Path, late: Callable[[], None]) -> None:
     late()
     model = net()

@@ -69,7 +69,7 @@ class BatchLoop:
         self.inspector = inspector
         self.observer = observer
         self.stop = stop
-        self._late = isinstance(inspector, DeferredInspector)
+        self._late = inspector if isinstance(inspector, DeferredInspector) else None
         step.windows = type(step.windows)(maxlen=IN_FLIGHT + 2 if self._late else 1)
         self._window: Window | None = None
         self._steps = self._rounds = 0
@@ -201,7 +201,9 @@ class BatchLoop:
         self._norm = self._clipped = None
         self._run_backward(run)
         window.backwards += 1
-        if not self._late and not all(map(is_finite, losses)):
+        if self._late:
+            self._late.after_backward()
+        elif not all(map(is_finite, losses)):
             self._mended = not all(map(is_finite, gradients(self.step.trainables).values()))
 
     def _run_backward(self, run: Callable[[], None]) -> None:

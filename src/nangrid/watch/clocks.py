@@ -58,12 +58,6 @@ def _count(tensors: Iterable[Tensor]) -> int:
     return sum(int((~torch.isfinite(local(t))).sum()) for t in tensors)
 
 
-def gpu_first(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors, those on a GPU first: sizes are gathered where the first is, and copies to a GPU arrive in order."""
-    # Torch keeps AdamW's step on the CPU, where a copy that nobody waits for may be read before it has arrived.
-    return sorted(tensors, key=lambda tensor: not tensor.is_cuda)
-
-
 class Clocks:
     """Checks the trainables, whose number may grow, and the optimizer of one run at every step.
 
@@ -127,7 +121,7 @@ class Clocks:
         self.reading.max_update = math.nan if before is None else _larger(self.reading.max_update, largest)
         if not math.isfinite(largest):
             self.trip("parameter", _count(trainables.values()))
-        state = gpu_first(state_tensors(optimizer))
+        state = list(state_tensors(optimizer))
         if not math.isfinite(extent(state).item()):
             self.trip("optimizer_state", _count(state))
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.autopsy.live import LiveStep
 from nangrid.watch.autopsy.replay import Step, digest
-from nangrid.watch.clocks import StepReading, Trainables, gpu_first
+from nangrid.watch.clocks import StepReading, Trainables
 from nangrid.watch.inspector import Inspector, SnapshotPolicy
 from nangrid.watch.ranks.group import Ranks, ranks_of_this_run
 from nangrid.watch.state.recorder import Recorder
 from nangrid.watch.state.snapshot import Snapshot
-from nangrid.watch.state.tensors import extent, gradients, state_tensors
+from nangrid.watch.state.tensors import extent, gathering_device, gradients, state_tensors
 
 IN_FLIGHT = 2
 """Steps that may be queued before the host waits for the numbers of the oldest."""
@@ -41,8 +41,6 @@ class _PendingStep:
     losses: list[Tensor] = field(default_factory=list)
     measures: dict[str, Tensor] = field(default_factory=dict)
     ignore_nonfinite: bool = False
-    mendable: bool = False
-    """Whether the loop had a chance to change the gradients before they were measured."""
     lr: float = 0.0
     seconds: float = 0.0
     numbers: Tensor | None = None
@@ -57,7 +55,7 @@ class _PendingStep:
         """Queue the copy of the numbers to the host, behind the step's kernels."""
         self.measures |= {f"loss {number}": loss for number, loss in enumerate(self.losses)}
         # Parameters may be spread over devices; one stack and one copy need them on one.
-        device = gpu_first(self.measures.values())[0].device
+        device = gathering_device(self.measures.values())
         sizes = [value.detach().to(device, non_blocking=True).double() for value in self.measures.values()]
         numbers = torch.stack(sizes)
         # Only a copy to pinned memory is asynchronous; the event tells when it has arrived.
@@ -125,6 +123,11 @@ class DeferredInspector(Inspector):
         super().left()
 
     @torch.no_grad()
+    def after_backward(self) -> None:
+        """Measure the gradients before the loop can mend them."""
+        self._pending.measure("unmended", extent(gradients(self.step.trainables).values()))
+
+    @torch.no_grad()
     def gradients(
         self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
     ) -> None:
@@ -134,7 +137,7 @@ class DeferredInspector(Inspector):
         self.clocks.note_reached(by_name)
         self._warn_without_gradient()
         self._pending.measure("gradient", extent(by_name.values()) * (1.0 if clipped is None else clipped))
-        self._pending.ignore_nonfinite, self._pending.mendable = ignore_nonfinite, of is not None
+        self._pending.ignore_nonfinite = ignore_nonfinite
 
     def norm(self, norm: Tensor | float) -> None:
         """Keep the gradient norm before clipping."""
@@ -148,7 +151,7 @@ class DeferredInspector(Inspector):
         assert before is not None, "a deferred inspector keeps copies"
         pending.measure("update", self.clocks.update(before, trainables))
         pending.measure("parameter", extent(trainables.values()))
-        pending.measure("optimizer_state", extent(gpu_first(state_tensors(self.step.optimizer))))
+        pending.measure("optimizer_state", extent(state_tensors(self.step.optimizer)))
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
         """Send the step's numbers; the readings of the steps that are no longer in flight."""
@@ -174,7 +177,7 @@ class DeferredInspector(Inspector):
         reading = clocks.reading
         losses = [numbers[f"loss {number}"] for number in range(len(pending.losses))]
         # A loop that mends or drops the gradients of a non-finite loss trains on.
-        if pending.mendable and math.isfinite(numbers["gradient"]):
+        if math.isfinite(numbers["gradient"]) and not math.isfinite(numbers.get("unmended", 0.0)):
             losses = [loss for loss in losses if math.isfinite(loss)]
         for loss in losses:
             clocks.note_loss(loss)

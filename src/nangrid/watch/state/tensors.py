@@ -136,8 +136,16 @@ def extent(tensors: Iterable[Tensor]) -> Tensor:
         return torch.zeros(())
     # A model may be spread over several devices and dtypes.
     widest = torch.float64 if any(end.dtype is torch.float64 for end in ends) else torch.float32
-    together = [end.to(ends[0].device, widest, non_blocking=True) for end in ends]
-    return torch.stack(together).abs().max()
+    device = gathering_device(ends)
+    return torch.stack([end.to(device, widest, non_blocking=True) for end in ends]).abs().max()
+
+
+def gathering_device(tensors: Iterable[Tensor]) -> torch.device:
+    """Where numbers of several devices are brought together: on the first of them that is no CPU, if there is one."""
+    # Copies to a GPU arrive in order. On the CPU, where torch keeps AdamW's step, one that nobody waits for may be read
+    # before it has arrived.
+    devices = [tensor.device for tensor in tensors]
+    return next((device for device in devices if device.type != "cpu"), devices[0])
 
 
 def _real(tensor: Tensor) -> Tensor:
