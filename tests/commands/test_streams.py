@@ -46,8 +46,15 @@ def test_output_that_nobody_can_read_ends_without_a_traceback(redirection: str) 
     assert done.returncode == 1 and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
 
 
-def test_an_ascii_terminal_gets_escapes() -> None:
-    done = shell("", PYTHONIOENCODING="ascii", LC_ALL="C")
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+)
+def test_an_ascii_terminal_gets_escapes(environment: dict[str, str]) -> None:
+    done = shell("", **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "Na\\xefve grid: 1 cell, 100 \\xb5s\n"
 

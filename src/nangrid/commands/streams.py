@@ -24,7 +24,8 @@ def open_closed_streams() -> None:
                 os.dup2(opened, descriptor)
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        # In the C locale Python's own choice is surrogateescape, which fails on what ASCII lacks as well.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
 
