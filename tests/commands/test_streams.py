@@ -13,7 +13,7 @@ from nangrid.commands.exits import exit_code
 PRINTING = """
 from nangrid.commands.exits import exit_code
 def command():
-    print("Naïve grid: 1 cell, 100 µs")
+    print("Na\\xefve grid: 1 cell, 100 \\xb5s")
     {rest}
 raise SystemExit(exit_code(command))
 """
