@@ -6,6 +6,7 @@ the middle therefore leaves no entry. A manifest inside lists every file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -49,7 +50,13 @@ def entry(kind: str, made_from: Mapping[str, object], build: Callable[[Path], No
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash of a file's bytes, computed once per process as long as the kernel does not say that the file changed."""
+    facts = path.stat()
+    return _sha256(path, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, state: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
