@@ -58,7 +58,7 @@ def test_a_late_onset_is_replayed_with_one_change_undone_at_a_time(
         (["init=mean"], ["init=mean"], "--failing and --reference are the same cell"),
         (["init=maen"], ["init=mean"], "did you mean init=mean?"),
         (["init=mean"], ["init=normal"], "--failing does not fail in 4 steps"),
-        (["init=zero"], ["init=zero", "dtype=fp32"], "--reference fails too (zero-row-norm-gradient"),
+        (["init=zero"], ["init=zero", "dtype=fp32"], "--reference fails too (infinite-norm-freeze"),
     ],
 )
 def test_invalid_end_points_are_refused(

@@ -115,8 +115,10 @@ def _takes(key: str) -> str:
     kind: Any = Config
     for part in key.split("."):
         kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    if kind == list[str]:
+        return "a list such as [q_proj,v_proj]"
     kind = next((part for part in get_args(kind) if part in TAKES), kind)  # of `int | None`, int
-    return TAKES.get(kind, "a list such as [q_proj,v_proj]" if kind == list[str] else "another kind of value")
+    return TAKES.get(kind, "another kind of value")
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 
 from nangrid.records.codec import encode
 from nangrid.records.safety.secret import redacted
+from nangrid.records.safety.text import say
 
 
 def say_json(value: Any) -> None:
     """Print a dataclass as JSON. Everything but ASCII is escaped, so no text acts on a terminal."""
-    print(json.dumps(_without_secrets(encode(value)), indent=1), flush=True)
+    say(json.dumps(_without_secrets(encode(value)), indent=1))
 
 
 def _without_secrets(value: Any) -> Any:
