@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bare_loop import Calculation
 from gpu_loop import diagnose, on, train
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,18 +20,6 @@ from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
 pytestmark = pytest.mark.cuda
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::item", "aten::_local_scalar_dense")
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
-
-
-class Calculation(nn.Module):
-    """A layer that hands on its input, and a calculation on its output."""
-
-    def __init__(self, then: Callable[[Tensor], Tensor], size: int = 3) -> None:
-        super().__init__()
-        self.layer, self.then = nn.Linear(size, size, bias=False), then
-        nn.init.eye_(self.layer.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.then(self.layer(x))
 
 
 FAULTS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {

@@ -24,7 +24,7 @@ from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, 
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Certainty, Grade
 from nangrid.records.mechanisms import TITLES
-from nangrid.records.output.answer import CauseCard, CureCard, EventCard, FutileCard, Statement
+from nangrid.records.output.answer import CauseCard, CureCard, EventCard, FutileCard, Statement, together
 
 _UNEXPLAINED = "unexplained "
 _NOTHING_TRAINS = Certainty(Grade.UNKNOWN, "no combination of this grid trains, so there is nothing to compare with")
@@ -40,14 +40,6 @@ def event_cards(grid: Grid, reference: Combination | None) -> list[EventCard]:
         cards = [_card(grid, EventVerdict(event, _failing(grid, event), (), (), ())) for event in grid.events()]
         return [replace(card, certainty=_NOTHING_TRAINS) for card in cards]
     return [_card(grid, verdict) for verdict in grid.event_verdicts(reference)]
-
-
-def together(levels: Sequence[str]) -> str:
-    """`dtype=fp16`, or `dtype=silent_fp16 with init=zero and optim=sgd` for levels that act together."""
-    if not levels:
-        return "the reference itself"
-    first, *others = levels
-    return f"{first} with {' and '.join(others)}" if others else first
 
 
 def title_of(event: Event) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nangrid.analysis.verdict.cards import together
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Grade
-from nangrid.records.output.answer import EventCard
+from nangrid.records.output.answer import EventCard, together
 
 _EVENTS_TOLD = 3
 

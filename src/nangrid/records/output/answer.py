@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,3 +139,19 @@ class Answer:
     environment: dict[str, Any] = field(default_factory=dict)
     """Machine and versions of the run, where the record has them."""
     schema: int = SCHEMA
+
+
+def together(levels: Sequence[str]) -> str:
+    """`dtype=fp16`, or `dtype=silent_fp16 with init=zero and optim=sgd` for levels that act together."""
+    if not levels:
+        return "the reference itself"
+    first, *others = levels
+    return f"{first} with {' and '.join(others)}" if others else first
+
+
+def change_first(answer: Answer) -> list[str]:
+    """What to change, the first to try comes first: what other runs have proven, then what the replay advises."""
+    cures = [cure for card in answer.events for cure in card.cures]
+    known = {cure.levels[0] for cure in cures if len(cure.levels) == 1}
+    advice = [text for finding in answer.findings for text in finding.change if text not in known]
+    return [*(f"{together(cure.levels)}: {cure.text}" for cure in cures), *advice]

@@ -14,8 +14,6 @@ from nangrid.records.errors import InputError
 from nangrid.records.grid import GRID, GridDirectory, read_cell_record
 from nangrid.records.output.answer import Answer
 from nangrid.reporting.answer.folder import of_autopsy, of_trainer, of_watch, trainer_state, watched_folders
-from nangrid.reporting.answer.of_cell import of_cell, of_unfinished_cell
-from nangrid.reporting.answer.of_grid import of_grid
 
 
 def answer_about(path: str, *, with_text: bool = True, reference: Sequence[str] = ()) -> Answer:
@@ -26,11 +24,17 @@ def answer_about(path: str, *, with_text: bool = True, reference: Sequence[str] 
     """
     folder = _folder(Path(path).absolute())
     if _has(folder, GRID):
+        from nangrid.reporting.answer.of_grid import of_grid  # the statistics of a grid take seconds to import
+
         return of_grid(GridDirectory.at(folder), reference, with_text=with_text)
-    if _has(folder, RESULT) and (record := read_cell_record(folder)):
-        return of_cell(folder, record, with_text=with_text)
-    if _has(folder, REQUEST):
-        return of_unfinished_cell(folder)
+    if _has(folder, RESULT) or _has(folder, REQUEST):
+        from nangrid.reporting.answer.of_cell import of_cell, of_unfinished_cell
+
+        record = read_cell_record(folder) if _has(folder, RESULT) else None
+        if record:
+            return of_cell(folder, record, with_text=with_text)
+        if _has(folder, REQUEST):
+            return of_unfinished_cell(folder)
     if _has(folder, AUTOPSY):
         return of_autopsy(folder, with_text=with_text)
     if watched := watched_folders(folder):

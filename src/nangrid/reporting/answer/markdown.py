@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from nangrid.analysis.verdict import together
-from nangrid.records.output.answer import Answer, EventCard, Finding
+from nangrid.records.output.answer import Answer, EventCard, Finding, change_first, together
 from nangrid.records.safety.text import printable
-from nangrid.reporting.answer.of_cell import change_first
 
 
 def as_markdown(answer: Answer) -> str:
@@ -19,7 +17,7 @@ def as_markdown(answer: Answer) -> str:
     for finding in answer.findings:
         parts += ["", *_finding(finding)]
     if answer.about not in ("grid", "diagnosis"):
-        parts += _list("Change first", change_first(answer.events, answer.findings))
+        parts += _list("Change first", change_first(answer))
     if answer.diagnosis:
         parts += ["", "```text", *(line.replace("```", "'''") for line in answer.diagnosis), "```"]
     parts += _list("Not checked", answer.unchecked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nangrid.analysis.evidence import Judged, judge, rerun_command
-from nangrid.analysis.verdict import event_cards, together
+from nangrid.analysis.verdict import event_cards
 from nangrid.records.cell import CLOCKS, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.explain.finding import clock_name, finding_of
@@ -119,10 +119,3 @@ def _next(folder: Path, record: CellRecord, cards: list[EventCard], findings: li
     advised = [[text] for finding in findings for text in finding.overrides]
     levels = next(iter([*cured, *advised]), [])
     return typed("python -m src.replay", folder, *levels) if levels else ""
-
-
-def change_first(cards: list[EventCard], findings: list[Finding]) -> list[str]:
-    """What to change, the first to try comes first: what other runs have proven, then what the replay advises."""
-    proven = [f"{together(cure.levels)}: {cure.text}" for card in cards for cure in card.cures]
-    known = {cure.levels[0] for card in cards for cure in card.cures if len(cure.levels) == 1}
-    return [*proven, *(text for finding in findings for text in finding.change if text not in known)]

@@ -6,9 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nangrid.analysis.verdict import together
-from nangrid.records.output.answer import Answer, EventCard
-from nangrid.reporting.answer.of_cell import change_first
+from nangrid.records.output.answer import Answer, EventCard, change_first, together
 
 _WIDTH = 80
 _HEAD = 13
@@ -56,7 +54,7 @@ def _of_run(answer: Answer) -> Iterator[Part]:
     for finding in answer.findings[:1]:
         yield "how sure", f"origin {finding.origin}"
         yield "", f"mechanism {finding.reason}"
-    changes = change_first(answer.events, answer.findings)
+    changes = change_first(answer)
     yield from (("change first" if number == 0 else "or", text) for number, text in enumerate(changes[:_MOST]))
     yield "no help", ", ".join(futile.factor for card in answer.events for futile in card.no_help)
     yield "ruled out", _joined([line for finding in answer.findings for line in finding.ruled_out])
