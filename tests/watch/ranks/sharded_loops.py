@@ -10,9 +10,9 @@ import torch.distributed as dist
 from faults import ones, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from two_ranks import note
+from two_ranks import ending, note
 
-from nangrid import NonFiniteError, Watch
+from nangrid import Watch
 
 
 class Scene:
@@ -65,11 +65,7 @@ def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path) -> dict[
     """How a loop ends."""
     fault(scene)
     watch = Watch(scene.model, scene.optimizer, folder)
-    try:
-        scene.train(watch.batches)
-    except NonFiniteError as error:
-        return {"message": str(error)}
-    return {}
+    return ending(lambda: scene.train(watch.batches))
 
 
 if __name__ == "__main__":
