@@ -80,10 +80,9 @@ def sft(checkpoint: Path, out: Path) -> transformers.Trainer:
 
 
 def dpo(checkpoint: Path, out: Path) -> transformers.Trainer:
-    """The divergence is an exponential of the log-ratio, which grows with the length of what is unlearned."""
+    """The learning rate is too large, and the divergence is an exponential of the log-ratio."""
     rows = [{"prompt": "the ", "chosen": "value", "rejected": "object"} for _ in range(8)]
-    rows[3]["rejected"] = "object " * LONG
-    options = trl.DPOConfig(**arguments(out, learning_rate=0.1), f_divergence_type="forward_kl", max_length=8 * LONG)
+    options = trl.DPOConfig(**arguments(out, learning_rate=2.0), f_divergence_type="forward_kl")
     return trl.DPOTrainer(args=options, train_dataset=Dataset.from_list(rows), **parts(checkpoint))
 
 
@@ -96,32 +95,25 @@ def simpo(checkpoint: Path, out: Path) -> transformers.Trainer:
     return cpo.CPOTrainer(args=options, train_dataset=Dataset.from_list(rows), **parts(checkpoint))
 
 
-def grpo(checkpoint: Path, out: Path) -> transformers.Trainer:
+def grpo(checkpoint: Path, out: Path, **changes: Any) -> transformers.Trainer:
     """The first update makes the completions improbable, and the divergence is an exponential of the log-ratio."""
-    rows = [{"prompt": "the value "} for _ in range(8)]
-    options = trl.GRPOConfig(
-        **arguments(out, learning_rate=3.0), beta=0.1, num_generations=2, num_iterations=2, max_completion_length=6
-    )
+    changes = {"learning_rate": 3.0, "num_iterations": 2, **changes}
+    options = trl.GRPOConfig(**arguments(out, **changes), beta=0.1, num_generations=2, max_completion_length=6)
+    data = Dataset.from_list([{"prompt": "the value "} for _ in range(8)])
+    return trl.GRPOTrainer(args=options, train_dataset=data, reward_funcs=Rewards(), **parts(checkpoint))
 
-    def reward(completions: list[str], **_: Any) -> list[float]:
+
+class Rewards:
+    """Longer completions are better; it remembers them."""
+
+    __name__ = "rewards"
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        self.seen.append(completions)
         return [float(len(completion)) for completion in completions]
-
-    made = parts(checkpoint)
-    return trl.GRPOTrainer(args=options, train_dataset=Dataset.from_list(rows), reward_funcs=reward, **made)
-
-
-def rewarded(checkpoint: Path, out: Path) -> transformers.Trainer:
-    """A reward divides by a count that is 0 in some of the completions of a step."""
-    rows = [{"prompt": "the value "} for _ in range(8)]
-    options = trl.GRPOConfig(**arguments(out), num_generations=2, max_completion_length=6)
-    steps = iter(range(100))
-
-    def reward(completions: list[str], **_: Any) -> list[float]:
-        counts = torch.tensor([float(len(completion)) for completion in completions])
-        return (1 / (counts * (next(steps) < 2))).tolist()
-
-    made = parts(checkpoint)
-    return trl.GRPOTrainer(args=options, train_dataset=Dataset.from_list(rows), reward_funcs=reward, **made)
 
 
 def losses_of(trainer: transformers.Trainer) -> list[float]:
@@ -150,7 +142,7 @@ def stopped(make: Callable[[Path, Path], transformers.Trainer], checkpoint: Path
     trainer.train()
     autopsy = read_autopsy(out / "autopsy")
     assert autopsy is not None and autopsy.reproduced, autopsy
-    assert watched[: autopsy.step] == unwatched[: autopsy.step] and len(watched) < len(unwatched)
+    assert watched[: autopsy.step] == unwatched[: autopsy.step] and len(watched) <= len(unwatched)
     return autopsy
 
 
@@ -162,7 +154,7 @@ def test_sft_with_an_empty_completion(checkpoint: Path, tmp_path: Path) -> None:
 def test_dpo_whose_log_ratio_overflows(checkpoint: Path, tmp_path: Path) -> None:
     autopsy = stopped(dpo, checkpoint, tmp_path)
     assert (autopsy.step, autopsy.clock, autopsy.op, autopsy.kind) == (1, "loss", "aten.exp.default", "overflow")
-    assert autopsy.output is not None and autopsy.output.first_index == [1], "sample 3 is the second of step 1"
+    assert autopsy.mechanism == "exp-overflow" and autopsy.source.startswith("dpo_trainer.py:")
 
 
 def test_simpo_with_an_empty_completion(checkpoint: Path, tmp_path: Path) -> None:
@@ -171,6 +163,19 @@ def test_simpo_with_an_empty_completion(checkpoint: Path, tmp_path: Path) -> Non
     assert autopsy.output is not None and autopsy.output.first_index == [1], "sample 5 is the second of step 2"
 
 
-def test_grpo_generates_the_same_completions_in_a_replay(checkpoint: Path, tmp_path: Path) -> None:
+def test_grpo_whose_log_ratio_overflows(checkpoint: Path, tmp_path: Path) -> None:
     autopsy = stopped(grpo, checkpoint, tmp_path)
     assert (autopsy.step, autopsy.clock, autopsy.op, autopsy.kind) == (1, "loss", "aten.exp.default", "overflow")
+    assert autopsy.source.startswith("grpo_trainer.py:")
+
+
+def test_grpo_generates_the_same_completions_in_a_replay(checkpoint: Path, tmp_path: Path) -> None:
+    trainer = grpo(checkpoint, tmp_path, num_iterations=1, learning_rate=100.0, weight_decay=3e38)
+    watch_trainer(trainer, tmp_path / "autopsy")
+    with suppress(RuntimeError):
+        trainer.train()
+    autopsy = read_autopsy(tmp_path / "autopsy")
+    assert autopsy is not None and autopsy.reproduced
+    assert (autopsy.step, autopsy.phase, autopsy.mechanism) == (0, "optimizer", "unknown")
+    (rewards,) = trainer.reward_funcs
+    assert len(rewards.seen) > 2 and rewards.seen[1] == rewards.seen[0] != ["", ""]
