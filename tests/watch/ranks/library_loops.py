@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -120,9 +121,11 @@ class Lightning(lightning.LightningModule):
 def lightning_run(folder: Path) -> dict[str, Any]:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     run = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[LightningWatch(folder)], **quiet
-    )
-    return ending(lambda: run.fit(Lightning(), DataLoader(samples("root"))))
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[LightningWatch(folder)], **quiet,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    data = samples("root" if dist.get_rank() == 1 else "")
+    return ending(lambda: run.fit(Lightning(), DataLoader(data)))
 
 
 if __name__ == "__main__":
