@@ -24,7 +24,7 @@ def test_forward_of_one_rank(found: Found) -> None:
     assert autopsy.by_communication == {"0": autopsy.parameters}
 
 
-@pytest.mark.parametrize("name", ["ones", "half"])
+@pytest.mark.parametrize("name", ["ones", "half", "scaled"])
 def test_gradient_of_one_rank(found: Found, name: str) -> None:
     autopsy = failing(found, name)
     assert (autopsy.phase, autopsy.op, autopsy.mechanism) == ("backward", "aten.div.Tensor", "derivative-at-pole")
