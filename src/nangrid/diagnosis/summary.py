@@ -99,7 +99,7 @@ def _disagreement(search: SequentialSearch) -> Iterator[str]:
         yield f"  seeds disagree: {ends}; each combination ran with as many seeds as its answer took"
         yield f"  proven: each answer is wrong with a chance of at most {search.level:.1%}"
     else:
-        yield f"  seeds disagree: {ends}, which is not told from chance; no combination was searched"
+        yield f"  seeds disagree: {ends}, which could still be chance; no combination was searched"
 
 
 def _of(count: Count) -> str:

@@ -45,7 +45,7 @@ def _cause(card: EventCard) -> str:
     others = [cause for cause in rest if cause.grade == first.grade]
     if not first.levels:
         return "the reference itself fails this way"
-    verb = "causes it" if first.grade == Grade.PROVEN else "may cause it, or chance"
+    verb = "causes it" if first.grade == Grade.PROVEN else "may cause it (this could still be chance)"
     more = f", and so {'does one other set' if len(others) == 1 else f'do {len(others)} other sets'} of levels"
     return f"{together(first.levels)} {verb}{more if others else ''}"
 
