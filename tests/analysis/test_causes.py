@@ -43,7 +43,7 @@ def make_grid(make_record: MakeRecord) -> Callable[..., Grid]:
         seeds: int = 1,
         event_of: Callable[..., Event | None] = happened,
         reproduced: bool = True,
-        suggested: Sequence[str] = ("optim=paged_adamw_8bit",),
+        suggested: Sequence[str] = ("dtype=bf16",),
         **changes: Any,
     ) -> Grid:
         records, autopsies = [], {}
