@@ -8,7 +8,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -190,7 +190,7 @@ def test_a_guard_of_the_module_is_explained(tmp_path: Path) -> None:
     assert "a number was already non-finite:\norigin: aten.log.default" in raised.value.__notes__[0]
 
 
-def test_what_cannot_be_watched_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_an_iterator_of_the_loader_is_refused_before_the_first_step(tmp_path: Path) -> None:
     class Drawing(Regression):
         def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
             return super().training_step(next(dataloader_iter)[0], 0)
@@ -199,5 +199,14 @@ def test_what_cannot_be_watched_is_refused_before_the_first_step(tmp_path: Path)
     with pytest.raises(InputError, match="does not support dataloader_iter: let training_step take a batch"):
         fit(module, inputs(), tmp_path)
     assert module.losses == []
-    with pytest.raises(InputError, match="does not support FSDPStrategy: train on one device, or with strategy="):
-        LightningWatch(tmp_path).on_train_start(SimpleNamespace(strategy=FSDPStrategy()), module)
+
+
+class DeepSpeedStrategy(DDPStrategy):
+    """As Lightning's own, which only exists where DeepSpeed is installed."""
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_a_strategy_that_cannot_be_watched_is_refused_by_name(strategy: Any, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(strategy=strategy())
+    with pytest.raises(InputError, match=f"does not support {strategy.__name__}: train on one device, or with strat"):
+        LightningWatch(tmp_path).on_train_start(trainer, Regression())

@@ -47,7 +47,7 @@ class LightningWatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the watch, because the optimizers exist from here on."""
         strategy = trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        if type(strategy) not in (SingleDeviceStrategy, DDPStrategy):  # DeepSpeed's is a DDPStrategy
             raise InputError(
                 f"LightningWatch does not support {type(strategy).__name__}: train on one device, or with "
                 'strategy="ddp".'
