@@ -2,7 +2,7 @@
 
     python bench/watch_loops.py
 
-A small Transformer is trained in float32, four steps per variant in turn, so that all variants meet the same load:
+A small Transformer is trained in float32, three steps per variant in turn, so that all variants meet the same load:
 medians of paired ratios to the plain loop, with the smallest and largest; of CPU time, and on two ranks of wall time.
 Memory: the peak of a process that trains 100 million parameters with AdamW.
 """
@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nangrid import Watch
 
 RESULT = Path(__file__).parent / "results" / "watch_loops.md"
-ROUNDS, STEPS = 12, 4
+ROUNDS, STEPS = 8, 3
 WIDTH, LAYERS, TOKENS = 256, 4, 1024
 VARIANTS = ("plain", "closure full", "closure light", "batches full", "batches light")
 OF_RANKS = ("plain", "batches full", "batches light")
