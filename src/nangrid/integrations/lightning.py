@@ -15,11 +15,13 @@ from unittest import mock
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from nangrid.records.errors import InputError
 from nangrid.watch import Watch
 from nangrid.watch.body import package_of
+
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+"""By name: DeepSpeed's is a DDPStrategy, and the package pytorch_lightning has classes of its own."""
 
 
 class LightningWatch(Callback):
@@ -46,11 +48,10 @@ class LightningWatch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the watch, because the optimizers exist from here on."""
-        strategy = trainer.strategy
-        if type(strategy) not in (SingleDeviceStrategy, DDPStrategy):  # DeepSpeed's is a DDPStrategy
+        strategy = type(trainer.strategy).__name__
+        if strategy not in _STRATEGIES:
             raise InputError(
-                f"LightningWatch does not support {type(strategy).__name__}: train on one device, or with "
-                'strategy="ddp".'
+                f'LightningWatch does not support {strategy}: train on one device, or with strategy="ddp".'
             )
         self.watch = Watch(pl_module, trainer.optimizers, self.out_dir, **self.options)
         for optimization in _optimizations(trainer):
