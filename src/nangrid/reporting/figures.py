@@ -24,9 +24,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from nangrid.records.autopsy import Autopsy, TensorRecord
 from nangrid.records.explain.lines import KINDS
-from nangrid.reporting.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from nangrid.reporting.palette import FINITE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
-FINITE = BLUE
 COLOURS = (VERMILION, ORANGE, PURPLE, GREEN, SKY, "#B8A700", "#8F6BB3")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("X", "D", "s", "^", "v", "P", "*")
