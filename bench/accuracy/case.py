@@ -4,6 +4,11 @@
     def softmax_regression_raw_pixels() -> Loop:
         ...  # its docstring is the reason, in words
 
+The mechanism is the name whose signature and reason in docs/reference/mechanisms.md fit the script, or none. Two names
+stand side by side only where both are right; a docstring then says why. A name is argued from the script, never taken
+from an answer. Where a tensor is non-finite before the step, the operation is the first that reads its elements; a view
+reads none.
+
 The line of an origin is not written as a number: it is the line of the case's own source that ends in `# DEFECT`.
 A second reading of the same defect may name the line that ends in `# ALSO`. A builder with a parameter `fixed` also
 builds the corrected script, which must stay finite.

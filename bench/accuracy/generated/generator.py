@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from case import Case, Declared, Loop, marked_lines, origin
+from case import NO_NAME, Case, Declared, Loop, marked_lines, origin
 from generated.architectures import BLOCKS, CLASSES, Network
 from generated.faults import FAULTS, FaultSpec
 from torch import Tensor
@@ -101,8 +101,8 @@ def case_of(drawn: Draw) -> Case:
 
 def _origins(drawn: Draw) -> Iterator[Declared]:
     if drawn.fault is None:
-        # Both matrix and operand of the stem's product may hold the NaN; its shape decides the operation.
-        yield origin("input", "nonfinite_input", "addmm mm view _to_copy", "stem", node="*")
+        # The stem's product reads both the data and the weights; whether the bias is a part of it is torch's choice.
+        yield origin("input", "nonfinite_input", "addmm mm", "stem", node="*")
         return
     module = f"blocks.{drawn.place}.{BLOCKS[drawn.architecture][1]}"
     for declared in drawn.fault.origins:
@@ -110,10 +110,12 @@ def _origins(drawn: Draw) -> Iterator[Declared]:
 
 
 def _mechanism(drawn: Draw) -> str:
-    if drawn.fault is None:
-        return "uninitialised-parameter" if drawn.corrupt == "weights" and drawn.step == 0 else ""
-    in_half = drawn.fault.mechanism_in_half
-    return in_half if drawn.dtype == "float16" and in_half is not None else drawn.fault.mechanism
+    if drawn.fault is not None:
+        return drawn.fault.mechanism
+    if drawn.corrupt == "data":
+        return "nonfinite-data"
+    # What a script writes into trained weights is no known mechanism.
+    return "uninitialised-parameter" if drawn.step == 0 else NO_NAME
 
 
 class Script:
