@@ -56,12 +56,15 @@ NOTHING = torch.zeros(1, 3)
         (lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True), ALIKE, "zero-scale", "exactly zero"),
         (lambda x: x / x.norm(dim=-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
         (lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True)), NOTHING, "zero-scale", "exactly zero"),
+        (lambda x: x.relu() / x.relu().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
+        (lambda x: x / x.square().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
         # exponentials
         (lambda x: (x * 40).exp(), ROW, "exp-overflow", "120"),
         (lambda x: (x * 40).cosh(), ROW, "exp-overflow", "120"),
         # domains
         (lambda x: torch.acos(x * 0.5), ROW, "outside-domain", "between -1 and 1"),
         (lambda x: (1 - x).sqrt(), ROW, "outside-domain", "0 or more"),
+        (lambda x: torch.atanh(x), ROW, "outside-domain", "not defined at 1:"),
         # neither
         (lambda x: x / (x - x.detach()), ROW, "unknown", "No known mechanism"),
         (lambda x: (x * 0).exp().sub(1) / (x * 0), ROW, "unknown", "No known mechanism"),
