@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import time
 import warnings
@@ -24,10 +25,19 @@ TOOLS: dict[str, Callable[[Case, Path], Answer]] = {
     "HF debug": hf_debug.ask,
     "module hooks": module_hooks.ask,
 }
-if importlib.util.find_spec("sherlorch"):
-    from tools import sherlorch_trace
-
-    TOOLS["sherlorch"] = sherlorch_trace.ask
+OPTIONAL = {
+    "Lightning detect_anomaly": ("pytorch_lightning", "lightning_trainer", "ask_anomaly"),
+    "Lightning check_finite": ("pytorch_lightning", "lightning_trainer", "ask_early_stopping"),
+    "sherlorch": ("sherlorch", "sherlorch_trace", "ask"),
+    "trainscope": ("trainscope", "trainscope_run", "ask"),
+}
+"""Tool -> the package that it needs, and the function that asks it."""
+ABSENT = [tool for tool, (package, *_) in OPTIONAL.items() if importlib.util.find_spec(package) is None]
+TOOLS |= {
+    tool: getattr(importlib.import_module(f"tools.{module}"), function)
+    for tool, (_, module, function) in OPTIONAL.items()
+    if tool not in ABSENT
+}
 
 
 def score(cases: list[Case], jobs: int, only: list[str]) -> Iterator[dict[str, Any]]:
@@ -45,6 +55,7 @@ def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
         "part": case.part,
         "source": case.source,
         "pattern": case.pattern,
+        "form": case.form,
         "healthy": case.onset is None,
         "truth": f"step {case.onset[0]} {case.onset[1]}: {' OR '.join(map(str, case.origins))}" if case.onset else "",
         "mechanisms": list(case.mechanisms),
