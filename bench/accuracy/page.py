@@ -108,7 +108,7 @@ def _tools(failing: list[Row]) -> str:
         ]
         whole = sum(complete(tool, row) for row in asked)
         body.append([tool, ", ".join(claims), answers, *fields, _share(whole, len(asked))])
-    skipped = [f"{tool} was skipped, because its package is not installed." for tool in ABSENT]
+    skipped = [f"{tool} was skipped: {reason}." for tool, reason in ABSENT.items()]
     return "\n\n".join([_table(head, body), *skipped])
 
 

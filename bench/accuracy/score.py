@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,18 +25,19 @@ TOOLS: dict[str, Callable[[Case, Path], Answer]] = {
     "module hooks": module_hooks.ask,
 }
 OPTIONAL = {
-    "Lightning detect_anomaly": ("pytorch_lightning", "lightning_trainer", "ask_anomaly"),
-    "Lightning check_finite": ("pytorch_lightning", "lightning_trainer", "ask_early_stopping"),
-    "sherlorch": ("sherlorch", "sherlorch_trace", "ask"),
-    "trainscope": ("trainscope", "trainscope_run", "ask"),
+    "Lightning detect_anomaly": ("lightning_trainer", "ask_anomaly"),
+    "Lightning check_finite": ("lightning_trainer", "ask_early_stopping"),
+    "sherlorch": ("sherlorch_trace", "ask"),
+    "trainscope": ("trainscope_run", "ask"),
 }
-"""Tool -> the package that it needs, and the function that asks it."""
-ABSENT = [tool for tool, (package, *_) in OPTIONAL.items() if importlib.util.find_spec(package) is None]
-TOOLS |= {
-    tool: getattr(importlib.import_module(f"tools.{module}"), function)
-    for tool, (_, module, function) in OPTIONAL.items()
-    if tool not in ABSENT
-}
+"""Tools whose package may be missing, and the functions that ask them."""
+ABSENT: dict[str, str] = {}
+"""Those that are missing, and why."""
+for _tool, (_module, _function) in OPTIONAL.items():
+    try:
+        TOOLS[_tool] = getattr(importlib.import_module(f"tools.{_module}"), _function)
+    except ImportError as error:
+        ABSENT[_tool] = str(error)
 
 
 def score(cases: list[Case], jobs: int, only: list[str]) -> Iterator[dict[str, Any]]:
