@@ -50,6 +50,7 @@ NOTHING = torch.zeros(1, 3)
         # means over nothing
         (lambda x: (x * (x > 9)).sum() / (x > 9).sum(), ROW, "mean-over-nothing", "a count of 0"),
         (lambda x: (x * (x > 9).float()).sum(-1) / (x > 9).float().sum(-1), ROW, "mean-over-nothing", "a count of 0"),
+        (lambda x: (x * (x > 9) * x).sum() / ((x > 9) * torch.ones(3)).sum(), ROW, "mean-over-nothing", "a count of 0"),
         (lambda x: x[x > 9].mean(), ROW, "mean-over-nothing", "over no elements"),
         (lambda x: x.std(0), ROW, "mean-over-nothing", "a single value"),
         # statistics of zero
@@ -58,13 +59,15 @@ NOTHING = torch.zeros(1, 3)
         (lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True)), NOTHING, "zero-scale", "exactly zero"),
         (lambda x: x.relu() / x.relu().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
         (lambda x: x / x.square().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
+        (lambda x: (x - x.mean()) / (x.std() + 1e-50), torch.ones(1, 3), "zero-scale", "exactly zero"),
+        (lambda x: F.normalize(x, eps=1e-50), NOTHING, "zero-scale", "exactly zero"),
         # exponentials
         (lambda x: (x * 40).exp(), ROW, "exp-overflow", "120"),
         (lambda x: (x * 40).cosh(), ROW, "exp-overflow", "120"),
         # domains
         (lambda x: torch.acos(x * 0.5), ROW, "outside-domain", "between -1 and 1"),
         (lambda x: (1 - x).sqrt(), ROW, "outside-domain", "0 or more"),
-        (lambda x: torch.atanh(x), ROW, "outside-domain", "not defined at 1:"),
+        (lambda x: torch.atanh(x[:, 0]), ROW, "outside-domain", "not defined at 1:"),
         # neither
         (lambda x: x / (x - x.detach()), ROW, "unknown", "No known mechanism"),
         (lambda x: (x * 0).exp().sub(1) / (x * 0), ROW, "unknown", "No known mechanism"),

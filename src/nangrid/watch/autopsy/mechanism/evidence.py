@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import torch
 
@@ -108,6 +109,11 @@ def came_from(lineage: Lineage, *patterns: str) -> bool:
     """
     names = [name for name in lineage if not re.fullmatch(_CARRIES, name)]
     return len(names) >= len(patterns) and all(re.fullmatch(p, name) for p, name in zip(patterns, names, strict=False))
+
+
+def unguarded(lineage: Lineage) -> Lineage:
+    """The lineage before a guard against zero, such as `+ eps` or `clamp(min=eps)` with an eps that rounds to zero."""
+    return tuple(dropwhile(lambda name: re.fullmatch(rf"add|clamp|clamp_min|maximum|{_CARRIES}", name), lineage))
 
 
 def is_sum_of(divisor: Lineage, numerator: Lineage) -> bool:

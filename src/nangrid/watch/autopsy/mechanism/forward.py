@@ -18,6 +18,7 @@ from nangrid.watch.autopsy.mechanism.evidence import (
     overflows,
     producer_of,
     share_of_max,
+    unguarded,
 )
 from nangrid.watch.autopsy.producer import Producer
 
@@ -78,7 +79,8 @@ def _nothing(e: Evidence, producer: Producer) -> str:
     """What the mean or spread is taken over; empty if the origin is none over too few elements."""
     divisor, numerator = divides_by_zero(e, "forward"), producer.operand("self")
     if divisor and numerator and numerator is not divisor and numerator.record.at == 0:
-        sums = came_from(numerator.lineage, "sum") and divisor.lineage[:1] == ("sum",) and len(divisor.lineage) == 1
+        masks = divisor.lineage == ("sum",) or came_from(divisor.lineage, "sum", "mul", "bool")
+        sums = masks and came_from(numerator.lineage, "sum")
         counts = "int" in divisor.record.dtype or came_from(divisor.lineage, "sum|count_nonzero", _COUNT) or sums
         return "0 is divided by a count of 0." if counts else ""
     if any(operand.n_nan or operand.n_inf for operand in producer.tensors):
@@ -100,9 +102,9 @@ def zero_scale(e: Evidence) -> Mechanism | None:
         ("sum", "abs|pow"),
         *([("mean",)] if is_operation(e.op, "rsqrt") else []),
     ]
-    numerator = e.producer.operand("self")
-    shares = e.producer.kind == INVALID and numerator is not None and is_sum_of(divisor.lineage, numerator.lineage)
-    if not shares and not any(came_from(divisor.lineage, *scale) for scale in scales):
+    numerator, lineage = e.producer.operand("self"), unguarded(divisor.lineage)
+    shares = e.producer.kind == INVALID and numerator is not None and is_sum_of(lineage, numerator.lineage)
+    if not shares and not any(came_from(lineage, *scale) for scale in scales):
         return None
     return Mechanism(
         mechanisms.ZERO_SCALE,
