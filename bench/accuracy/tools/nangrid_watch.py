@@ -66,16 +66,27 @@ def _step(watch: Watch, subject: Loop, calls: int, losses: list[float]) -> None:
 
 def _follow(watch: Watch, subject: Loop, calls: int, losses: list[float]) -> None:
     assert subject.batches is not None
+    optimizer, scaler, scheduler = subject.optimizer, subject.scaler, subject.scheduler
     for call, batch in enumerate(watch.batches(subject.batches[:calls])):
         if call % subject.accumulate == 0:
-            subject.optimizer.zero_grad()
+            optimizer.zero_grad()
         loss = subject.closure(call)(batch)
         if len(losses) == call:  # the body runs again in a replay
             losses.append(float(loss.detach()))
-        if (call + 1) % subject.accumulate == 0:
-            subject.unscale()
-            subject.update()
-            subject.after(call // subject.accumulate)
+        if (call + 1) % subject.accumulate:
+            continue
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if subject.clip is not None:
+            nn.utils.clip_grad_norm_(subject.model.parameters(), subject.clip)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        if scheduler is not None:
+            scheduler.step()
+        subject.after(call // subject.accumulate)
 
 
 def fingerprint(model: nn.Module) -> str:
