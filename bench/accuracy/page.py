@@ -37,6 +37,7 @@ def tables(rows: list[Row], command: str, seconds: float) -> str:
         _alarms(healthy),
         "### Mechanisms: truth and answer",
         _confusion(failing),
+        _missed(failing),
         "### Cost",
         _cost(healthy),
         "### Every miss of nangrid",
@@ -165,6 +166,20 @@ def _confusion(failing: list[Row]) -> str:
         unknown = kinds["missed"] + kinds["unnamed"]
         body.append([truth or "no name fits", len(members), kinds["right"] or "", unknown or "", named])
     return _table(["truth", "cases", "named so", "unknown", "another name"], body)
+
+
+def _missed(failing: list[Row]) -> str:
+    """One line per name that fits and was not given."""
+    found: dict[str, Counter[str]] = {}
+    for row in failing:
+        if row["mechanism"] == "missed":
+            name = row["pattern"] if row["part"] == "generated" else row["case"]
+            found.setdefault(" or ".join(row["mechanisms"]), Counter())[name] += 1
+    lines = [
+        f"- {truth}: {', '.join(f'`{name}`' + f' ({count})' * (count > 1) for name, count in names.items())}"
+        for truth, names in sorted(found.items())
+    ]
+    return "\n".join(["Names that fit and were not given:", "", *lines]) if lines else "Every name that fits was given."
 
 
 def _cost(healthy: list[Row]) -> str:

@@ -74,10 +74,10 @@ def complete(tool: str, row: dict[str, Any]) -> bool:
 
 
 def _same_bits(bare: dict[str, Any], watched: dict[str, Any]) -> bool:
-    losses = watched.get("losses", [])
-    return repr(bare.get("losses", [])[: len(losses)]) == repr(losses) and bare.get("parameters") == watched.get(
-        "parameters"
-    )
+    """Whether the losses that both runs came to, and the parameters at the end, are equal bit for bit."""
+    pairs = zip(bare.get("losses", []), watched.get("losses", []), strict=False)
+    same_losses = all(repr(one) == repr(other) for one, other in pairs)
+    return same_losses and bare.get("parameters") == watched.get("parameters")
 
 
 def _asked(case: Case, folder: Path, only: list[str]) -> dict[str, Any]:
