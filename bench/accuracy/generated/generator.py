@@ -12,6 +12,7 @@ import torch
 from case import NO_NAME, Case, Declared, Loop, marked_lines, origin
 from generated.architectures import BLOCKS, CLASSES, Network
 from generated.faults import FAULTS, FaultSpec
+from generated.rarer_faults import RARER_FAULTS
 from torch import Tensor
 
 FORMS = ("closure", "batch", "accumulate", "clip", "checkpoint", "scheduler", "scaler")
@@ -66,7 +67,7 @@ def generate(seed: int, count: int) -> dict[str, Case]:
 
 def draw(generator: random.Random, seed: int, number: int) -> Draw:
     """The fault follows from the number, everything else is random."""
-    kinds: list[FaultSpec | str] = [*FAULTS, "data", "weights"]
+    kinds: list[FaultSpec | str] = [*FAULTS, *RARER_FAULTS, "data", "weights"]
     kind = kinds[number % len(kinds)]
     depth = generator.randint(1, 5)
     fault = kind if isinstance(kind, FaultSpec) else None
