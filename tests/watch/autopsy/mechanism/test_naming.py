@@ -34,6 +34,11 @@ def calculate(then: Callable[..., Tensor], batches: Any, out_dir: Path, **option
     return diagnose(model, batches, out_dir, lambda out: out.sum(), **options)
 
 
+def hidden(x: Tensor) -> Tensor:
+    """All logits banned."""
+    return x.masked_fill(torch.ones(1, 3, dtype=torch.bool), -math.inf)
+
+
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
 ALIKE = torch.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]])
 NOTHING = torch.zeros(1, 3)
@@ -61,6 +66,9 @@ NOTHING = torch.zeros(1, 3)
         (lambda x: x / x.square().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
         (lambda x: (x - x.mean()) / (x.std() + 1e-50), torch.ones(1, 3), "zero-scale", "exactly zero"),
         (lambda x: F.normalize(x, eps=1e-50), NOTHING, "zero-scale", "exactly zero"),
+        # a softmax written out
+        (lambda x: hidden(x) - hidden(x).amax(-1, keepdim=True), ROW, "masked-row-softmax", "masked everywhere"),
+        (lambda x: hidden(x) - hidden(x).sum(-1, keepdim=True), ROW, "unknown", "No known mechanism"),
         # exponentials
         (lambda x: (x * 40).exp(), ROW, "exp-overflow", "120"),
         (lambda x: (x * 40).cosh(), ROW, "exp-overflow", "120"),

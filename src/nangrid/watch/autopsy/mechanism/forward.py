@@ -134,7 +134,9 @@ def masked_row(e: Evidence) -> Mechanism | None:
         return None
     # Written out by hand, a softmax is exp(x - max): -inf - -inf is a subtraction.
     attends = any("attention" in name or "attn" in name for name in (e.op, e.producer.place.module.lower()))
-    if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
+    subtrahend = e.producer.operand("other")
+    shifts = attends or (subtrahend is not None and came_from(subtrahend.lineage, "amax|max"))
+    if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if shifts else []))):
         return None
     return Mechanism(
         mechanisms.MASKED_ROW_SOFTMAX,
