@@ -44,6 +44,7 @@ lint: setup  ## Check style, types and import contracts
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
 	$(BIN)/mypy src/run.py src/why.py src/status.py src/replay.py src/report.py src/diagnose.py src/check.py
 	$(BIN)/mypy sweeps/dashboard.py
+	$(BIN)/mypy sweeps/grid_report.py
 	$(BIN)/mypy sweeps/design.py
 	$(BIN)/lint-imports
 

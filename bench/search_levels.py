@@ -1,7 +1,6 @@
 """Does `diagnose` find causes among the levels between the two sides, beside BugDoc's decision trees?
 
-pip install --no-deps bugdoc future six pyzmq
-python bench/search_levels.py
+python bench/search_levels.py  (bench/rivals.py says what to install)
 
 Seeded truth tables of 3 to 5 factors with 3 to 5 levels each and up to three causes of one or two levels; a cell fails
 if it has all levels of a cause, never by itself. `diagnose` is given a failing cell, the reference and the levels
@@ -12,24 +11,15 @@ the claimed rules fail in exactly the cells that fail. "false": a table with a r
 
 from __future__ import annotations
 
-import ast
-import logging
 import random
-import tempfile
-import threading
-from collections.abc import Callable, Iterable
-from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
+from rivals import Levels, Rule, bugdoc, judge
 from truth_oracle import diagnose
 
 TABLES, MOST = 20, 300
 RESULT = Path(__file__).parent / "results" / "search_levels.md"
-
-Levels = frozenset[str]
-Rule = Callable[[Levels], bool]
 
 
 def table(number: int) -> tuple[list[int], list[Levels]]:
@@ -42,13 +32,6 @@ def table(number: int) -> tuple[list[int], list[Levels]]:
     more = {frozenset(f"f{f}={draw.randint(1, most)}" for f in draw.sample(range(factors), size)) for size in sizes}
     causes = {first, *more}
     return [most] * factors, [cause for cause in causes if not any(other < cause for other in causes)]
-
-
-def cells_of(levels: list[int]) -> list[Levels]:
-    """Every cell."""
-    return [
-        frozenset(row) for row in product(*([f"f{f}={n}" for n in range(most + 1)] for f, most in enumerate(levels)))
-    ]
 
 
 def ours(levels: list[int], causes: list[Levels]) -> tuple[list[Rule], int]:
@@ -66,50 +49,13 @@ def end_points_alone(levels: list[int], causes: list[Levels]) -> tuple[list[Rule
     return [frozenset(f"f{i}=1" for i in cause).__le__ for cause in found.causes.causes], found.runs
 
 
-def bugdoc(levels: list[int], causes: list[Levels]) -> tuple[list[Rule], int]:
+def of_bugdoc(levels: list[int], causes: list[Levels]) -> tuple[list[Rule], int]:
     """Rules and runs of BugDoc's debugging decision trees."""
-    from bugdoc.algos.debugging_decision_trees import AutoDebug
-
-    debugger = AutoDebug(max_iter=MOST)
-    worker = threading.Thread(target=_answer, args=(causes,), daemon=True)
-    worker.start()
-    inputs = {f"f{factor}": [f"f{factor}={n}" for n in range(most + 1)] for factor, most in enumerate(levels)}
-    with tempfile.TemporaryDirectory() as folder:
-        decisive, _, runs = debugger.run(f"{folder}/table.vt", inputs, ["result"])
-    worker.join()
-    paths = [path for flag, path in decisive if flag == "bad"]
-    return [_holds(path) for path in paths], runs
-
-
-def _holds(path: list[tuple[int, Any, bool]]) -> Rule:
-    return lambda cell: all((value in cell) is wanted for _, value, wanted in path)
-
-
-def _answer(causes: list[Levels]) -> None:
-    """Answer BugDoc's requests as its workers do, until none has come for some seconds."""
-    import zmq
-
-    context = zmq.Context()
-    requests, replies = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    requests.connect("tcp://localhost:5557")
-    replies.connect("tcp://localhost:5558")
-    while requests.poll(8000):
-        cell = ast.literal_eval(requests.recv_string().split("|")[1])
-        replies.send_string(str([*cell, str(not any(cause <= frozenset(cell) for cause in causes))]))
-    context.destroy(linger=0)
-
-
-def judge(rules: Iterable[Rule], levels: list[int], causes: list[Levels]) -> tuple[bool, bool]:
-    """Whether the rules fail in exactly the failing cells, and whether one holds a cell that trains."""
-    rules, cells = list(rules), cells_of(levels)
-    fails = [any(cause <= cell for cause in causes) for cell in cells]
-    claimed = [any(rule(cell) for rule in rules) for cell in cells]
-    return claimed == fails, any(claim and not fail for claim, fail in zip(claimed, fails, strict=True))
+    return bugdoc(lambda cell: any(cause <= cell for cause in causes), levels, MOST)
 
 
 def main() -> None:
-    logging.disable()
-    methods = {"nangrid": ours, "nangrid, two levels": end_points_alone, "BugDoc": bugdoc}
+    methods = {"nangrid": ours, "nangrid, two levels": end_points_alone, "BugDoc": of_bugdoc}
     lines = [
         f"`python bench/search_levels.py`: {TABLES} truth tables; runs of nangrid hold three seeds per answer.",
         "",

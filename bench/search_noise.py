@@ -1,6 +1,6 @@
 """How often is a claim of `diagnose` false if the failure is stochastic, and how many runs does it take?
 
-python bench/search_noise.py
+python bench/search_noise.py  (bench/rivals.py says what to install)
 
 Seeded truth tables of 4 changes, with one or two causes of one to three changes. A cell with a cause fails in a share p
 of its seeds, and every cell fails by itself in a share q. Only failing cells and references that pass as such with the
@@ -8,23 +8,30 @@ first seed are diagnosed. "false cause": a claim graded as proven that holds no 
 proven that leaves a cause; "too large": a cause graded as proven of which a part is a cause, if that part is not called
 undecided. "kept": true causes that are claimed and graded as proven. "refused": the reference fails with one of the
 first seeds.
+
+The second table has the same tables beside BugDoc, which runs each cell once, and mlbisect, which averages seeds.
+"found all": the claimed causes hold exactly the cells with a cause. "false": a table with a claim that holds a cell
+without one.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 
+from rivals import Rule, bugdoc, mlbisect
+from rivals import judge as judge_rules
 from truth_oracle import diagnose
 
 from nangrid.analysis.claims import Grade
 from nangrid.diagnosis.diagnose import Diagnosis
 from nangrid.records.errors import InputError
 
-CHANGES, TABLES, MAX_RUNS = 4, 300, 400
+CHANGES, TABLES, RIVAL_TABLES, MAX_RUNS = 4, 300, 20, 400
 SCENARIOS: dict[str, tuple[float, float, int, bool]] = {
     "deterministic, 3 seeds": (1.0, 0.0, 3, True),
     "deterministic, 1 seed": (1.0, 0.0, 1, True),
@@ -43,6 +50,7 @@ SCENARIOS: dict[str, tuple[float, float, int, bool]] = {
 RESULT = Path(__file__).parent / "results" / "search_noise.md"
 
 Levels = frozenset[str]
+ALL = frozenset(f"f{i}=1" for i in range(CHANGES))
 
 
 def table(name: str, number: int) -> tuple[list[Levels], Callable[[Levels, int], bool]]:
@@ -80,14 +88,16 @@ def judge(found: Diagnosis, causes: list[Levels]) -> Counter[str]:
     )
 
 
+def tables(name: str, count: int) -> Iterator[tuple[list[Levels], Callable[[Levels, int], bool]]]:
+    """Tables whose end points fail and train with the first seed."""
+    drawn = (table(name, number) for number in range(1, 50 * count + 1))
+    return islice(((c, fails) for c, fails in drawn if fails(ALL, 0) and not fails(frozenset(), 0)), count)
+
+
 def row(name: str) -> str:
     """One scenario."""
-    told, runs, verdicts, number = Counter[str](), [], 0, 0
-    while verdicts < TABLES and number < 50 * TABLES:
-        number += 1
-        causes, fails = table(name, number)
-        if not fails(frozenset(f"f{i}=1" for i in range(CHANGES)), 0) or fails(frozenset(), 0):
-            continue
+    told, runs, verdicts = Counter[str](), [], 0
+    for causes, fails in tables(name, TABLES):
         verdicts += 1
         try:
             found = diagnose(fails, [0] * CHANGES, SCENARIOS[name][2], MAX_RUNS)
@@ -101,6 +111,31 @@ def row(name: str) -> str:
     return f"| {name} | {verdicts} | {' | '.join(shares)} | {kept} | {mean(runs):.0f} ({max(runs)}) |"
 
 
+def ours(fails: Callable[[Levels, int], bool], seeds: int) -> tuple[list[Rule], int]:
+    """Proven causes and runs of `diagnose`; none if it refuses the reference, after one run per seed of both."""
+    try:
+        found = diagnose(fails, [0] * CHANGES, seeds, MAX_RUNS)
+    except InputError:
+        return [], 2 * seeds
+    proven = (changes for changes, claim in found.cause_claims.items() if claim.grade is Grade.PROVEN)
+    return [frozenset(f"f{i}=1" for i in changes).__le__ for changes in proven], found.runs
+
+
+def rival_row(name: str) -> str:
+    """One scenario: all three searches."""
+    seeds, columns = SCENARIOS[name][2], list[str]()
+    methods: list[Callable[[Callable[[Levels, int], bool]], tuple[list[Rule], int]]] = [
+        lambda fails: ours(fails, seeds),
+        lambda fails: bugdoc(lambda cell: fails(cell & ALL, 0), [1] * CHANGES, MAX_RUNS),
+        lambda fails: mlbisect(fails, CHANGES, MAX_RUNS),
+    ]
+    for method in methods:
+        found = [(causes, *method(fails)) for causes, fails in tables(name, RIVAL_TABLES)]
+        right, false = zip(*(judge_rules(rules, [1] * CHANGES, causes) for causes, rules, _ in found), strict=True)
+        columns += [f"{mean(right):.0%}", f"{mean(false):.0%}", f"{mean(runs for *_, runs in found):.0f}"]
+    return f"| {name} | {len(found)} | {' | '.join(columns)} |"
+
+
 def main() -> None:
     lines = [
         f"`python bench/search_noise.py`: up to {TABLES} truth tables per row, at most {MAX_RUNS} runs each.",
@@ -110,6 +145,17 @@ def main() -> None:
     ]
     for name in SCENARIOS:
         lines.append(row(name))
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        f"Beside BugDoc and mlbisect, up to {RIVAL_TABLES} of these tables per row:",
+        "",
+        "| scenario | tables | nangrid: found all | false | runs | BugDoc: found all | false | runs "
+        "| mlbisect: found all | false | runs |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in SCENARIOS:
+        lines.append(rival_row(name))
         print(lines[-1], flush=True)
     RESULT.write_text("\n".join(lines) + "\n")
 

@@ -1,6 +1,6 @@
 """Causes and cures from a finished grid: the default grid's three stories, and what a grid cannot tell."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 
 from nangrid.analysis.causes import Event, EventVerdict, Grid, format_levels
 from nangrid.analysis.verdict import event_cards, event_sentence, verdict
-from nangrid.records.autopsy import Autopsy
+from nangrid.records.autopsy import Autopsy, Suggestion
 from nangrid.records.cell import CellError, CellRecord, Trains
 
 MakeRecord = Callable[..., CellRecord]
@@ -42,6 +42,8 @@ def make_grid(make_record: MakeRecord) -> Callable[..., Grid]:
         levels: Iterable[tuple[str, ...]] = tuple(product(*FACTORS.values())),
         seeds: int = 1,
         event_of: Callable[..., Event | None] = happened,
+        reproduced: bool = True,
+        suggested: Sequence[str] = ("optim=paged_adamw_8bit",),
         **changes: Any,
     ) -> Grid:
         records, autopsies = [], {}
@@ -53,16 +55,16 @@ def make_grid(make_record: MakeRecord) -> Callable[..., Grid]:
             rung = {"loss": 0} if event else None
             records.append(make_record(rung, cell_id=cell_id, factors=factors, trains=trains, **changes))
             if event:
-                autopsies[cell_id] = autopsy(event)
+                autopsies[cell_id] = autopsy(event, reproduced, suggested)
         return Grid(records, autopsies)
 
     return make
 
 
-def autopsy(event: Event) -> Autopsy:
+def autopsy(event: Event, reproduced: bool = True, suggested: Sequence[str] = ()) -> Autopsy:
     nothing: dict[str, Any] = dict.fromkeys(Autopsy.__dataclass_fields__)
-    known = {"mechanism": event.mechanism, "phase": event.phase, "kind": event.kind}
-    return Autopsy(**nothing | known)
+    known = {"mechanism": event.mechanism, "phase": event.phase, "kind": event.kind, "reproduced": reproduced}
+    return Autopsy(**nothing | known | {"suggestions": [Suggestion("", override) for override in suggested]})
 
 
 def told(finding: EventVerdict) -> tuple[list[str], set[str]]:
@@ -126,8 +128,37 @@ def test_an_event_of_one_seed_in_three_is_told_as_such(make_grid: Callable[..., 
         return OVERFLOW if dtype == "fp16" and seed == 2 else None
 
     lines = verdict(make_grid(seeds=3, event_of=lottery))
-    assert any("not told from chance" in line and "dtype=fp16 (1 of 3 seeds" in line for line in lines)
+    assert any("could still be chance" in line and "dtype=fp16 (1 of 3 seeds" in line for line in lines)
     assert not any("sufficient:" in line or "cure:" in line for line in lines)
+
+
+def both(dtype: str, init: str, optim: str, seed: int = 0) -> Event | None:
+    return ROWS if (dtype, init, optim) == ("fp16", "zero", "adamw_torch") else None
+
+
+@pytest.mark.parametrize("no_evidence", [{"reproduced": False}, {"suggested": ["data=pydoc"]}])
+def test_one_run_that_its_autopsy_does_not_explain_is_no_proof(
+    no_evidence: Any, make_grid: Callable[..., Grid]
+) -> None:
+    levels = [c for c in product(*FACTORS.values()) if c[0] != "silent_fp16"]
+    grid = make_grid(levels, event_of=both, **no_evidence)
+    (card,) = event_cards(grid, None)
+    lines = [line for line in verdict(grid) if "sufficient:" in line or "cure:" in line]
+    assert len(lines) > 1 and all(line.endswith(", one run shows it; 1 more seed would tell") for line in lines)
+    grades = [card.certainty.grade, *(cause.grade for cause in card.causes), *(cure.grade for cure in card.cures)]
+    assert len(grades) > 2 and set(grades) == {"likely"}
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [{"reproduced": True}, {"suggested": ["dtype=bf16", "init=mean", "optim=paged_adamw_8bit"]}, {"seeds": 2}],
+)
+def test_a_replay_the_mechanism_or_another_seed_proves_it(evidence: Any, make_grid: Callable[..., Grid]) -> None:
+    levels = [c for c in product(*FACTORS.values()) if c[0] != "silent_fp16"]
+    grid = make_grid(levels, event_of=both, **{"reproduced": False} | evidence)
+    assert not any("one run shows it" in line for line in verdict(grid))
+    (card,) = event_cards(grid, None)
+    assert (card.certainty.grade, card.causes[0].grade) == ("proven", "proven")
 
 
 def test_the_card_of_such_an_event_claims_no_more(make_grid: Callable[..., Grid]) -> None:
@@ -137,7 +168,9 @@ def test_the_card_of_such_an_event_claims_no_more(make_grid: Callable[..., Grid]
     (card,) = event_cards(make_grid(seeds=3, event_of=lottery), None)
     assert (card.certainty.grade, card.causes[0].grade, card.cures) == ("likely", "likely", [])
     sentence = event_sentence(card)
-    assert "dtype=fp16 may cause it, or chance" in sentence and sentence.endswith("and no run shows a cure.")
+    assert "dtype=fp16 may cause it (this could still be chance)" in sentence and sentence.endswith(
+        "and no run shows a cure."
+    )
 
 
 def test_cards_name_the_smallest_cure_first_and_the_runs_that_prove_it(make_grid: Callable[..., Grid]) -> None:

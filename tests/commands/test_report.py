@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import product
@@ -14,9 +15,11 @@ import pytest
 from nangrid.commands.report import main as report
 from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TensorRecord, TokenRecord, write_autopsy
 from nangrid.records.cell import CellError, CellRecord, write_record
-from nangrid.records.grid import GridDirectory
+from nangrid.records.grid import GridDirectory, read_cell_record
 from nangrid.records.history import write_history
 from nangrid.records.output.schemas import path_of
+from nangrid.reporting.answer.of_grid import of_grid
+from nangrid.reporting.finished import print_grid
 
 MakeRecord = Callable[..., CellRecord]
 MakeGrid = Callable[..., Path]
@@ -113,6 +116,20 @@ def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGr
     assert shown.count("stay finite to step 16") == 3 and "<summary>1 more</summary>" in folded
     links = set(re.findall(r'href="#([\w-]+)"', html))
     assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
+
+
+def test_the_end_of_a_grid_reads_each_record_once(make_grid: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = GridDirectory.at(make_grid())
+    records, _ = grid.records()
+    read: Counter[Path] = Counter()
+
+    def counted(directory: Path) -> CellRecord | None:
+        read[directory] += 1
+        return read_cell_record(directory)
+
+    monkeypatch.setattr("nangrid.records.grid.read_cell_record", counted)
+    answer = of_grid(grid, judged=print_grid(grid, records), with_text=False)
+    assert len(answer.events) == 1 and read == dict.fromkeys(map(grid.cell, (r.cell_id for r in records)), 1)
 
 
 def test_json_fits_its_schema(make_grid: MakeGrid, capsys: pytest.CaptureFixture[str]) -> None:

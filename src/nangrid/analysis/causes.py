@@ -13,12 +13,12 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from nangrid.analysis.grades import CauseTests, CureTests, Runs, smallest, without_scatter
+from nangrid.analysis.grades import CauseTests, CureTests, Runs, explain, shown_again, smallest, without_scatter
 from nangrid.analysis.losses import excess
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
@@ -111,11 +111,13 @@ class Cause:
     """The combinations with all but one of the levels, in which the event does not happen."""
     open: tuple[Levels, ...]
     """Smaller sets that the grid leaves undecided: it lacks the cell, or another event came first."""
+    one_run: bool = False
+    """Whether one run alone shows it, and the autopsy of that run is no further evidence."""
 
 
 @dataclass(frozen=True)
 class SeenCause:
-    """Levels under which an event was seen, without being told from chance."""
+    """Levels under which an event was seen, which could still be chance."""
 
     levels: Levels
     proof: Combination
@@ -156,15 +158,19 @@ class EventVerdict:
     event: Event
     failing: Sequence[Combination]
     causes: tuple[Cause, ...]
-    """Those that are told from chance."""
+    """Those that are proven."""
     seen: tuple[SeenCause, ...]
     necessary: Levels
     """Levels that are in every cause, whatever part of a cause is undecided."""
     cures: Mapping[Levels, tuple[Cure, ...]] = field(default_factory=dict)
-    """Those that are told from chance, by the levels of the failing combination."""
+    """Those that are proven, by the levels of the failing combination."""
     seen_cures: Mapping[Levels, tuple[Cure, ...]] = field(default_factory=dict)
     futile: tuple[FutileChange, ...] = ()
     tests: CureTests | None = field(default=None, compare=False, repr=False)
+
+    def one_run(self, failing: Levels) -> bool:
+        """Whether each of these causes that a failing combination holds was shown by one run alone."""
+        return all(cause.one_run for cause in self.causes if set(cause.levels) <= set(failing))
 
     def more(self, failing: Levels, cure: Cure) -> int | None:
         """Seeds to add, after which the rates seen would tell that it is a cure."""
@@ -194,7 +200,7 @@ class Grid:
         self.excess = self._excess(series)
         """Per combination that trains, by how many tolerances its loss is above the best: up to 1 is no worse."""
         self._verdicts: dict[Levels, list[EventVerdict]] = {}
-        self._suggested = {i: _groups_suggested(autopsy) for i, autopsy in autopsies.items()}
+        self._autopsies = autopsies
 
     def _excess(self, losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
         """Losses are compared among combinations of the same data, vocabulary and model."""
@@ -246,7 +252,7 @@ class Grid:
 
     def _judged(self, reference: Combination) -> list[EventVerdict]:
         found = {event: self._causes(event, reference) for event in self.events()}
-        runs = Runs(list(self.combinations.values()), reference, None)
+        runs = Runs([*self.combinations.values()], reference, None)
         proven = {cause.levels: cause.open for causes, _ in found.values() for cause in causes}
         tests = CureTests(runs, proven, [of_one.levels for _, seen in found.values() for of_one in seen])
         return [self._event_verdict(event, *causes, tests) for event, causes in found.items()]
@@ -267,11 +273,11 @@ class Grid:
         # what no proven cause explains may have failed by chance, and then trains by itself
         failing = [c for c in failing if any(set(cause.levels) <= set(c.levels) for cause in causes)]
         cures = {c.levels: cures[c.levels] for c in failing}
-        told = {f: tuple(cure for cure in cures[f] if tests.told(f, cure.proof.levels)) for f in cures}
-        untold = {f: tuple(cure for cure in cures[f] if cure not in told[f]) for f in cures}
+        proven = {f: tuple(cure for cure in cures[f] if tests.proven(f, cure.proof.levels)) for f in cures}
+        others = {f: tuple(cure for cure in cures[f] if cure not in proven[f]) for f in cures}
         necessary = () if seen else _necessary(causes)
         futile = tuple(self._futile(event, failing))
-        return EventVerdict(event, failing, tuple(causes), tuple(seen), necessary, told, untold, futile, tests)
+        return EventVerdict(event, failing, tuple(causes), tuple(seen), necessary, proven, others, futile, tests)
 
     def _minimal(self, cures: Mapping[Levels, tuple[Cure, ...]]) -> dict[Levels, tuple[Cure, ...]]:
         """The cures without those that may not be minimal.
@@ -289,26 +295,27 @@ class Grid:
         }
 
     def _causes(self, event: Event, reference: Combination) -> tuple[list[Cause], list[SeenCause]]:
-        """The causes that are told from chance, and the sets of levels that are not."""
-        everything = list(self.combinations.values())
-        runs = Runs(everything, reference, event)
+        """The causes that are proven, and the sets of levels that could still be chance."""
+        runs = Runs([*self.combinations.values()], reference, event)
         candidates = {differing(c.levels, reference.levels): c for c in self._failing(event)}
         if runs.agree:
             minimal = {levels: candidates[levels] for levels in smallest(candidates)}
-            sure = [levels for levels, c in minimal.items() if len(c.by_seed) > 1 or self._explains(c, levels)]
+            autopsies = {levels: self._autopsies_of(proof) for levels, proof in minimal.items()}
+            sure = [s for s, proof in minimal.items() if len(proof.by_seed) > 1 or explain(autopsies[s], s)]
             kept = without_scatter(runs, list(minimal), sure)
             seen = [SeenCause(levels, proof, None) for levels, proof in minimal.items() if levels not in kept]
-            return [self._cause(event, levels, candidates[levels], reference, None) for levels in kept], seen
-        tests = CauseTests(runs, (differing(c.levels, reference.levels) for c in everything))
+            others = {levels: [other for other in minimal if other != levels] for levels in kept}
+            steady = [s for s in kept if s in sure or shown_again(runs, s, others[s], autopsies[s])]
+            found = [self._cause(event, levels, candidates[levels], reference, None) for levels in kept]
+            return sorted((replace(c, one_run=c.levels not in steady) for c in found), key=lambda c: c.one_run), seen
+        tests = CauseTests(runs, (differing(c.levels, reference.levels) for c in self.combinations.values()))
         kept = list(tests.accept(candidates))
         rest = [levels for levels in candidates if not any(set(cause) <= set(levels) for cause in kept)]
         seen = [SeenCause(s, candidates[s], tests) for s in smallest(rest)]
         return [self._cause(event, levels, candidates[levels], reference, tests) for levels in kept], seen
 
-    def _explains(self, proof: Combination, levels: Levels) -> bool:
-        """Whether the autopsies of these runs suggest a change of every factor of the levels."""
-        suggested = [self._suggested.get(record.cell_id, set()) for record, event in proof.by_seed.values() if event]
-        return bool(suggested) and {factor.split(".")[0] for factor, _ in levels} <= set.intersection(*suggested)
+    def _autopsies_of(self, proof: Combination) -> list[Autopsy | None]:
+        return [self._autopsies.get(record.cell_id) for record, event in proof.by_seed.values() if event]
 
     def _cause(
         self, event: Event, levels: Levels, proof: Combination, reference: Combination, tests: CauseTests | None
@@ -328,8 +335,7 @@ class Grid:
         """Changes that lead to combinations that train, minimal among those that were run."""
         onset = max(failing.onsets(event).values())
         known: list[Levels] = []
-        others = self.combinations.values()
-        for combination in sorted(others, key=lambda c: len(differing(c.levels, failing.levels))):
+        for combination in sorted(self.combinations.values(), key=lambda c: len(differing(c.levels, failing.levels))):
             changes = differing(combination.levels, failing.levels)
             trains = combination.trains and combination.tests(failing) and self.no_worse(combination)
             if not changes or not trains or any(set(cure) <= set(changes) for cure in known):
@@ -350,12 +356,6 @@ class Grid:
             alike = tuple((before, after) for before, after in pairs if event in after.events)
             if alike and not any(after.trains for _, after in pairs):
                 yield FutileChange(change, alike)
-
-
-def _groups_suggested(autopsy: Autopsy) -> set[str]:
-    """The groups whose levels an autopsy suggests to change."""
-    overrides = [suggestion.override for suggestion in autopsy.suggestions or () if suggestion.override]
-    return {override.partition("=")[0].split(".")[0] for override in overrides}
 
 
 def _necessary(causes: Sequence[Cause]) -> Levels:

@@ -1,4 +1,4 @@
-"""Tells what a verdict claims from chance: exact one-sided tests, Holm's correction, and a grade per claim.
+"""Tests whether a verdict's claims could be chance: exact one-sided tests, Holm's correction, and a grade per claim.
 
 A claim compares two groups of runs: those that should show something (a failure under a cause) and the matched runs
 that should not. Runs of one group differ in their seeds at least. The test is Boschloo's (1970): exact, for the whole
@@ -25,10 +25,10 @@ _MOST_SEEDS = 30
 
 
 class Grade(StrEnum):
-    """How well a claim is told from chance."""
+    """Whether a claim could still be chance."""
 
     PROVEN = "proven"
-    SEEN = "seen, not told from chance"
+    SEEN = "could still be chance"
     UNDECIDED = "undecided"
 
 
@@ -76,12 +76,12 @@ def clopper_pearson(met: float, n: float) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[bool]:
-    """Which claims of one verdict are told from chance, if a verdict may be wrong with probability `alpha`."""
-    return [bool(told) for told in multipletests(p_values, alpha, method="holm")[0]] if len(p_values) else []
+    """Which claims of one verdict are proven, if a verdict may be wrong with probability `alpha`."""
+    return [bool(proven) for proven in multipletests(p_values, alpha, method="holm")[0]] if len(p_values) else []
 
 
 def more_seeds(shown: Count, matched: Count, seeds: int, alpha: float = ALPHA) -> int | None:
-    """How many seeds to add so that the claim would be told at `alpha`, if the rates stay as seen.
+    """How many seeds to add so that the claim would be proven at `alpha`, if the rates stay as seen.
 
     `seeds` is how many each combination has now. None: the runs show no difference, or too many would be needed.
     """
@@ -98,8 +98,11 @@ def _with_seeds(group: Count, seeds: int, more: int) -> Count:
     return Count(round(group.met / group.runs * runs), runs)
 
 
+ONE_RUN = "one run shows it; 1 more seed would tell"
+
+
 def graded(grade: Grade, more: int | None = None) -> str:
     """The grade in words; `more` seeds would tell."""
     if grade is not Grade.SEEN or more is None:
         return str(grade)
-    return f"{grade}: {more} more {'seed' if more == 1 else 'seeds'} would tell"
+    return f"{grade}; {more} more {'seed' if more == 1 else 'seeds'} would tell"

@@ -23,7 +23,7 @@ from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.diagnosis import DiagnosisRecord, read_diagnoses
 from nangrid.records.errors import InputError, RecordError
-from nangrid.records.grid import GridDirectory
+from nangrid.records.grid import GridDirectory, GridRecords
 from nangrid.records.headroom import read_headroom
 from nangrid.records.output.answer import EventCard
 from nangrid.records.safety.command import typed
@@ -91,18 +91,21 @@ class Judged:
     """Sentences about records that are not counted."""
 
 
-def judge(directory: GridDirectory, reference: Sequence[str] = ()) -> Judged:
-    """The runs of a grid's directory. InputError if it holds no finished cell, or not the requested reference."""
-    records, untrusted = directory.records()
-    if not records:
+def judge(directory: GridDirectory, reference: Sequence[str] = (), read: GridRecords | None = None) -> Judged:
+    """The runs of a grid's directory. InputError if it holds no finished cell, or not the requested reference.
+
+    `read`: its records, if they were read already.
+    """
+    read = read or directory.read()
+    if not read.records:
         raise InputError(f"{directory.path} holds no finished cell: run its grid first.")
-    records, doubles = _without_doubles(_in_order(records))
-    autopsies = directory.autopsies(records)
+    records, doubles = _without_doubles(_in_order(read.records))
+    autopsies = {r.cell_id: read.autopsies[r.cell_id] for r in records if r.cell_id in read.autopsies}
     histories = read_histories(directory, records)
     grid = Grid(records, autopsies, {i: column(history, "loss").tolist() for i, history in histories.items()})
     diagnoses, damaged = read_diagnoses(directory.path)
     chosen = _chosen(grid, reference) if reference else _diagnosed(grid, diagnoses)
-    skipped = [*doubles, *(f"skipped: {error}" for error in [*untrusted, *damaged])]
+    skipped = [*doubles, *(f"skipped: {error}" for error in [*read.untrusted, *damaged])]
     return Judged(records, autopsies, histories, grid, chosen, diagnoses, skipped)
 
 

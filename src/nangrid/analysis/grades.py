@@ -1,4 +1,4 @@
-"""Grades the causes and cures that a grid shows: proven, or seen without being told from chance.
+"""Grades the causes and cures that a grid shows: proven, or seen but perhaps by chance.
 
 Where the seeds of every combination agree, an event is deterministic: with the same seed nothing but the levels
 differs, and set inclusion is proof. Where seeds disagree, a cause is tested on the runs that hold it against those that
@@ -20,9 +20,12 @@ from nangrid.analysis.claims import ALPHA, Count, chance, more_seeds
 
 if TYPE_CHECKING:
     from nangrid.analysis.causes import Combination, Event, Levels
+    from nangrid.records.autopsy import Autopsy
 
 Bools = NDArray[np.bool_]
 
+ENOUGH_RUNS = 2
+"""Runs that show a cause of one seed. A single one may have failed by itself."""
 _PRINTED = 3
 """Cures that a verdict prints per event."""
 
@@ -91,9 +94,34 @@ def without_scatter(runs: Runs, candidates: Sequence[Levels], sure: Sequence[Lev
     contradicted, another one must not rest on a single run.
     """
     scatter = [levels for levels in candidates if levels not in sure and contradicted(runs, levels)]
-    least = 2 if scatter else 1
+    least = ENOUGH_RUNS if scatter else 1
     steady = [levels for levels in candidates if runs.count(runs.holding(levels)).met >= least]
     return [levels for levels in candidates if levels in sure or (levels in steady and levels not in scatter)]
+
+
+def explain(autopsies: Iterable[Autopsy | None], levels: Levels) -> bool:
+    """Whether each autopsy suggests a change of every factor of the levels."""
+    return all(_groups(levels) <= _suggested(autopsy) for autopsy in autopsies)
+
+
+def _groups(levels: Levels) -> set[str]:
+    return {factor.split(".")[0] for factor, _ in levels}
+
+
+def _suggested(autopsy: Autopsy | None) -> set[str]:
+    """The groups whose levels an autopsy suggests to change."""
+    overrides = [s.override for s in autopsy.suggestions or () if s.override] if autopsy else []
+    return {override.partition("=")[0].split(".")[0] for override in overrides}
+
+
+def shown_again(runs: Runs, levels: Levels, others: Sequence[Levels], autopsies: Iterable[Autopsy | None]) -> bool:
+    """Whether several runs show a cause, or the autopsy of the only one is further evidence.
+
+    It is, if its replay repeated the step to the last bit, and it suggests a change of a factor of the cause. Runs that
+    hold one of the `others` show that one.
+    """
+    evidence = (a is not None and a.reproduced and _suggested(a) & _groups(levels) for a in autopsies)
+    return all(evidence) or runs.count(runs.holding(levels) & runs.without(others)).met >= ENOUGH_RUNS
 
 
 def smallest(candidates: Iterable[Levels]) -> list[Levels]:
@@ -115,11 +143,11 @@ class CauseTests:
         self.accepted: list[Levels] = []
 
     def accept(self, candidates: Iterable[Levels]) -> list[Levels]:
-        """The candidates that are told from chance: the smallest first, each with the accepted ones held apart."""
+        """The candidates that are proven: the smallest first, each with the accepted ones held apart."""
         waiting = sorted(candidates, key=len)
-        while told := next((levels for levels in waiting if self._told(levels)), None):
-            self.accepted.append(told)
-            waiting = [levels for levels in waiting if not set(told) <= set(levels)]
+        while proven := next((levels for levels in waiting if self._proven(levels)), None):
+            self.accepted.append(proven)
+            waiting = [levels for levels in waiting if not set(proven) <= set(levels)]
         return self.accepted
 
     def level(self, levels: Levels) -> float:
@@ -133,9 +161,9 @@ class CauseTests:
         return self.runs.count(chosen & free), self.runs.count(~chosen & free)
 
     def excludes(self, levels: Levels, part: Levels) -> bool:
-        """Whether part of an accepted cause is told not to be enough: runs with it, but not all of it, fail less.
+        """Whether part of an accepted cause is proven not to be enough: runs with it, but not all of it, fail less.
 
-        Another cause that contains the part is held apart only if the part is told not to be enough for that one.
+        Another cause that contains the part is held apart only if the part is proven not to be enough for that one.
         """
         others = [other for other in self.accepted if other != levels and set(part) <= set(other)]
         not_enough = [other for other in others if not part or self._excludes(other, part, others)]
@@ -152,7 +180,7 @@ class CauseTests:
         """How many more seeds would tell."""
         return more_seeds(*self.counts(levels), seeds, self.level(levels))
 
-    def _told(self, levels: Levels) -> bool:
+    def _proven(self, levels: Levels) -> bool:
         return chance(*self.counts(levels)) <= self.level(levels) and self._alone(levels)
 
     def _alone(self, levels: Levels) -> bool:
@@ -170,13 +198,13 @@ class CureTests:
     def __init__(self, runs: Runs, causes: Mapping[Levels, Sequence[Levels]], seen: Sequence[Levels]) -> None:
         """`runs` of any event; `causes`: those of every event, each with its parts that may be enough.
 
-        `seen`: sets of levels that failed, but are not told from chance.
+        `seen`: sets of levels that failed, perhaps by chance.
         """
         self.runs = runs
         self.causes = causes
         self.seen = seen
 
-    def told(self, failing: Levels, left: Levels) -> bool:
+    def proven(self, failing: Levels, left: Levels) -> bool:
         """Whether the runs that hold `left` fail less often than those that hold the causes in `failing`.
 
         The failing combination itself must fail more often than combinations that hold no cause.

@@ -57,10 +57,10 @@ def _run(arguments: list[str]) -> None:
 
 
 def _result(finished: Finished) -> RunResult:
-    from nangrid.reporting.answer import answer_about  # pandas takes a second
+    from nangrid.reporting.answer.of_grid import of_grid  # pandas takes a second
 
     cells = [CellResult.of(record, str(finished.grid.cell(record.cell_id))) for record in finished.records]
-    answer = answer_about(str(finished.grid.path), with_text=False) if cells else None
+    answer = of_grid(finished.grid, judged=finished.judged, with_text=False) if cells else None
     return RunResult(str(finished.grid.path), cells, answer)
 
 

@@ -1,4 +1,4 @@
-"""Grades the causes and cures of a search: proven, seen but not told from chance, or undecided."""
+"""Grades the causes and cures of a search: proven, seen but perhaps by chance, or undecided."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ENOUGH_SEEDS = 2
 
 @dataclass(frozen=True)
 class Claim:
-    """A cause or a cure with the runs that show it, and how well they tell it from chance."""
+    """A cause or a cure with the runs that show it, and whether it could still be chance."""
 
     rate: Rate
     """Of a cause, the seeds that fail with the event; of a cure, those that train."""
     grade: Grade
     more: int | None = None
-    """Seeds to add so that it would be told from chance, if known."""
+    """Seeds to add that would tell whether it is chance, if known."""
 
     @property
     def graded(self) -> str:

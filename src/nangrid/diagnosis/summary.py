@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nangrid.analysis.claims import Count
+from nangrid.cell.interpreter import difference
 from nangrid.diagnosis.diagnose import Diagnosis
 from nangrid.diagnosis.dtype_fields import NarrowedCause
 from nangrid.diagnosis.level_search import LevelCauses
@@ -70,6 +71,9 @@ def _lines(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:
         claim = diagnosis.cure_claims[cure]
         until = f" to step {diagnosis.first_step + diagnosis.horizon}"
         yield f"  cure: {_reference(problem, cure)} ({_rate(claim.rate, f' train{until}')}), {claim.graded}"
+    pythons = diagnosis.failing.config.python, diagnosis.reference.config.python
+    if pythons[0] != pythons[1]:
+        yield f"  the two Pythons, of the failing run and of the reference, differ in {difference(*pythons)}"
     if diagnosis.between:
         yield from _between(diagnosis.between)
     elif any(problem.between):
@@ -95,7 +99,7 @@ def _disagreement(search: SequentialSearch) -> Iterator[str]:
         yield f"  seeds disagree: {ends}; each combination ran with as many seeds as its answer took"
         yield f"  proven: each answer is wrong with a chance of at most {search.level:.1%}"
     else:
-        yield f"  seeds disagree: {ends}, which is not told from chance; no combination was searched"
+        yield f"  seeds disagree: {ends}, which could still be chance; no combination was searched"
 
 
 def _of(count: Count) -> str:

@@ -13,6 +13,9 @@ from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
 from nangrid.reporting.console import CleanConsole
 
+_REASON = 200
+"""Characters of an error that a cell's line shows; the log has the rest."""
+
 
 class _LenientConsole(CleanConsole):
     """A console that goes silent when its output is closed: the grid goes on unseen."""
@@ -91,5 +94,6 @@ def describe(plan: CellPlan, record: CellRecord) -> str:
         later = f", loss at step {loss}" if loss is not None and record.onset.clock != "loss" else ""
         return f"non-finite at step {record.onset.step} ({record.onset.clock}{later})"
     if record.error:
-        return f"{record.status}, {record.error.message} (see {plan.directory() / LOG})"
+        why = record.error.message.partition("\n")[0][:_REASON]
+        return f"{record.status}, {why} (see {plan.directory() / LOG})"
     return f"finite to step {record.first_step + record.steps_done}"

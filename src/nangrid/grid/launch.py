@@ -6,16 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nangrid.grid.collect import GridOutcome
-from nangrid.grid.estimate import format_duration, pace
 from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
 from nangrid.records.cell import RESULT, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, read_or_report
+from nangrid.records.pace import format_duration, pace
 from nangrid.records.safety.text import say
+
+if TYPE_CHECKING:
+    from nangrid.reporting.finished import Judged
 
 
 class CellsFailedError(Exception):
@@ -45,6 +48,8 @@ class Finished:
 
     grid: GridDirectory
     records: Sequence[CellRecord]
+    judged: Judged | None
+    """What all runs of the grid show, where that was printed."""
 
 
 _COLLECTED: ContextVar[list[Finished] | None] = ContextVar("_COLLECTED", default=None)
@@ -77,14 +82,15 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execu
     if not (grid.path / "cells").is_dir():
         raise CellsFailedError(f"{grid.path} was deleted while its cells ran: run the same command again.")
     records = [outcome.records[plan.cell_id] for plan in plans if plan.cell_id in outcome.records]
-    if (collected := _COLLECTED.get()) is not None:
-        collected.append(Finished(grid, records))
     from nangrid.reporting.finished import print_cell, print_grid  # pandas and rich take a second
 
+    judged = None
     if single and records:
         print_cell(records[0], plans[0].directory())
     elif records:
-        print_grid(grid, records)
+        judged = print_grid(grid, records)
+    if (collected := _COLLECTED.get()) is not None:
+        collected.append(Finished(grid, records, judged))
     _raise_failures(plans, outcome)
 
 

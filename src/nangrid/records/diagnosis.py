@@ -28,7 +28,7 @@ class ClaimRecord:
     levels: list[str]
     """As they are typed."""
     grade: str
-    """proven; seen, not told from chance; undecided."""
+    """proven; could still be chance; undecided."""
     count: int
     """Seeds that fail with a cause, or train with a cure."""
     seeds: int

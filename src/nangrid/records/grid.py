@@ -109,6 +109,11 @@ class GridDirectory:
                 errors.append(error)
         return records, errors
 
+    def read(self) -> GridRecords:
+        """What was recorded of all finished cells, but for their histories."""
+        records, untrusted = self.records()
+        return GridRecords(records, untrusted, self.autopsies(records))
+
     def autopsies(self, records: Iterable[CellRecord]) -> dict[str, Autopsy]:
         """cell_id -> autopsy, for the cells that have one; autopsies that cannot be read are skipped."""
         autopsies = {}
@@ -117,6 +122,17 @@ class GridDirectory:
                 with contextlib.suppress(RecordError):
                     autopsies[record.cell_id] = autopsy_of(self.cell(record.cell_id), record)
         return {cell_id: autopsy for cell_id, autopsy in autopsies.items() if autopsy}
+
+
+@dataclass(frozen=True)
+class GridRecords:
+    """The records and autopsies of a grid's finished cells."""
+
+    records: list[CellRecord]
+    untrusted: list[RecordError]
+    """One per record that cannot be read."""
+    autopsies: dict[str, Autopsy]
+    """By cell_id."""
 
 
 def read_or_report(directory: Path, report: Callable[[RecordError], None]) -> CellRecord | None:

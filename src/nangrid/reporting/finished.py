@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nangrid.analysis.evidence import Judged as Judged
 from nangrid.analysis.evidence import judge
 from nangrid.analysis.onsets import onset_pivot, onset_table, write_onsets
 from nangrid.analysis.verdict import event_cards, paragraph
@@ -35,23 +36,22 @@ def print_cell(record: CellRecord, directory: Path) -> None:
         say(f"  how sure this is, and what was ruled out: {typed('python -m src.why', directory)}")
 
 
-def print_grid(grid: GridDirectory, records: list[CellRecord]) -> None:
-    """Print the onset table of `records`; onsets.csv and onsets.parquet hold every cell of the directory."""
-    everything, untrusted = grid.records()
-    autopsies = grid.autopsies(everything)
-    write_onsets(grid, onset_table(everything, autopsies))
-    table = onset_table(records, autopsies)
+def print_grid(grid: GridDirectory, records: list[CellRecord]) -> Judged | None:
+    """Print the onset table of `records`; onsets.csv and onsets.parquet hold every cell of the directory.
+
+    What all cells of the directory show is returned; None if they are too many.
+    """
+    read = grid.read()
+    write_onsets(grid, onset_table(read.records, read.autopsies))
+    table = onset_table(records, read.autopsies)
     console = CleanConsole()
     console.print(grid_summary(table, onset_pivot(table)))
-    if 0 < len(everything) <= _MOST_JUDGED:
-        console.print(_paragraph(grid), markup=False, highlight=False)
+    judged = judge(grid, read=read) if 0 < len(read.records) <= _MOST_JUDGED else None
+    if judged:
+        cards = event_cards(judged.grid, judged.chosen)
+        console.print(paragraph(judged.records, cards), markup=False, highlight=False)
     why, report = (typed(f"python -m src.{name}", grid.path) for name in ("why", "report"))
     files = ["", f"table: {grid.path / 'onsets.csv'}", f"the page: {report}", f"where, why, what to change: {why}"]
-    for line in [*(f"skipped: {error}" for error in untrusted), *files]:
+    for line in [*(f"skipped: {error}" for error in read.untrusted), *files]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _paragraph(grid: GridDirectory) -> str:
-    """What all cells of the directory show, in plain English."""
-    judged = judge(grid)
-    return paragraph(judged.records, event_cards(judged.grid, judged.chosen))
+    return judged

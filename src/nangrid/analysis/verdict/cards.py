@@ -18,8 +18,8 @@ from nangrid.analysis.causes import (
     SeenCause,
     steps_before,
 )
-from nangrid.analysis.claims import Grade as Told
-from nangrid.analysis.claims import graded
+from nangrid.analysis.claims import ONE_RUN, graded
+from nangrid.analysis.claims import Grade as ClaimGrade
 from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, grouped_cures, minimal_cures
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Certainty, Grade
@@ -89,14 +89,17 @@ def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
     failed, total = len(cause.proof.onsets(event)), len(cause.proof.by_seed)
     runs = [f"{failed} of {total} seeds fail" if total > 1 else "the run fails"]
     without = () if isinstance(cause, SeenCause) else cause.without
+    likely = isinstance(cause, SeenCause) or cause.one_run
     if isinstance(cause, SeenCause):
-        runs.append(graded(Told.SEEN, cause.more))
+        runs.append(graded(ClaimGrade.SEEN, cause.more))
+    elif cause.one_run:
+        runs = [ONE_RUN]
     elif without:
         whole = len(without) == len(cause.levels)
         smaller = f"not with {'one' if whole else 'some'} of them left out"
         runs.append(smaller if len(cause.levels) > 1 else "the reference does not")
     cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
-    grade = Grade.LIKELY if isinstance(cause, SeenCause) else Grade.PROVEN
+    grade = Grade.LIKELY if likely else Grade.PROVEN
     return CauseCard(_spelled(cause.levels), grade, "; ".join(runs), cells)
 
 
@@ -105,11 +108,13 @@ def _certainty(verdict: EventVerdict) -> Certainty:
         proofs = [cause.proof for cause in verdict.causes]
         seeds = min(len(proof.by_seed) for proof in proofs)
         if any(len(proof.onsets(verdict.event)) < len(proof.by_seed) for proof in proofs):
-            return Certainty(Grade.PROVEN, "told from chance by an exact test, although seeds disagree")
+            return Certainty(Grade.PROVEN, "an exact test rejects chance, although seeds disagree")
+        if verdict.causes[0].one_run:
+            return Certainty(Grade.LIKELY, "one run alone shows it")
         what = "with one seed" if seeds == 1 else f"with {seeds} seeds"
         return Certainty(Grade.PROVEN, f"by runs that differ in these levels alone, {what}")
     if verdict.seen:
-        return Certainty(Grade.LIKELY, "seen, but not told from chance")
+        return Certainty(Grade.LIKELY, "it could still be chance")
     return Certainty(Grade.UNKNOWN, "no run of this grid tells which levels cause it")
 
 
@@ -130,8 +135,9 @@ def _cure(group: CureGroup) -> CureCard:
     others = [f"{len(group.worse)} of them to a worse loss"] if group.worse else []
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
-    text = "; ".join([f"{runs} finite to step {until}", *others, *short])
-    grade = Grade.LIKELY if short else Grade.PROVEN
+    single = [ONE_RUN] if group.one_run else []
+    text = "; ".join([f"{runs} finite to step {until}", *others, *short, *single])
+    grade = Grade.LIKELY if short or single else Grade.PROVEN
     return CureCard(_spelled(group.changes), grade, bool(group.failing), text, cells)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nangrid.analysis.causes import ENOUGH_STEPS, Combination, Cure, EventVerdict, Grid, Levels, format_levels
+from nangrid.analysis.claims import ONE_RUN
 
 IDS_SHOWN = 4
 CURES_SHOWN = 3
@@ -22,6 +23,8 @@ class CureGroup:
     worse: tuple[Combination, ...]
     """Those of `finite` that do not train, or to a worse loss than the reference."""
     failing: tuple[Combination, ...]
+    one_run: bool
+    """Whether the failure that it cures was shown by one run alone."""
 
     @property
     def line(self) -> str:
@@ -34,7 +37,8 @@ class CureGroup:
         others += [f"; {count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
         word = "partial cure" if self.failing else "cure"
         kept = f"{tries} finite to step {until}{short}: {_few_of(self.finite)}"
-        return f"  {word}: {format_levels(self.changes)} ({kept}{''.join(others)})"
+        one_run = f", {ONE_RUN}" if self.one_run else ""
+        return f"  {word}: {format_levels(self.changes)} ({kept}{''.join(others)}){one_run}"
 
 
 def event_names(combination: Combination) -> str:
@@ -51,17 +55,18 @@ def grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tupl
 
     Only changes that are in `cures` are listed, each with every failing combination for which the grid ran them.
     """
-    by_changes: dict[Levels, list[Cure]] = {}
-    for cure in (cure for of_one in cures.values() for cure in of_one):
-        by_changes.setdefault(cure.changes, []).append(cure)
+    by_changes: dict[Levels, dict[Levels, Cure]] = {}
+    for levels, cure in ((levels, cure) for levels, of_one in cures.items() for cure in of_one):
+        by_changes.setdefault(cure.changes, {})[levels] = cure
 
-    def group(changes: Levels, of_one: Sequence[Cure]) -> CureGroup:
+    def group(changes: Levels, of_one: Mapping[Levels, Cure]) -> CureGroup:
         failing = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
         tried = (grid.with_levels(levels, changes) for levels in failing)
         usable = list({result.levels: result for result in tried if result is not None and result.usable}.values())
         finite = tuple(result for result in usable if not any(result.events))
         worse = tuple(result for result in finite if not (result.trains and grid.no_worse(result)))
-        return CureGroup(changes, tuple(of_one), finite, worse, tuple(r for r in usable if r not in finite))
+        fails = tuple(result for result in usable if result not in finite)
+        return CureGroup(changes, tuple(of_one.values()), finite, worse, fails, all(map(finding.one_run, of_one)))
 
     groups = (group(changes, of_one) for changes, of_one in by_changes.items())
     return sorted(groups, key=lambda g: (bool(g.failing), len(g.worse) - len(g.finite), len(g.changes)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nangrid.analysis.causes import Cause, Combination, Event, EventVerdict, FutileChange, Grid, format_levels
-from nangrid.analysis.claims import ALPHA, Grade, graded
+from nangrid.analysis.claims import ALPHA, ONE_RUN, Grade, graded
 from nangrid.analysis.grades import Runs
 from nangrid.analysis.losses import WORSE
 from nangrid.analysis.verdict.cures import IDS_SHOWN, grouped_cures, shown_cures
@@ -37,7 +37,7 @@ def verdict(grid: Grid, reference: Combination | None = None) -> list[str]:
 def _evidence(grid: Grid, reference: Combination) -> str:
     """What the lines of this verdict rest on."""
     if not Runs(list(grid.combinations.values()), reference, None).agree:
-        return f"seeds disagree: causes and cures are told from chance by exact tests ({ALPHA:.0%} per verdict)"
+        return f"seeds disagree: each cause and cure passed an exact test against chance ({ALPHA:.0%} per verdict)"
     if all(len(combination.by_seed) < 2 for combination in grid.combinations.values()):
         return "one seed: causes and cures hold for it; other seeds may differ"
     return "all seeds of a combination agree: causes and cures need no test"
@@ -94,14 +94,15 @@ def _seen_lines(finding: EventVerdict) -> list[str]:
         proof = _proof(cause.proof, finding.event)
         lines.append(f"  {graded(Grade.SEEN, cause.more)}: {format_levels(cause.levels)} ({proof})")
     if more := len(seen) - _SEEN_SHOWN:
-        lines += [f"  and {more} more seen, not told from chance"] if more > 0 else []
+        lines += [f"  and {more} more that could still be chance"] if more > 0 else []
     return lines
 
 
 def _cause_lines(cause: Cause, event: Event) -> list[str]:
     if not cause.levels:
         return ["  no cause: the reference itself fails this way with some seed"]
-    lines = [f"  sufficient: {format_levels(cause.levels)} ({_proof(cause.proof, event)})"]
+    one_run = f", {ONE_RUN}" if cause.one_run else ""
+    lines = [f"  sufficient: {format_levels(cause.levels)} ({_proof(cause.proof, event)}){one_run}"]
     if cause.without:
         named = " or ".join(_described(combination, cause, event) for combination in cause.without)
         lines.append(f"    minimal: no such failure in {named}")
@@ -114,7 +115,7 @@ def _cause_lines(cause: Cause, event: Event) -> list[str]:
 def _cure_lines(grid: Grid, finding: EventVerdict) -> list[str]:
     groups = grouped_cures(grid, finding, finding.cures)
     if not finding.causes:
-        return ["  no cure is judged, because no cause is told from chance"]
+        return ["  no cure is judged, because each cause could still be chance"]
     if not groups:
         return _seen_cure_lines(grid, finding) or ["  no cure among the combinations of this grid"]
     shown = shown_cures(groups)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from nangrid.records.autopsy import AUTOPSY, Autopsy
+from nangrid.records.autopsy import AUTOPSY, SCRIPT, Autopsy
 from nangrid.records.explain.certainty import mechanism_certainty, origin_certainty
 from nangrid.records.explain.lines import KINDS, elements_before, numbers, token_list
 from nangrid.records.mechanisms import TITLES, UNKNOWN
 from nangrid.records.output.answer import Finding
 
-SCRIPT = "operation.py"
 TESTED = ": tested, the step is finite"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nangrid.analysis.causes import Event, event_of
-from nangrid.analysis.claims import Grade as Told
+from nangrid.analysis.claims import Grade as ClaimGrade
 from nangrid.analysis.evidence import Judged, judge
 from nangrid.analysis.verdict import counted, event_cards, event_sentence, paragraph, title_of
 from nangrid.records.diagnosis import ClaimRecord, DiagnosisRecord
@@ -27,9 +27,14 @@ from nangrid.records.safety.command import typed
 from nangrid.reporting.answer.of_cell import of_cell
 
 
-def of_grid(directory: GridDirectory, reference: Sequence[str] = (), *, with_text: bool) -> Answer:
-    """The answer about a grid. InputError if it holds no finished cell; of a single run, the answer about that run."""
-    judged = judge(directory, reference)
+def of_grid(
+    directory: GridDirectory, reference: Sequence[str] = (), *, judged: Judged | None = None, with_text: bool
+) -> Answer:
+    """The answer about a grid. InputError if it holds no finished cell; of a single run, the answer about that run.
+
+    `judged`: what its runs show, if they were read already.
+    """
+    judged = judged or judge(directory, reference)
     if not reference and judged.diagnoses and judged.diagnoses[-1].claims:
         return _of_diagnosis(directory, judged, judged.diagnoses[-1], with_text=with_text)
     if len(judged.records) == 1:
@@ -119,7 +124,7 @@ def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
     )
 
 
-_GRADES: dict[str, Grade] = {Told.PROVEN: Grade.PROVEN, Told.SEEN: Grade.LIKELY}
+_GRADES: dict[str, Grade] = {ClaimGrade.PROVEN: Grade.PROVEN, ClaimGrade.SEEN: Grade.LIKELY}
 """Grades of a search -> those of an answer; what the search left undecided is unknown."""
 
 
@@ -136,8 +141,8 @@ def _cure(claim: ClaimRecord) -> CureCard:
 
 def _certainty(causes: list[ClaimRecord]) -> Certainty:
     grades = {claim.grade for claim in causes}
-    if grades == {Told.PROVEN}:
+    if grades == {ClaimGrade.PROVEN}:
         return Certainty(Grade.PROVEN, "by a search with runs that differ in these levels alone")
-    if Told.SEEN in grades:
-        return Certainty(Grade.LIKELY, "seen, but not told from chance")
+    if ClaimGrade.SEEN in grades:
+        return Certainty(Grade.LIKELY, "it could still be chance")
     return Certainty(Grade.UNKNOWN, "the search left it undecided")
