@@ -81,7 +81,7 @@ accuracy: .venv/.accuracy  ## Score nangrid and other tools on a sample of the b
 
 accuracy-full: .venv/.accuracy  ## Prove the truth of the whole bank, score it, write bench/results/accuracy.md
 	$(BIN)/python bench/accuracy check --jobs $(N_JOBS)
-	$(BIN)/python bench/accuracy score --jobs $(N_JOBS) --result bench/results/accuracy.md
+	$(BIN)/python bench/accuracy score --jobs $(N_JOBS) --rows outputs/accuracy.jsonl --result bench/results/accuracy.md
 
 .venv/.accuracy: .venv/.ready
 	$(BIN)/pip install --quiet --no-deps $(PEERS) || echo "A tool could not be installed, and is skipped."
