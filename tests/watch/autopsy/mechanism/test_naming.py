@@ -181,6 +181,18 @@ def test_three_losses_that_rise_by_batch_noise_are_no_divergence(tmp_path: Path)
     assert autopsy.mechanism == "unknown"
 
 
+def test_overflow_of_the_backward_pass_is_no_divergence(tmp_path: Path) -> None:
+    """The weight has grown and the loss has risen step by step, but it is one batch whose gradient is too large."""
+    model = Calculation(lambda x: x)
+    with torch.no_grad():
+        model.layer.weight.zero_()[0, 0] = 0.1
+    batches = [torch.tensor([[size, 0.0, 0.0]]) for size in (1.0, 1.0, 1.0, 1.0, 3e19)]
+    ascent = torch.optim.SGD(model.parameters(), 0.5, maximize=True)
+    autopsy = diagnose(model, batches, tmp_path, lambda out: out[:, 0].square().sum() / 2, ascent)
+    assert (autopsy.step, autopsy.phase, autopsy.kind, autopsy.untrained) == (4, "backward", "overflow", False)
+    assert autopsy.mechanism == "unknown"
+
+
 class Rare(torch.optim.Optimizer):
     """RMSprop by hand, whose eps is too small for half precision."""
 
