@@ -73,4 +73,5 @@ def _fit(module: Module, steps: int, **options: Any) -> None:
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(module, torch.utils.data.DataLoader([torch.zeros(())]))
+    # A generator for itself, so that the loader draws nothing from the one that the script draws from.
+    trainer.fit(module, torch.utils.data.DataLoader([torch.zeros(())], generator=torch.Generator()))

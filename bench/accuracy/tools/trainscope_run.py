@@ -6,6 +6,7 @@ That is the first loss that is non-finite, or ten times as large as the mean. It
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def ask(case: Case, folder: Path) -> Answer:
     subject = case.build()
     config = TrainScopeConfig(run_dir=str(folder), run_name="run")
     scope = TrainScope(subject.model, subject.optimizer, config=config).attach()
-    subject.run(case.horizon, Recorded(scope))
+    with contextlib.suppress(RuntimeError):  # a script may refuse its NaN some steps later
+        subject.run(case.horizon, Recorded(scope))
     scope.detach()
     report = asyncio.run(build_run_report(folder / "run"))
     return Answer(step=report["signal_signature"]["explosion_step"])
