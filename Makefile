@@ -43,11 +43,22 @@ lint: setup  ## Check style, types and import contracts
 	$(BIN)/mypy -p nangrid -p hydra_plugins.nangrid_launcher
 	$(BIN)/mypy src/run.py src/why.py src/status.py src/replay.py src/report.py src/diagnose.py src/check.py
 	$(BIN)/mypy sweeps/dashboard.py
+	$(BIN)/mypy sweeps/grid_report.py
 	$(BIN)/mypy sweeps/design.py
 	$(BIN)/lint-imports
 
 test-fast: setup  ## Run the tests that start no cells and load no real model, under 3 minutes
 	$(BIN)/pytest -n $(N_JOBS) --dist loadfile -m 'not real and not slurm' $(FAST)
+
+# Several GB: PyPI has torch 2.11 for Linux with CUDA alone. It runs without a GPU all the same.
+test-oldest: .venv-oldest/.ready  ## Run the tests with the oldest packages that pyproject allows
+	.venv-oldest/bin/pytest -n $(N_JOBS) --dist loadfile
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
+		--editable '.[grid,model,report,wandb,slurm,dev]'
+	touch $@
 
 # Fresh environments lie outside the checkout, so that nothing is imported from it; --no-compile halves their set-up.
 test-core:  ## Check the package with its core dependencies alone, in a fresh environment
@@ -93,6 +104,6 @@ docs: .venv/.docs  ## Build the documentation into site/, links checked
 	touch $@
 
 clean:  ## Remove everything the targets made, except outputs/
-	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup grid report smoke test test-fast test-core test-slurm test-cuda lint dist bench accuracy accuracy-full docs clean
+.PHONY: help setup grid report smoke test test-fast test-core test-oldest test-slurm test-cuda lint dist bench accuracy accuracy-full docs clean

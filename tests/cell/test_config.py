@@ -23,6 +23,7 @@ KEYS = [
     "headroom",
     "keep_every",
     "start_from",
+    "python",
     "model.name",
     "model.source",
     "model.id",

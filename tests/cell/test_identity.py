@@ -1,9 +1,11 @@
 import copy
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from environments import make_environment
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hypothesis import given
@@ -97,7 +99,7 @@ def test_no_other_key_changes_the_id(key: str) -> None:
 def test_every_key_is_scientific_or_not() -> None:
     keys = {f"{key}.{name}" for key, value in vars(BASE).items() if hasattr(value, "__dict__") for name in vars(value)}
     keys |= {key for key, value in vars(BASE).items() if not hasattr(value, "__dict__")}
-    assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path", "data.template", "start_from"}
+    assert keys == {*SCIENCE, *OTHER, "tracker.entity", "data.path", "data.template", "start_from", "python"}
 
 
 def test_id_depends_on_file_content_not_path(tmp_path: Path) -> None:
@@ -106,6 +108,12 @@ def test_id_depends_on_file_content_not_path(tmp_path: Path) -> None:
         path.write_text(f'{{"text": "{text}"}}\n')
     ids = [cell_id(composed("data=jsonl", f"data.path={path}")) for path in (first, same, other)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_id_depends_on_the_packages_of_another_python_not_on_its_path(tmp_path: Path) -> None:
+    pythons = [make_environment(tmp_path / name, scaling=(name[0], "")) for name in ("1-here", "1-there", "2-there")]
+    ids = [cell_id(dataclasses.replace(BASE, python=python)) for python in pythons]
+    assert ids[0] == ids[1] != ids[2] and cell_id(BASE) not in ids
 
 
 def test_id_depends_on_template_content_only_with_chats(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import random
 import subprocess
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autopsies import make_autopsy
 from runs import files_with, inspect, merged, start
 
+from nangrid.records.autopsy import TokenRecord
 from nangrid.records.cell import CLOCKS, CellRecord
 from nangrid.records.errors import InputError
+from nangrid.records.explain.finding import finding_of
 from nangrid.tracking.wandb_run import NoRun, WandbRun, run_id
 
 MakeRecord = Callable[..., CellRecord]
@@ -107,15 +111,37 @@ def test_no_file_holds_the_key(tmp_path: Path, make_record: MakeRecord, key: str
     assert files_with(tmp_path, key) == []
 
 
-def test_onset_alert_is_sent_once_with_the_levels(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_a_failing_cell_alerts_once_with_its_levels(tmp_path: Path, make_record: MakeRecord) -> None:
     run = start(tmp_path)
     run.log(0, {"loss": 1.0, "nonfinite_loss": 0})
-    run.log(1, {"loss": 1.0, "nonfinite_optimizer_state": 3, "nonfinite_parameter": 2})
-    run.log(2, {"loss": math.nan, "nonfinite_loss": 1})
-    run.finish(make_record({"parameter": 1, "loss": 2}))
+    run.log(1, {"loss": math.nan, "nonfinite_parameter": 2, "nonfinite_loss": 1})
+    run.finish(make_record({"parameter": 1}))
     (alert,) = [entry["alert"] for entry in inspect(tmp_path) if entry["type"] == "alert"]
     assert alert["title"] == "onset at step 1, clock parameter"
     assert alert["text"] == "onset at step 1, clock parameter: dtype=fp16 seed=0"
+
+
+def test_a_failing_cell_shows_why_without_the_text_of_its_data(tmp_path: Path, make_record: MakeRecord) -> None:
+    cell, home = tmp_path / "cell", tmp_path / "home"
+    cell.mkdir()
+    for name in ("operation.py", "operands.safetensors"):
+        (cell / name).write_bytes(b"of the failing operation")
+    tokens = [TokenRecord(0, 0, 2, "SECRET", False)]
+    finding = finding_of(make_autopsy(alone=True, tokens=tokens), cell, with_text=False)
+    run = start(cell)
+    run.log(0, {"loss": math.nan, "nonfinite_loss": 1})
+    run.finish(make_record({"loss": 0}), finding)
+    read = inspect(cell)
+    (alert,) = [entry["alert"] for entry in read if entry["type"] == "alert"]
+    assert alert["title"] == finding.title
+    assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor" in alert["text"]
+    shown = merged(read, "summary", lambda summary: summary["update"])
+    assert (shown["where"], shown["change_first"]) == (finding.where, "dtype=bf16")
+    (table,) = cell.rglob("autopsy_*.table.json")
+    assert dict(json.loads(table.read_text())["data"])["where"] == finding.where
+    (artifact,) = [e["artifact"] for e in read if e["type"] == "artifact" and e["artifact"]["type"] == "autopsy"]
+    assert {file["path"] for file in artifact["manifest"]["contents"]} == {"operation.py", "operands.safetensors"}
+    assert files_with(cell, "SECRET") == [] and not any(path.is_file() for path in home.rglob("operands*"))
 
 
 def test_online_without_a_key_goes_offline_and_says_so_once(

@@ -300,6 +300,8 @@ class Config:
     """Steps between two kept snapshots, of which the last two stay; 0 keeps a snapshot at the failure only."""
     start_from: str | None = None
     """Cell, snapshot or Trainer checkpoint to resume from; the horizon counts from that step."""
+    python: str | None = None
+    """Another Python, with other versions of packages, in which the cell runs; null is this one."""
     model: ModelConfig = MISSING
     quant: QuantConfig = MISSING
     dtype: DtypeConfig = MISSING

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from nangrid.cell.config import CONF_DIR
-
-_PACKAGES = ("nangrid", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers")
+from nangrid.cell.interpreter import PACKAGES
 
 
 def read_environment(device: str, data_sha256: str) -> dict[str, Any]:
     """Everything that decides whether two cells may be compared bit for bit."""
     return {
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

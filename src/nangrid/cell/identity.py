@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
+from nangrid.cell.interpreter import PYTHON, python_science
 from nangrid.records.start_from import files_sha256, find_start
 
 ID_DIGITS = 12
@@ -35,7 +36,7 @@ def cell_id(config: Config) -> str:
         del science["model.compile"]
     if template := template_sha256(config.data, checkpoint):
         science["data.template.sha256"] = template
-    science |= _start(config)
+    science |= _start(config) | python_science(config.python)
     if config.model.source == "hub" and Path(str(config.model.id)).expanduser().is_dir():
         science["model.id"] = directory_sha256(Path(checkpoint.path))
     return hash_science(science)
@@ -60,7 +61,8 @@ def starred(config: Config) -> frozenset[str]:
 
 def cell_factors(config: Config) -> dict[str, Any]:
     """Factors as records and trackers show them: `bf16*` if a field of the level was overridden."""
-    return factors(config, starred(config)) | _start(config)
+    python = {} if config.python is None else {PYTHON: config.python}
+    return factors(config, starred(config)) | _start(config) | python
 
 
 def _start(config: Config) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from nangrid.cell.identity import cell_factors
 from nangrid.cell.outcome import FinishedRun, finish, history_row
 from nangrid.integrations import HeadroomCallback, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
+from nangrid.records.explain.finding import finding_of
+from nangrid.records.grid import autopsy_of
 from nangrid.records.history import write_history
 from nangrid.records.start_from import find_start
 from nangrid.tracking import Run, open_run
@@ -45,7 +47,9 @@ def run_cell(
     except BaseException:
         run.crash()
         raise
-    run.finish(record)
+    autopsy = autopsy_of(directory, record)
+    folder = (directory / str(record.autopsy)).parent
+    run.finish(record, None if autopsy is None else finding_of(autopsy, folder, with_text=False))
     return record
 
 

@@ -14,6 +14,7 @@ from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
 from nangrid.grid.plan import plan_cell
 from nangrid.grid.worker import ENVIRONMENT
+from nangrid.records.errors import InputError
 from nangrid.records.output.printed import say_json
 from nangrid.records.output.results import CheckFinding, CheckResult
 from nangrid.records.safety.text import say
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(overrides: Sequence[str], as_json: bool) -> None:
     overrides = with_run_levels(overrides)
     config = plan_cell(composed(overrides), overrides).cell_config
+    if config.python is not None:
+        raise InputError(f"check builds the cell in this Python, not in python={config.python}: leave python= out.")
     from transformers.utils.logging import disable_progress_bar
 
     from nangrid.cell.build import build_cell, check_cell

@@ -9,6 +9,7 @@ from typing import Any
 
 from nangrid.cell.config import SCIENTIFIC, to_override
 from nangrid.cell.identity import level_fields
+from nangrid.cell.interpreter import PYTHON
 from nangrid.commands.compose import composed, key_of, with_run_levels
 from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import command_line, make_parser
@@ -160,7 +161,7 @@ def _check_sides(sides: Sides, common: list[str]) -> None:
     if "seed" in sides.keys:
         raise InputError("--failing and --reference differ in the seed, but a seed is not a level: give both the same.")
     for key in sides.keys:
-        if key.split(".")[0] not in SCIENTIFIC:
+        if key.split(".")[0] not in (*SCIENTIFIC, PYTHON):
             raise InputError(f"{key} is not a level, and all runs share it: give {key}=... before --failing.")
 
 

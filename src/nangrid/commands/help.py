@@ -38,6 +38,7 @@ Keys (key=value):
   keep_every=0       keep a snapshot every N steps (0: only at the failure)
   start_from=PATH    resume from a cell, a snapshot or a Trainer checkpoint;
                      the horizon counts from there
+  python=PATH        run the cell in another Python, with its own packages
 
 Launcher (key=value):
   hydra.launcher.n_jobs=2          cells in parallel (1)

@@ -63,6 +63,8 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     if request is None:
         raise InputError(f"{cell} has no {REQUEST}, because an older nangrid made it: run the cell again.")
     recorded = requested_plan(request, cell).cell_config
+    if recorded.python is not None:
+        raise InputError(f"{cell} ran in python={recorded.python}, and a replay here would run with other packages.")
     config = _with_levels(recorded, overrides) if overrides else recorded
     from nangrid.cell.replay import check_comparable, replay_cell, replay_under
     from nangrid.watch.state.snapshot import Snapshot

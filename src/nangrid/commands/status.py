@@ -14,13 +14,13 @@ from rich.text import Text
 
 from nangrid.commands.exits import exit_code
 from nangrid.commands.parser import make_parser
-from nangrid.grid.estimate import format_duration
 from nangrid.grid.status import DAMAGED, RUNNING, UNFINISHED, WAITING, CellStatus, GridStatus, read_status
 from nangrid.records.cell import STATUS_TITLES
 from nangrid.records.output.printed import say_json
 from nangrid.records.output.results import CellProgress, StatusResult
+from nangrid.records.pace import format_duration
 from nangrid.reporting.console import CleanConsole
-from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
+from nangrid.reporting.palette import ERROR, FINITE, NONFINITE, UNTRAINED
 
 EVERY_S = 1.0
 QUIET_S = 15.0

@@ -12,6 +12,7 @@ from typing import Any
 
 from nangrid.cell.bounds import check_bounds
 from nangrid.cell.config import to_override
+from nangrid.cell.interpreter import PYTHON, absolute_python
 from nangrid.cell.script.config import PROCESSES, ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
 from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_max_runs
@@ -160,6 +161,8 @@ def _check(failing: Mapping[str, Any], reference: Mapping[str, Any], between: Ma
             raise InputError(f"{key}={value!r} is a {kind}: give a text, a number, True, False or None as a level.")
         if key == PROCESSES and (type(value) is not int or value < 1):
             raise InputError(f"processes={value!r} is out of range: give a whole number of at least 1.")
+        if key == PYTHON and value is not None:
+            absolute_python(str(value))
         if key in ("seed", "script", START_FROM) or not str(key).isidentifier():
             raise InputError(f"{key} cannot name a level here: give it another name, of letters and digits.")
     for key in differing:

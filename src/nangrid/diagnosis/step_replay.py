@@ -23,7 +23,7 @@ def survives(failed: CellPlan, record: CellRecord, others: Sequence[Config]) -> 
 
     None if the config changes which step this is, or if the replay crashes.
     """
-    if record.snapshot is None:
+    if record.snapshot is None or failed.config.python is not None:  # the step ran with other packages
         return [None] * len(others)
     warm_up()
     return [_ask(failed, record.snapshot, config) for config in others]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nangrid.analysis.claims import Count
+from nangrid.cell.interpreter import difference
 from nangrid.diagnosis.diagnose import Diagnosis
 from nangrid.diagnosis.dtype_fields import NarrowedCause
 from nangrid.diagnosis.level_search import LevelCauses
@@ -70,6 +71,9 @@ def _lines(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:
         claim = diagnosis.cure_claims[cure]
         until = f" to step {diagnosis.first_step + diagnosis.horizon}"
         yield f"  cure: {_reference(problem, cure)} ({_rate(claim.rate, f' train{until}')}), {claim.graded}"
+    pythons = diagnosis.failing.config.python, diagnosis.reference.config.python
+    if pythons[0] != pythons[1]:
+        yield f"  the two Pythons, of the failing run and of the reference, differ in {difference(*pythons)}"
     if diagnosis.between:
         yield from _between(diagnosis.between)
     elif any(problem.between):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -12,6 +13,11 @@ from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
 from nangrid.reporting.console import CleanConsole
+
+NOTEBOOK = "JPY_PARENT_PID"
+"""Variable of commands that a notebook starts. Their output looks like a terminal, but its cursor does not move."""
+_REASON = 200
+"""Characters of an error that a cell's line shows; the log has the rest."""
 
 
 class _LenientConsole(CleanConsole):
@@ -24,7 +30,7 @@ class _LenientConsole(CleanConsole):
 
 
 class GridDisplay:
-    """Shows the cells of one grid; bars only if standard output is a terminal."""
+    """Shows the cells of one grid; bars only if standard output is a terminal that is no notebook's."""
 
     def __init__(self, total: int, console: CleanConsole | None = None) -> None:
         self._console = console or _LenientConsole()
@@ -38,7 +44,7 @@ class GridDisplay:
             TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or NOTEBOOK in os.environ,
         )
         self._all = self._progress.add_task("grid", total=total, state="cells")
 
@@ -91,5 +97,6 @@ def describe(plan: CellPlan, record: CellRecord) -> str:
         later = f", loss at step {loss}" if loss is not None and record.onset.clock != "loss" else ""
         return f"non-finite at step {record.onset.step} ({record.onset.clock}{later})"
     if record.error:
-        return f"{record.status}, {record.error.message} (see {plan.directory() / LOG})"
+        why = record.error.message.partition("\n")[0][:_REASON]
+        return f"{record.status}, {why} (see {plan.directory() / LOG})"
     return f"finite to step {record.first_step + record.steps_done}"

@@ -13,6 +13,7 @@ from nangrid.cell.config import Config, DataConfig
 from nangrid.cell.data.documents import load_documents
 from nangrid.cell.device import refuse_unsupported
 from nangrid.cell.identity import cell_factors, cell_id
+from nangrid.cell.interpreter import absolute_python
 from nangrid.cell.levels import as_config
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.grid.request import SCRIPT, Request, requested_config
@@ -58,6 +59,8 @@ def plan_cell(composed: dict[str, Any], overrides: list[str]) -> CellPlan:
     refuse_secrets(overrides, "an override")
     config = as_config(composed)
     refuse_unsupported(config)
+    if config.python is not None:
+        config = replace(config, python=absolute_python(config.python))
     if config.start_from is not None:
         config = replace(config, start_from=find_start(config.start_from).file)
         check_origin(config)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nangrid.grid.estimate import Pace, pace
 from nangrid.grid.lock import is_held
 from nangrid.grid.progress import Progress, read_progress
 from nangrid.grid.request import Request, read_request
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import RecordError
 from nangrid.records.grid import GridDirectory, read_cell_record
+from nangrid.records.pace import Pace, pace
 
 Read = TypeVar("Read")
 

@@ -19,8 +19,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from nangrid.cell.script.config import ScriptConfig
 from nangrid.grid.exit_reason import LOG, ExitReason, TimeLimitError, failed_record
 from nangrid.grid.lock import acquire, set_aside
+from nangrid.grid.other_python import run_with
 from nangrid.grid.plan import CellPlan, is_done, requested_plan
 from nangrid.grid.progress import report_steps
 from nangrid.grid.request import read_request
@@ -111,7 +113,7 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
             return Reply()
         set_aside(plan.directory())
         redirect_output(plan.directory() / LOG)
-        return _run(plan, grid_id, module, stop)
+        return _run(plan, grid_id, module, stop, plan.config.python)
     except _Stop:
         return Reply(ReplyKind.STOPPED, TERMINATED)
     except InputError as error:
@@ -143,9 +145,12 @@ def _is_finished(plan: CellPlan) -> bool:
         return False
 
 
-def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop) -> Reply:
+def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop, python: str | None = None) -> Reply:
+    """Run the cell in this process, or with another Python."""
     cell, began = plan.directory(), time.perf_counter()
     try:
+        if python is not None:
+            return run_with(python, cell, module)
         on_step = report_steps(cell, plan.config.horizon)
         run_cell = importlib.import_module(module).run_cell
         run_cell(
@@ -227,6 +232,23 @@ def run_requested(cell: str, module: str) -> Reply:
         raise InputError(f"{cell} holds no request.json: launch its grid again.")
     signal.signal(TIME_LIMIT, _time_is_up)
     return run(requested_plan(request, Path(cell)), request.grid_id, module)
+
+
+def run_for(parent: int, cell: str, module: str) -> Reply:
+    """Run the cell that the process `parent` has locked for another Python, which is this one; die with `parent`."""
+    _die_with_parent()
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    stop = _Stop()
+    try:
+        request = read_request(Path(cell))
+        assert request is not None
+        plan = requested_plan(request, Path(cell))
+        if isinstance(plan.config, ScriptConfig):  # it may import its neighbours, as in the launcher
+            sys.path.insert(0, str(Path(plan.config.file).parent))
+        return _run(plan, request.grid_id, module, stop)
+    except _Stop:
+        return Reply(ReplyKind.STOPPED, TERMINATED)
 
 
 def _time_is_up(*_: Any) -> None:

@@ -15,6 +15,8 @@ from nangrid.records.safety.names import is_override
 
 SCHEMA = 4
 AUTOPSY = "autopsy.json"
+SCRIPT, OPERANDS = "operation.py", "operands.safetensors"
+"""The failing operation alone, and the operands on which it runs."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nangrid.records.cell import CLOCKS, CellRecord, Onset
+from nangrid.records.cell import CLOCKS, CellRecord
 from nangrid.records.headroom import LIMITS
+from nangrid.records.output.answer import Finding
 
+_ALERT_TITLE = 64
+"""Characters that W&B shows of an alert's title."""
 _CHARTED = ("loss", "grad_norm", "lr", "max_gradient", "max_update", "eval_loss")
 
 
@@ -35,11 +38,6 @@ def bits_left(samples: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def onset(step: int, row: Mapping[str, Any]) -> Onset | None:
-    """The first clock that is non-finite in one row, in their order within a step."""
-    return next((Onset(step, clock) for clock in CLOCKS if _is_nonfinite(row, clock)), None)
-
-
 def levels(factors: Mapping[str, Any]) -> str:
     """Levels of the cell on one line, as typed, without the fields below them."""
     return " ".join(f"{key}={value}" for key, value in factors.items() if "." not in key)
@@ -56,6 +54,28 @@ def summary(record: CellRecord) -> dict[str, Any]:
         "trains": int(record.trained),
         "ledger": record.ledger,
     }
+
+
+def answer(finding: Finding) -> dict[str, str]:
+    """What an autopsy found, as short texts: what happened, where, why, how sure, and what to change."""
+    return {
+        "what happened": finding.happened,
+        "where": finding.where,
+        "operation": finding.operation,
+        "how sure is the origin": str(finding.origin.grade),
+        "why": f"{finding.title}. {finding.why}",
+        "how sure is the reason": str(finding.reason.grade),
+        "change first": finding.change[0] if finding.change else "nothing known",
+    }
+
+
+def alert(record: CellRecord, finding: Finding | None, factors: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and text of the alert of a run with an onset."""
+    assert record.onset is not None
+    onset = f"onset at step {record.onset.step}, clock {record.onset.clock}"
+    found = [f"{finding.where}: {finding.operation}", finding.why] if finding else []
+    title = finding.title if finding else onset
+    return title[:_ALERT_TITLE], "\n".join([f"{onset}: {levels(factors)}", *filter(None, found)])
 
 
 def _is_nonfinite(row: Mapping[str, Any], clock: str) -> bool:

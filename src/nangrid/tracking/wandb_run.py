@@ -10,11 +10,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from nangrid.records.autopsy import OPERANDS, SCRIPT
 from nangrid.records.cell import CellRecord
 from nangrid.records.errors import InputError
+from nangrid.records.output.answer import Finding
 from nangrid.records.safety.command import typed
 from nangrid.records.safety.text import say
-from nangrid.tracking.encodings import bits_left, charted, levels, onset, summary
+from nangrid.tracking.encodings import alert, answer, bits_left, charted, summary
 
 _ID_LENGTH = 128
 _PATIENCE_S = 10.0
@@ -29,8 +31,8 @@ class Run(Protocol):
     def log(self, step: int, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Show one row of `history.parquet`, and the headroom samples of that step, if any."""
 
-    def finish(self, record: CellRecord) -> None:
-        """Show the outcome of the cell."""
+    def finish(self, record: CellRecord, finding: Finding | None = None) -> None:
+        """Show the outcome of the cell, and what its autopsy found."""
 
     def crash(self) -> None:
         """Show that the cell crashed without a record."""
@@ -42,7 +44,7 @@ class NoRun:
     def log(self, step: int, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
         """Show nothing."""
 
-    def finish(self, record: CellRecord) -> None:
+    def finish(self, record: CellRecord, finding: Finding | None = None) -> None:
         """Show nothing."""
 
     def crash(self) -> None:
@@ -57,28 +59,28 @@ class WandbRun:
 
     def __init__(self, start: Callable[[], Any], factors: Mapping[str, Any]) -> None:
         self._factors = factors
-        self._alerted = False
         self._actions: SimpleQueue[Action | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, args=(start,), daemon=True)
         self._thread.start()
 
     def log(self, step: int, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Log one row of `history.parquet` with its finite encodings, and alert at the onset."""
+        """Log one row of `history.parquet` with its finite encodings."""
         shown = charted(row) | bits_left(samples)
         self._actions.put(lambda run: run.log(shown, step=step, commit=True))
-        first = onset(step, row)
-        if first and not self._alerted:
-            self._alerted = True
-            title = f"onset at step {first.step}, clock {first.clock}"
-            text = f"{title}: {levels(self._factors)}"
-            self._actions.put(lambda run: run.alert(title, text, level="WARN"))
 
-    def finish(self, record: CellRecord) -> None:
-        """Show outcome and ledger. The exit code is 0 even for a NaN, which is a result."""
+    def finish(self, record: CellRecord, finding: Finding | None = None) -> None:
+        """Show outcome, ledger and answer, and alert if there was an onset.
+
+        The exit code is 0 even for a NaN, which is a result.
+        """
 
         def finish(run: Any) -> None:
             run.config.update({"ledger": record.ledger}, allow_val_change=True)
             run.summary.update(summary(record))
+            if finding is not None:
+                _show(run, finding)
+            if record.onset is not None:
+                run.alert(*alert(record, finding, self._factors), level="WARN")
             _finish(run, 0)
 
         self._end(finish)
@@ -181,6 +183,20 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
         x_transaction_log_flush_interval=1.0,  # `wandb sync` stops at a run that was killed before its first
     )
     return init(reinit="finish_previous", resume="allow", settings=settings, **options | {"mode": mode})
+
+
+def _show(run: Any, finding: Finding) -> None:
+    """Show the finding in the summary and as a table, and keep the files that make the operation fail alone."""
+    from wandb import Artifact, Table
+
+    told = answer(finding)
+    run.summary.update({key.replace(" ", "_"): text for key, text in told.items()})
+    run.log({"autopsy": Table(columns=["question", "answer"], data=[[*pair] for pair in told.items()])})
+    kept = Artifact(f"autopsy-{run.id}", type="autopsy", metadata=told)
+    for name in (SCRIPT, OPERANDS) if finding.operand_script else ():
+        # immutable: W&B uploads the file from where it is, rather than copying it to the user's home first
+        kept.add_file(str(Path(str(finding.operand_script)).with_name(name)), policy="immutable")
+    run.log_artifact(kept)
 
 
 def _finish(run: Any, exit_code: int) -> None:

@@ -7,9 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from nangrid.records.autopsy import AUTOPSY, Autopsy, write_autopsy
+from nangrid.records.autopsy import AUTOPSY, OPERANDS, SCRIPT, Autopsy, write_autopsy
 from nangrid.records.start_from import FACTS, KEPT
-from nangrid.watch.autopsy.experiments.operation_file import OPERANDS, SCRIPT
 from nangrid.watch.autopsy.replay import FROZEN
 from nangrid.watch.state.snapshot import TENSORS, Snapshot
 

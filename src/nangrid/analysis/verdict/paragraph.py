@@ -23,7 +23,10 @@ def counted(records: Sequence[CellRecord], cards: Sequence[EventCard]) -> str:
     steps = max((record.steps_done for record in records), default=0)
     also = f" {crashed} crashed or timed out and {'is' if crashed == 1 else 'are'} not counted." if crashed else ""
     if not cards:
-        runs = "The run" if len(records) == 1 else f"All {len(records) - crashed} runs"
+        finite = len(records) - crashed
+        if not finite:
+            return f"No run can be judged.{also}"
+        runs = f"All {finite} runs" if finite > 1 else "The run" if len(records) == 1 else "One run"
         return f"{runs} stayed finite for {steps} steps; what happens later is not known.{also}"
     ways = "one way" if len(cards) == 1 else f"{len(cards)} ways"
     return f"{failed} of {len(records)} runs failed, in {ways}.{also}"

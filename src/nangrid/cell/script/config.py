@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nangrid.cell.identity import hash_science
+from nangrid.cell.interpreter import PYTHON, absolute_python, python_science
 from nangrid.records.start_from import files_sha256, find_start
 
 PROCESSES = "processes"
@@ -40,6 +41,12 @@ class ScriptConfig:
     dry_run: ClassVar[bool] = False
 
     @property
+    def python(self) -> str | None:
+        """The Python in which the function runs; None is the launcher's."""
+        python = self.levels.get(PYTHON)
+        return None if python is None else absolute_python(str(python))
+
+    @property
     def script(self) -> str:
         """The function as records name it: `train.py:make_trainer`."""
         return f"{Path(self.file).name}:{self.function}"
@@ -52,12 +59,12 @@ class ScriptConfig:
     def cell_id(self) -> str:
         """Hash of the levels, of the file's content, and of the modules in its folder that it imports.
 
-        Installed packages and the files that the script reads do not count.
+        Installed packages, other than those of the level `python`, and the files that the script reads do not count.
         """
         content = {"script.sha256": hashlib.sha256(Path(self.file).read_bytes()).hexdigest()}
         if modules := _local_modules(self.file):
             content["script.modules.sha256"] = files_sha256(modules)
-        return hash_science(self.factors() | content)
+        return hash_science(self.factors() | content | python_science(self.python))
 
 
 @functools.cache

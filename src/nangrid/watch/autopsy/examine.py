@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +35,12 @@ from nangrid.watch.autopsy.tokens import (
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import dtype_name, rounds_to_zero
 
+logger = logging.getLogger(__name__)
+
+SLOW_S = 5.0
+"""A replay that takes longer says what is still to come; the person at the terminal would think that the run hangs."""
+MOST_RUNS = 12
+"""Runs of the failing step for its experiments, at most."""
 SKIPPED = "skipped"
 """Marks the scaler of a snapshot whose step is replayed with a scale of 1, because the GradScaler skipped it."""
 _FINITE_HERE = "The step is finite on this rank: what is non-finite in it came from another one."
@@ -72,7 +80,14 @@ def examine(
     operation changed or computed in other ways.
     """
     live = live or LiveStep()
+    began = time.perf_counter()
     replayed = replay(step, snapshot)
+    if experiments and (seconds := time.perf_counter() - began) > SLOW_S:
+        logger.warning(
+            "step %d was replayed in %.0f s to find where its first non-finite number arose; it runs up to a dozen "
+            "times more, with its operation changed, which takes at most %.0f s.",
+            *(snapshot.step, seconds, MOST_RUNS * seconds),
+        )
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())
     if (

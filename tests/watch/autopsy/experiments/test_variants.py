@@ -53,6 +53,14 @@ def test_one_sample_of_a_batch(tmp_path: Path) -> None:
     assert not table(autopsy)["the step again"]
 
 
+def test_a_slow_step_says_that_it_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nangrid.watch.autopsy.examine.SLOW_S", 0.0)
+    diagnose(Calculation(lambda x: x.log().sum(-1)), [-torch.ones(2, 4)], tmp_path)
+    assert "step 0 was replayed in 0 s to find where its first non-finite number arose; it runs" in caplog.text
+
+
 def test_one_micro_batch_of_a_window(tmp_path: Path) -> None:
     batches = [torch.ones(1, 4), torch.full((1, 4), 3e38), torch.ones(1, 4)]
     autopsy = diagnose(Calculation(lambda x: x.sum(-1)), batches, tmp_path, accumulate=3)

@@ -11,9 +11,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nangrid.records.atomic import write_bytes
+from nangrid.records.autopsy import OPERANDS, SCRIPT
 from nangrid.watch.autopsy.experiments.call import Call
 
-OPERANDS, SCRIPT = "operands.safetensors", "operation.py"
 LARGEST = 5_000_000
 """Bytes; larger operands are not written."""
 _STORABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,

@@ -1,0 +1,35 @@
+"""A grid's answer as a W&B report: what it holds, and what it must not hold."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from nangrid.cell.config import CONF_DIR
+
+ROOT = CONF_DIR.parent
+
+
+def printed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "sweeps" / "grid_report.py"), *arguments, "--entity", "me", "--print"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_report_has_verdict_onset_map_and_links(tmp_path: Path) -> None:
+    with tarfile.open(ROOT / "docs" / "default" / "records.tar.xz") as records:
+        records.extractall(tmp_path, filter="data")
+    made = json.loads(printed(str(tmp_path / "default")).stdout)
+    texts = [block["content"] for block in made["spec"]["blocks"] if block["type"] == "markdown-block"]
+    assert made["description"] == "10 of 16 runs failed, in 3 ways."
+    assert "dtype=fp16 causes it, and dtype=bf16 cures it" in texts[0] and "<bos>" not in texts[0]
+    (row,) = [line for line in texts[1].splitlines() if "30e24def" in line]
+    run = "http://127.0.0.1:9/me/nangrid/runs/default-d55f780d-30e24defb95d"
+    assert row.startswith("| fp16 | zero | paged_adamw_8bit | none | step 0 (loss) | fp16-activation-overflow |")
+    assert run in row and len(texts[1].splitlines()) == 2 + 16
+    assert texts[2].endswith("http://127.0.0.1:9/me/nangrid/groups/default-d55f780d)")
+
+
+def test_a_directory_without_a_grid_is_refused(tmp_path: Path) -> None:
+    refused = printed(str(tmp_path / "none"))
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr and str(tmp_path / "none") in refused.stderr
