@@ -153,6 +153,21 @@ def stepping_in_backward(batches: Batches, s: Scene) -> None:
         handle.remove()
 
 
+def with_closures(batches: Batches, s: Scene) -> None:
+    for x in batches(s.inputs):
+
+        def closure(x: Tensor = x) -> Tensor:
+            s.optimizer.zero_grad()
+            loss = s.loss(x)
+            s.losses.append(loss.item())
+            loss.backward()
+            return loss
+
+        if s.fault == "optimizer" and len(s.losses) >= BAD:
+            s.optimizer.param_groups[0].update(FAULTY)
+        s.optimizer.step(closure)
+
+
 def changing_its_batch(batches: Batches, s: Scene) -> None:
     for x in batches(s.inputs):
         s.optimizer.zero_grad()
@@ -170,6 +185,7 @@ LOOPS = [
     amp,
     in_a_class,
     stepping_in_backward,
+    with_closures,
 ]
 ORIGINS = {
     "forward": ("forward", "aten.log.default"),

@@ -166,77 +166,6 @@ def test_a_body_without_source_says_so_and_tells_what_the_live_step_showed(tmp_p
     assert "0.weight" in autopsy.parameters
 
 
-# healthy
-
-
-def mended(watch: Watch, model: nn.Module, optimizer: Any) -> None:
-    for number, x in enumerate(watch.batches([torch.rand(2, 3) for _ in range(STEPS)])):
-        optimizer.zero_grad()
-        (torch.log(model(x).pow(2).mean() * float(number != 3))).backward()
-        for parameter in model.parameters():
-            parameter.grad = torch.nan_to_num(parameter.grad, posinf=0.0, neginf=0.0)
-        optimizer.step()
-
-
-def skipping(watch: Watch, model: nn.Module, optimizer: Any) -> None:
-    for number, x in enumerate(watch.batches([torch.rand(2, 3) for _ in range(STEPS)])):
-        loss = torch.log(model(x).pow(2).mean() * float(number % 2))
-        optimizer.zero_grad()
-        loss.backward()
-        if not torch.isfinite(loss):
-            continue
-        optimizer.step()
-
-
-def searching(watch: Watch, model: nn.Module, optimizer: Any) -> None:
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
-    for x in watch.batches([torch.rand(2, 3) * 1e3 for _ in range(12)]):
-        optimizer.zero_grad()
-        scaler.scale(model(x).pow(2).mean() * 1e-3).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-
-
-def averaging(watch: Watch, model: nn.Module, optimizer: Any) -> None:
-    average = torch.optim.swa_utils.AveragedModel(model)
-    best, patience = math.inf, 0
-    for x in watch.batches([torch.rand(2, 3) for _ in range(STEPS)]):
-        keep = torch.tensor([True, False])
-        loss = model(x)[keep].pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        average.update_parameters(model)
-        patience = 0 if loss.item() < best else patience + 1
-        best = min(best, loss.item())
-        if patience > 2:
-            break
-
-
-def evaluating(watch: Watch, model: nn.Module, optimizer: Any) -> None:
-    for _ in range(2):
-        for x in watch.batches([torch.rand(2, 3) for _ in range(3)]):
-            optimizer.zero_grad()
-            optimizer.step(lambda x=x: closure(model, x))
-        with torch.no_grad():
-            for x in watch.batches([torch.full((2, 3), math.nan)]):
-                model(x)
-
-
-def closure(model: nn.Module, x: Tensor) -> Tensor:
-    loss: Tensor = model(x).pow(2).mean()
-    loss.backward()
-    return loss
-
-
-def after_the_loop(watch: Watch, model: nn.Module, optimizer: Any) -> None:
-    for x in watch.batches([torch.rand(2, 3) for _ in range(STEPS)]):
-        (model(x).pow(2).mean() / STEPS).backward()
-    optimizer.step()
-
-
 def drawn_through(wrap: Callable[[Iterator[Tensor]], Any], draws: str, out_dir: Path) -> Autopsy:
     """The autopsy of a loop whose third batch has a 0, which draws its batches through something else."""
     model = nn.Linear(3, 1)
@@ -292,33 +221,6 @@ def test_batches_that_may_be_changed_or_drawn_ahead_are_not_replayed(wrap: Any, 
     autopsy = drawn_through(wrap, draws, tmp_path)
     assert (autopsy.op, autopsy.reproduced) == ("", False)
     assert "takes its batches through something other than enumerate" in autopsy.explanation
-
-
-class Unwatched:
-    """Hands the batches out as they are."""
-
-    def batches(self, loader: Any) -> Iterator[Any]:
-        return iter(loader)
-
-
-@pytest.mark.parametrize(
-    "loop", [mended, skipping, searching, averaging, evaluating, after_the_loop], ids=lambda loop: loop.__name__
-)
-@pytest.mark.parametrize("snapshot", ["full", "light"])
-def test_a_healthy_loop_trips_no_clock(loop: Any, snapshot: str, tmp_path: Path) -> None:
-    def run(watched: bool) -> tuple[nn.Module, Tensor]:
-        torch.manual_seed(0)
-        model = nn.Linear(3, 1)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        watch: Any = Watch(model, optimizer, tmp_path, snapshot=snapshot) if watched else Unwatched()
-        loop(watch, model, optimizer)
-        if watched:
-            watch.close()
-        return model, torch.get_rng_state()
-
-    (watched, state), (plain, plain_state) = run(True), run(False)
-    assert all(map(torch.equal, watched.parameters(), plain.parameters())) and torch.equal(state, plain_state)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("passed", [False, True])
@@ -437,7 +339,13 @@ def test_a_last_partial_window_of_closures_takes_its_step_at_close(tmp_path: Pat
     model = nn.Linear(3, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     watch = Watch(model, optimizer, tmp_path, accumulate=2)
+
+    def closure(x: Tensor) -> Tensor:
+        loss: Tensor = model(x).pow(2).mean()
+        loss.backward()
+        return loss
+
     for _ in range(3):
-        watch.step(lambda x: closure(model, x), torch.rand(2, 3))
+        watch.step(closure, torch.rand(2, 3))
     watch.close()
     assert optimizer.state[model.weight]["step"] == 2 and len(watch.inspector.clocks.readings) == 2

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import Trainer, TrainerCallback
 
 from nangrid.records.errors import InputError
@@ -23,11 +24,13 @@ from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import FailedEvalBatch, Inspector, SnapshotPolicy, still_searching
+from nangrid.watch.inspector import FailedEvalBatch, Inspector, still_searching
 from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.ranks.wrappers import refuse_parallelism
+from nangrid.watch.state.loop_objects import Restore, attributes
 from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
+from nangrid.watch.state.recorder import SnapshotPolicy, shallow
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
@@ -56,16 +59,32 @@ class TrainerStep:
         scaler: torch.amp.GradScaler | None = self.trainer.accelerator.scaler
         return scaler
 
+    def restorers(self) -> list[Restore]:
+        """Functions that give the trainer's own attributes, such as the completions of a GRPOTrainer, their values."""
+        return [*attributes(self.trainer), *attributes(self.trainer.state)]
+
     def forward_backward(self, micro_batch: MicroBatch) -> Tensor:
         """Loss of the trainer's own training_step; in an evaluation, of its prediction_step."""
+        with _disable_current_modes():
+            now = self.restorers()
+            for restore in micro_batch.restorers:
+                restore()
+        try:
+            return self._loss(micro_batch)
+        finally:
+            with _disable_current_modes():
+                for restore in now:
+                    restore()
+
+    def _loss(self, micro_batch: MicroBatch) -> Tensor:
         loss: Tensor
         if not self.model.training:
-            loss, *_ = self._prediction_step(self.trainer.model, dict(micro_batch.inputs), prediction_loss_only=True)
+            loss, *_ = self._prediction_step(self.trainer.model, micro_batch.inputs, prediction_loss_only=True)
             return loss
         extra = dict(micro_batch.extra)
         usual = self.trainer.args.gradient_accumulation_steps
         self.trainer.current_gradient_accumulation_steps = extra.pop("accumulation", usual)
-        loss = self._training_step(self.trainer.model_wrapped, dict(micro_batch.inputs), **extra)
+        loss = self._training_step(self.trainer.model_wrapped, micro_batch.inputs, **extra)
         return loss
 
     def clip(self) -> Tensor:
@@ -182,7 +201,12 @@ class TrainerWatch(TrainerCallback):
         def training_step(model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
             # the last step of an epoch may have fewer micro-batches
             micro_batches = trainer.current_gradient_accumulation_steps
-            self.inspector.micro_batch(inputs, num_items_in_batch=num_items_in_batch, accumulation=micro_batches)
+            self.inspector.micro_batch(
+                inputs,
+                restorers=self.step.restorers(),
+                num_items_in_batch=num_items_in_batch,
+                accumulation=micro_batches,
+            )
             try:
                 loss: Tensor = original(model, inputs, num_items_in_batch=num_items_in_batch)
             except Exception as error:
@@ -202,7 +226,7 @@ class TrainerWatch(TrainerCallback):
 
         @functools.wraps(original)
         def prediction_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            batch, rng = dict(inputs), random_states()
+            batch, rng = shallow(inputs), random_states()
             result = original(model, inputs, *args, **kwargs)
             loss = result[0]
             if self._failed is None and loss is not None and not math.isfinite(loss.mean()):

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from nangrid.records.explain import explain
-from nangrid.watch.body import find_body
+from nangrid.watch.body import bound_body
 from nangrid.watch.body_step import BodyStep, as_loss
 from nangrid.watch.clocks import StepReading
-from nangrid.watch.deferred import IN_FLIGHT, DeferredInspector
+from nangrid.watch.deferred import IN_FLIGHT
 from nangrid.watch.inspector import Inspector
 from nangrid.watch.state.loop_objects import find_scaler, own_objects
 from nangrid.watch.state.tensors import add_new_trainables, gradients, is_finite, present_gradients
 from nangrid.watch.taps import tapping
-from nangrid.watch.window import Iteration, Taken, Window
+from nangrid.watch.window import Iteration, Repeatable, Taken, Window
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ class BatchLoop:
         self.inspector = inspector
         self.observer = observer
         self.stop = stop
-        self._late = inspector if isinstance(inspector, DeferredInspector) else None
-        step.windows = type(step.windows)(maxlen=IN_FLIGHT + 2 if self._late else 1)
+        step.windows = type(step.windows)(maxlen=IN_FLIGHT + 2 if inspector.late else 1)
         self._window: Window | None = None
         self._steps = self._rounds = 0
         self._began = 0.0
@@ -79,7 +78,6 @@ class BatchLoop:
         self._modules: list[nn.Module] | None = None
         self._norm: Tensor | None = None
         self._clipped: Tensor | None = None
-        self._mended = False
         self._in_backward = self._tapped = False
         self._hooks = [
             hook
@@ -99,7 +97,7 @@ class BatchLoop:
         """The batches of the loader; each round of the loop is watched until the next batch is drawn."""
         with self._tapping():
             for index, batch in enumerate(loader):
-                self._begin(index, batch, sys._getframe(1))
+                self._begin(batch, bound_body(sys._getframe(1), index))
                 try:
                     yield batch
                 except GeneratorExit:
@@ -108,6 +106,19 @@ class BatchLoop:
                 self._end()
             self.observer.complete(self.inspector.flush())
             self.stop()
+
+    @contextmanager
+    def round(self, batch: Any, body: Repeatable) -> Iterator[None]:
+        """Watch the block, in which a loop that draws its batches elsewhere does with one of them what `body` does."""
+        with self._tapping():
+            self._begin(batch, body)
+            try:
+                yield
+            except Exception as error:
+                if self.inspector.clocks.onset is None and self._window is not None and not self._window.stepped:
+                    self.inspector.raised(error)
+                raise
+            self._end()
 
     def close(self) -> None:
         """End the step under way and hear of no more."""
@@ -122,7 +133,7 @@ class BatchLoop:
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, index: int, batch: Any, frame: FrameType | None) -> None:
+    def _begin(self, batch: Any, body: Repeatable | None) -> None:
         if self._window is not None and self._window.stepped:
             self._end()  # the optimizer ran after the loop before
         window = self._window
@@ -136,21 +147,18 @@ class BatchLoop:
             self.inspector.restart()
             window.clear()
         self._rounds += 1
-        iteration = Iteration(self._rounds, index, batch, frame, self._modules_of(frame))
+        iteration = Iteration(self._rounds, batch, body, self._modules_of(body))
         window.iterations.append(iteration)
         self.inspector.micro_batch(batch, number=self._rounds)
         if self.step.live_scaler is None:
             self.step.live_scaler = find_scaler(iteration.reachable())
         self._scale = self.step.live_scaler.get_scale() if self.step.live_scaler else None
 
-    def _modules_of(self, frame: FrameType | None) -> list[nn.Module]:
+    def _modules_of(self, body: Repeatable | None) -> list[nn.Module]:
         """The modules of the model that are written where the loop is, and may keep state in plain attributes."""
-        if self._modules is None:
-            found = find_body(frame)
-            frame = found[1] if found else frame
-            package = frame.f_globals.get("__name__", "").partition(".")[0] if frame else ""
-            self._modules = own_objects(self.step.model.modules(), package)
-        return self._modules
+        if self._modules is None and body is not None:
+            self._modules = own_objects(self.step.model.modules(), body.package)
+        return self._modules or []
 
     def _end(self) -> None:
         """End an iteration, and with it the step if an optimizer has run."""
@@ -201,10 +209,7 @@ class BatchLoop:
         self._norm = self._clipped = None
         self._run_backward(run)
         window.backwards += 1
-        if self._late:
-            self._late.after_backward()
-        elif not all(map(is_finite, losses)):
-            self._mended = not all(map(is_finite, gradients(self.step.trainables).values()))
+        self.inspector.after_backward(losses)
 
     def _run_backward(self, run: Callable[[], None]) -> None:
         self._in_backward = True
@@ -228,29 +233,30 @@ class BatchLoop:
             self._clipped = divided.nan_to_num(nan=1.0, posinf=1.0)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if self.step.replaying:
-            self.step.before_step(optimizer)
+        if not self.step.replaying and (self._window is None or self.inspector.replaying):
             return None
-        if self._window is None or self.inspector.replaying:
+        given = {"closure": args[1], **kwargs} if len(args) > 1 else kwargs
+        if given.get("closure") is None:
+            self._reached(optimizer)
             return None
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is not None:
-            return (args[0], self._checking(closure, optimizer)), {}
-        self._check(optimizer)
-        return None
+        return args[:1], {**given, "closure": self._checking(given["closure"], optimizer)}
 
     def _checking(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
         """The closure that an optimizer was given, with the check after it."""
 
         def checked() -> Any:
             loss = closure()
-            if self.step.replaying:
-                self.step.before_step(optimizer)
-            else:
-                self._check(optimizer)
+            self._reached(optimizer)
             return loss
 
         return checked
+
+    def _reached(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at what the optimizer is about to read."""
+        if self.step.replaying:
+            self.step.before_step(optimizer)
+        else:
+            self._check(optimizer)
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         """Check losses and gradients before an optimizer reads them."""
@@ -277,12 +283,8 @@ class BatchLoop:
         assert window is not None
         trainables = self.step.trained_by(optimizer)
         self.step.will_update(trainables)
-        losses, window.losses = window.losses, []
-        if self._mended and all(map(is_finite, gradients(trainables).values())):
-            losses = [loss for loss in losses if is_finite(loss)]
-        self._mended = False
-        for loss in losses:
-            inspector.loss(loss)
+        inspector.losses(window.losses, of=trainables)
+        window.losses = []
         inspector.gradients(of=trainables, clipped=self._clipped)
         self.stop()
         inspector.norm(torch.zeros(()) if self._norm is None else self._norm)
@@ -303,7 +305,7 @@ class BatchLoop:
     def _outside_backward(self, check: Callable[[], None], tensors: Iterable[Tensor]) -> None:
         """Run a check; one that will fail within a backward pass, only when that pass has been left."""
         # A replay runs backward passes, whose operations would be taken for those of the one under way.
-        if self._in_backward and not self._late and not all(map(is_finite, tensors)):
+        if self._in_backward and not self.inspector.late and not all(map(is_finite, tensors)):
             raise _PostponedError(self, check)
         with self._tapping():
             check()

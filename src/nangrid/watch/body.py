@@ -11,6 +11,7 @@ import copy
 import dis
 import linecache
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import CellType, CodeType, FrameType, FunctionType, GeneratorType
 from typing import Any
 
@@ -67,6 +68,40 @@ class Body:
             for name in self._globals.keys() - before.keys():
                 del self._globals[name]
             self._globals.update(before)
+
+
+@dataclass
+class BoundBody:
+    """A body with the variables that it had when a batch was drawn; implements nangrid.watch.window.Repeatable."""
+
+    body: Body
+    variables: dict[str, Any]
+    package: str
+    number: int
+    """The loader's number of the batch."""
+
+    @property
+    def objects(self) -> list[Any]:
+        """What the loop's variables, and the module's that it uses, stand for."""
+        return [*self.variables.values(), *self.body.module_values()]
+
+    def run(self, batch: Any) -> None:
+        """Run the body again, for its batch or a part of it."""
+        self.body.run(self.variables, batch, self.number)
+
+
+def bound_body(frame: FrameType | None, number: int) -> BoundBody | None:
+    """The body of the loop that draws the batch now, with its variables; None if it cannot be found."""
+    found = find_body(frame)
+    if found is None:
+        return None
+    body, frame = found
+    return BoundBody(body, body.variables(frame), package_of(frame.f_globals.get("__name__", "")), number)
+
+
+def package_of(module: str) -> str:
+    """The outermost package of a module."""
+    return module.partition(".")[0]
 
 
 def find_body(frame: FrameType | None) -> tuple[Body, FrameType] | None:

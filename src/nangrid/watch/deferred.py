@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.autopsy.live import LiveStep
 from nangrid.watch.autopsy.replay import Step, digest
 from nangrid.watch.clocks import StepReading, Trainables
-from nangrid.watch.inspector import Inspector, SnapshotPolicy
+from nangrid.watch.inspector import Inspector
 from nangrid.watch.ranks.group import Ranks, ranks_of_this_run
-from nangrid.watch.state.recorder import Recorder
+from nangrid.watch.state.recorder import Recorder, SnapshotPolicy
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import extent, gathering_device, gradients, state_tensors
 
@@ -123,9 +123,13 @@ class DeferredInspector(Inspector):
         super().left()
 
     @torch.no_grad()
-    def after_backward(self) -> None:
+    def after_backward(self, losses: Sequence[Tensor]) -> None:
         """Measure the gradients before the loop can mend them."""
         self._pending.measure("unmended", extent(gradients(self.step.trainables).values()))
+
+    def losses(self, losses: Sequence[Tensor], of: Trainables) -> None:
+        """Keep the losses of a loop; whether their gradients were mended is known later."""
+        self._pending.losses += [loss.detach() for loss in losses]
 
     @torch.no_grad()
     def gradients(

@@ -42,9 +42,9 @@ from nangrid.watch.ranks.group import Ranks
 from nangrid.watch.ranks.merge import merge, of_rank
 from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.run_directory import RunDirectory
-from nangrid.watch.state.recorder import Recorder
+from nangrid.watch.state.recorder import Recorder, SnapshotPolicy
 from nangrid.watch.state.snapshot import Snapshot
-from nangrid.watch.state.tensors import gradients
+from nangrid.watch.state.tensors import gradients, is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +61,6 @@ class FailedEvalBatch:
     inputs: Any
     rng: dict[str, Any]
     loss: Tensor
-
-
-@dataclass(frozen=True)
-class SnapshotPolicy:
-    """How often snapshots are kept while all is finite, and what the run started from."""
-
-    every: int = 0
-    """Keep a snapshot on disk every so many steps, to start a run from; 0: none. Only the last two stay."""
-    initial: dict[str, Tensor] | None = None
-    """The trainables before the run's first step, if watching began at a later one."""
-    light: bool = False
-    """Keep no copy of parameters and optimizer state; a failure in the optimizer is then not replayed."""
 
 
 class Inspector:
@@ -117,6 +105,8 @@ class Inspector:
         self.replay_seconds = 0.0
         self._sharded = is_sharded(step.model)
         self._losses: list[Tensor] = []
+        self._unmended = False
+        """Whether a backward pass has left non-finite gradients, which a loop may mend."""
         self._gradients_seen = False
         self._skipping = False
         """Whether a GradScaler has skipped the step before."""
@@ -146,6 +136,18 @@ class Inspector:
         """Check the loss of a micro-batch after its backward pass."""
         self._losses.append(loss.detach())
         self.clocks.micro_batch(loss)
+
+    def after_backward(self, losses: Sequence[Tensor]) -> None:
+        """Note what a backward pass of a loop has left of these losses, before the loop can mend it."""
+        if not all(map(is_finite, losses)):
+            self._unmended = not all(map(is_finite, gradients(self.step.trainables).values()))
+
+    def losses(self, losses: Sequence[Tensor], of: Trainables) -> None:
+        """Check the losses of a loop; a loop that has mended or dropped their gradients trains on."""
+        mended = self._unmended and all(map(is_finite, gradients(of).values()))
+        self._unmended = False
+        for loss in filter(is_finite, losses) if mended else losses:
+            self.loss(loss)
 
     def raised(self, error: Exception) -> None:
         """Add a note to an exception of the current step if a number was already non-finite; says where it arose."""

@@ -22,9 +22,10 @@ from nangrid.watch.batches import BatchLoop
 from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import SnapshotPolicy, still_searching
+from nangrid.watch.inspector import still_searching
 from nangrid.watch.ranks.wrappers import bare, refuse_join, refuse_parallelism
 from nangrid.watch.state.optimizers import together, unwrapped
+from nangrid.watch.state.recorder import SnapshotPolicy
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
@@ -155,20 +156,21 @@ class Watch:
         raised up to two steps later, as from `step`. What the body does besides training, such as logging, it does
         again in a replay.
         """
+        return self.follow().batches(loader)
+
+    def follow(self) -> BatchLoop:
+        """What follows the loop; one that runs in a framework tells it of its rounds, see nangrid.integrations."""
         if self._calls:
             raise InputError("This Watch has taken steps by watch.step: make another one for watch.batches.")
         for model in self._models:
             refuse_join(model)
         if self._batch_loop is None:
-            self._batch_loop = self._follow()
+            step = BodyStep(self._loop.model, self._optimizers, self._loop.trainables)
+            step.live_scaler = self.scaler
+            self.inspector.step = step
+            self._batch_loop = BatchLoop(step, self.inspector, self._observer, self._raise_on_onset)
         self.started_at = self.started_at or time.perf_counter()
-        return self._batch_loop.batches(loader)
-
-    def _follow(self) -> BatchLoop:
-        step = BodyStep(self._loop.model, self._optimizers, self._loop.trainables)
-        step.live_scaler = self.scaler
-        self.inspector.step = step
-        return BatchLoop(step, self.inspector, self._observer, self._raise_on_onset)
+        return self._batch_loop
 
     def step(self, closure: Callable[..., Tensor], batch: Any = _NO_BATCH) -> Tensor:
         """Run `closure` on a micro-batch; after `accumulate` of them check, clip, update and check again.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +13,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nangrid.watch.autopsy.replay import NotRepeatableError
-from nangrid.watch.body import Body, find_body
 from nangrid.watch.state.loop_objects import Restore, attributes, own_objects, restorers
 from nangrid.watch.state.random_state import random_states
 
 COPIED = 1 << 20
 """Elements up to which a tensor of the batch is copied, in case the loop changes it."""
 _DEVICES = ("cpu", "cuda")
+
+
+class Repeatable(Protocol):
+    """What a training loop does with one batch."""
+
+    package: str
+    """Objects whose class is written in it are the loop's own: their attributes are restored."""
+
+    @property
+    def objects(self) -> Sequence[Any]:
+        """What the loop changes besides model and optimizer."""
+
+    def run(self, batch: Any) -> None:
+        """Do it again, for the same batch or a part of it."""
 
 
 @dataclass
@@ -38,20 +50,13 @@ class Taken:
 class Iteration:
     """One round of the loop: the batch, and the loop's variables and objects from before it."""
 
-    def __init__(
-        self, number: int, index: int, batch: Any, frame: FrameType | None, modules: Sequence[nn.Module] = ()
-    ) -> None:
-        """`modules`: those of the model whose Python attributes may change."""
+    def __init__(self, number: int, batch: Any, body: Repeatable | None, modules: Sequence[nn.Module] = ()) -> None:
+        """`body`: None if it was not found. `modules`: those of the model whose Python attributes may change."""
         self.number = number
         """Counts all rounds that the watch has seen."""
-        self.index = index
-        """Counts the batches of the loader."""
-        found = find_body(frame)
-        self.body: Body | None = found[0] if found else None
-        self.variables: dict[str, Any] = self.body.variables(found[1]) if self.body and found else {}
-        self.objects = [*self.variables.values(), *self.body.module_values()] if self.body else []
-        package = found[1].f_globals.get("__name__", "").partition(".")[0] if found else ""
-        self._own = [*own_objects(self.objects, package), *modules]
+        self.body = body
+        self.objects = list(body.objects) if body else []
+        self._own = [*own_objects(self.objects, body.package if body else ""), *modules]
         self.restorers = self._restorers()
         self.rng = random_states()
         self._contents = [_Content(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor | np.ndarray)]
@@ -86,7 +91,7 @@ class Iteration:
                 "enumerate, islice or a progress bar."
             )
         with self._as_outside():
-            self.body.run(self.variables, batch, self.index)
+            self.body.run(batch)
 
     @contextmanager
     def _as_outside(self) -> Iterator[None]:

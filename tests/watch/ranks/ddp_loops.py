@@ -15,9 +15,9 @@ from faults import BAD, ones, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
-from two_ranks import note
+from two_ranks import ending, note
 
-from nangrid import NonFiniteError, Watch
+from nangrid import Watch
 
 Batches = Callable[[Any], Iterator[Any]]
 
@@ -134,11 +134,7 @@ def stopped(loop: Callable[[Batches, Scene], None], fault: Callable[[Scene], Non
     several = loop is two_optimizers
     models = [scene.model, scene.critic] if several else scene.model
     watch = Watch(models, [scene.optimizer, scene.critics] if several else scene.optimizer, folder)
-    try:
-        loop(watch.batches, scene)
-    except NonFiniteError as error:
-        return {"message": str(error)}
-    return {}
+    return ending(lambda: loop(watch.batches, scene))
 
 
 def closure(folder: Path) -> dict[str, Any]:
@@ -151,12 +147,7 @@ def closure(folder: Path) -> dict[str, Any]:
         loss.backward()
         return loss
 
-    try:
-        for batch in scene.data:
-            watch.step(backward, batch)
-    except NonFiniteError as error:
-        return {"message": str(error)}
-    return {}
+    return ending(lambda: [watch.step(backward, batch) for batch in scene.data])
 
 
 if __name__ == "__main__":

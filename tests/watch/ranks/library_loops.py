@@ -1,4 +1,4 @@
-"""A Trainer and a loop of Accelerate on two ranks, with a natural fault in what rank 1 reads."""
+"""Trainers of transformers and Lightning and a loop of Accelerate on two ranks: rank 1 reads a natural fault."""
 
 import importlib.util
 import os
@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler, TensorDataset
-from two_ranks import note
+from two_ranks import ending, note
 
-from nangrid import NonFiniteError
-from nangrid.integrations import watch_trainer
+from nangrid.integrations import LightningWatch, watch_trainer
 from nangrid.watch import StepReading
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "accelerate_loop.py"
@@ -38,14 +39,19 @@ class InOrder(transformers.Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def trainer(folder: Path, fault: str, **changes: Any) -> InOrder:
+def samples(fault: str) -> list[dict[str, Tensor]]:
     torch.manual_seed(0)
     data = [{"x": torch.rand(3) + 0.1, "labels": torch.tensor(n % 3)} for n in range(SAMPLES)]
-    evaluated = [dict(sample) for sample in data[: BAD + 1]]
-    if fault in ("labels", "evaluation"):
-        (data if fault == "labels" else evaluated)[BAD]["labels"] = torch.tensor(-100)
+    if fault == "labels":
+        data[BAD]["labels"] = torch.tensor(-100)
     if fault == "root":
         data[BAD]["x"] = torch.zeros(3)
+    return data
+
+
+def trainer(folder: Path, fault: str, **changes: Any) -> InOrder:
+    data = samples(fault)
+    evaluated = samples("labels" if fault == "evaluation" else "")[: BAD + 1]
     options = transformers.TrainingArguments(
         output_dir=str(folder / "out"),
         max_steps=6,
@@ -95,11 +101,31 @@ def accelerated(folder: Path) -> dict[str, Any]:
     spec.loader.exec_module(example)
     noisy, noise, snr = torch.randn(12, 3), torch.randn(12, 3), torch.ones(12)
     snr[7] = 0  # the second batch of rank 1
-    try:
-        example.train(nn.Linear(3, 3), DataLoader(TensorDataset(noisy, noise, snr), batch_size=2))
-    except NonFiniteError as error:
-        return {"message": str(error)}
-    return {}
+    loader = DataLoader(TensorDataset(noisy, noise, snr), batch_size=2)
+    return ending(lambda: example.train(nn.Linear(3, 3), loader))
+
+
+class Lightning(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = Classifier()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = self.classifier(**batch)["loss"]
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def lightning_run(folder: Path) -> dict[str, Any]:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    run = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, callbacks=[LightningWatch(folder)], **quiet,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    data = samples("root" if dist.get_rank() == 1 else "")
+    return ending(lambda: run.fit(Lightning(), DataLoader(data)))
 
 
 if __name__ == "__main__":
@@ -111,4 +137,5 @@ if __name__ == "__main__":
     found["root"] = stopped(folder / "root", "root", gradient_accumulation_steps=2)
     found["evaluation"] = stopped(folder / "evaluation", "evaluation", eval_strategy="steps", eval_steps=2)
     found["accelerate"] = accelerated(folder / "accelerate")
+    found["lightning"] = lightning_run(folder / "lightning")
     note(found)

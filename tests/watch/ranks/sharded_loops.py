@@ -10,9 +10,9 @@ import torch.distributed as dist
 from faults import ones, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from two_ranks import note
+from two_ranks import ending, note
 
-from nangrid import NonFiniteError, Watch
+from nangrid import Watch
 
 
 class Scene:
@@ -43,6 +43,21 @@ class Scene:
                 self.optimizer.zero_grad()
 
 
+class ScaledScene(Scene):
+    """Trains with a GradScaler."""
+
+    def train(self, batches: Callable[[Any], Any]) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for x, y in batches(list(zip(self.inputs, self.labels, strict=True))):
+            out = self.model(torch.log(x))
+            loss = nn.functional.cross_entropy(out, y) + (torch.log(x).sum() * out.mean()).pow(2).sqrt()
+            self.losses.append(loss.item())
+            self.optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(self.optimizer)
+            scaler.update()
+
+
 def weight_decay(s: Scene) -> None:
     """The first update overflows in the elements that this rank holds."""
     if s.rank == 1:
@@ -65,11 +80,7 @@ def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path) -> dict[
     """How a loop ends."""
     fault(scene)
     watch = Watch(scene.model, scene.optimizer, folder)
-    try:
-        scene.train(watch.batches)
-    except NonFiniteError as error:
-        return {"message": str(error)}
-    return {}
+    return ending(lambda: scene.train(watch.batches))
 
 
 if __name__ == "__main__":
@@ -79,5 +90,6 @@ if __name__ == "__main__":
     for fault in (zero_input, ones, without_labels, weight_decay):
         found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    found["scaled"] = stopped(ScaledScene(), ones, folder / "scaled")
     found["half"] = stopped(Scene(half), ones, folder / "half")
     note(found)

@@ -6,31 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_ranks import HERE, gone, run
+from two_ranks import HERE, Found, found_by, gone
 
 from nangrid.records.autopsy import Autopsy, read_autopsy
 
-Found = list[dict[str, Any]]
+found = found_by("ddp_loops.py", ended=(0, -9))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ddp")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> Found:
-    return run("ddp_loops.py", folder, ended=(0, -9))
-
-
-def autopsies(folder: Path, found: Found, name: str) -> tuple[Autopsy, Autopsy, Autopsy]:
+def autopsies(found: Found, name: str) -> tuple[Autopsy, Autopsy, Autopsy]:
     """The merged autopsy, and those of both ranks."""
-    merged, *of_ranks = (read_autopsy(folder / name / each) for each in (".", "rank0", "rank1"))
-    assert merged is not None and None not in of_ranks
-    message = f"{merged.clock} went non-finite at step {merged.step}\n"
-    assert all(noted[name]["message"].startswith(message) for noted in found), "each rank has raised"
-    assert found[0][name]["message"] == found[1][name]["message"]
-    return merged, of_ranks[0], of_ranks[1]
+    healthy, failing = (read_autopsy(found.folder / name / rank) for rank in ("rank0", "rank1"))
+    assert healthy is not None and failing is not None
+    return found.merged(name), healthy, failing
 
 
 def located(autopsy: Autopsy) -> tuple[Any, ...]:
@@ -38,47 +25,50 @@ def located(autopsy: Autopsy) -> tuple[Any, ...]:
 
 
 def test_healthy_run_is_unchanged(found: Found) -> None:
-    assert [noted["healthy"] for noted in found] == [True, True]
+    assert [noted["healthy"] for noted in found.noted] == [True, True]
 
 
-def test_batch_without_labels_on_one_rank(folder: Path, found: Found) -> None:
-    merged, healthy, failing = autopsies(folder, found, "plain_without_labels")
+def test_batch_without_labels_on_one_rank(found: Found) -> None:
+    merged, healthy, failing = autopsies(found, "plain_without_labels")
     assert located(merged) == (1, 3, "forward", "aten.nll_loss_forward.default", True)
     assert merged.mechanism == "empty-labels" and merged.clock == "loss"
     assert healthy.reproduced and not healthy.op and not merged.by_communication, "its gradients are zero"
-    assert failing.op == merged.op and (folder / "plain_without_labels/rank1/operation.py").exists()
+    assert failing.op == merged.op and (found.folder / "plain_without_labels/rank1/operation.py").exists()
 
 
-def test_second_micro_batch_of_a_window_without_sync(folder: Path, found: Found) -> None:
-    merged, healthy, failing = autopsies(folder, found, "accumulating_zero_input")
+def test_second_micro_batch_of_a_window_without_sync(found: Found) -> None:
+    merged, healthy, failing = autopsies(found, "accumulating_zero_input")
     assert located(merged) == (1, 1, "forward", "aten.log.default", True)
     assert merged.micro_batch == 1 and merged.output is not None and merged.output.first_index == [1, 2]
     assert merged.by_communication == healthy.by_communication == {"0": failing.parameters}
 
 
 @pytest.mark.parametrize("name", ["plain_ones", "closure", "two_optimizers_ones", "scaled_ones"])
-def test_gradient_of_one_rank(folder: Path, found: Found, name: str) -> None:
-    merged, healthy, failing = autopsies(folder, found, name)
+def test_gradient_of_one_rank(found: Found, name: str) -> None:
+    merged, healthy, failing = autopsies(found, name)
     assert located(merged) == (1, 3, "backward", "aten.div.Tensor", True)
     assert merged.clock == "gradient" and set(healthy.by_communication["0"]) == set(failing.parameters)
 
 
-def test_update_of_all_ranks(folder: Path, found: Found) -> None:
-    merged, *of_ranks = autopsies(folder, found, "plain_weight_decay")
+def test_update_of_all_ranks(found: Found) -> None:
+    merged, *of_ranks = autopsies(found, "plain_weight_decay")
     assert located(merged) == (0, 0, "optimizer", "aten.mul_.Tensor", True)
     assert "rank 1 failed by itself too: aten.mul_.Tensor" in " ".join(merged.evidence)
     assert all(autopsy.reproduced for autopsy in of_ranks) and not merged.by_communication
 
 
-def test_gradients_that_overflow_when_they_are_exchanged(folder: Path, found: Found) -> None:
-    merged, *of_ranks = autopsies(folder, found, "plain_half_the_bits")
+def test_gradients_that_overflow_when_they_are_exchanged(found: Found) -> None:
+    merged, *of_ranks = autopsies(found, "plain_half_the_bits")
     assert located(merged) == (None, 0, "backward", "all-reduce", True)
     assert set(merged.by_communication) == {"0", "1"} and not any(autopsy.op for autopsy in of_ranks)
 
 
-def test_rank_that_is_killed_while_it_looks_for_the_failure(folder: Path, found: Found) -> None:
-    assert found[0]["killed"]["message"].startswith("loss went non-finite at step 0") and "killed" not in found[1]
-    merged = read_autopsy(folder / "killed")
+def test_rank_that_is_killed_while_it_looks_for_the_failure(found: Found) -> None:
+    assert (
+        found.noted[0]["killed"]["message"].startswith("loss went non-finite at step 0")
+        and "killed" not in found.noted[1]
+    )
+    merged = read_autopsy(found.folder / "killed")
     assert merged is not None and merged.rank == 0 and "rank 1 gave no answer" in merged.evidence
 
 

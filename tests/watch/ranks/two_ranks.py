@@ -1,4 +1,4 @@
-"""Runs a script on two gloo ranks, as torchrun would start it, and reads what each rank has found."""
+"""Runs a script on gloo ranks, mostly two, as torchrun would start it, and reads what each rank has found."""
 
 import json
 import os
@@ -7,31 +7,67 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed as dist
+
+from nangrid import NonFiniteError
+from nangrid.records.autopsy import Autopsy, read_autopsy
 
 HERE = Path(__file__).parent
 ENDS_WITHIN = 300
 """Seconds for a whole script on a machine that is busy with other tests."""
 
 
-def run(script: str, folder: Path, ended: tuple[int, int] = (0, 0)) -> list[dict[str, Any]]:
+@dataclass
+class Found:
+    """What a script has found on its ranks."""
+
+    folder: Path
+    noted: list[dict[str, Any]]
+    """What `note` was given on each rank."""
+
+    def merged(self, name: str, raises: bool = True) -> Autopsy:
+        """The merged autopsy of a loop, which each rank has left by the same error if it `raises`."""
+        autopsy = read_autopsy(self.folder / name)
+        assert autopsy is not None
+        if raises:
+            messages = {noted[name.partition("/")[0]]["message"] for noted in self.noted}
+            assert len(messages) == 1, "each rank has raised the same"
+            assert messages.pop().startswith(f"{autopsy.clock} went non-finite at step {autopsy.step}\n")
+        return autopsy
+
+
+def found_by(script: str, ended: tuple[int, ...] = (0, 0)) -> Callable[..., Found]:
+    """A fixture that runs a script on as many ranks as there are exit codes in `ended`."""
+
+    @pytest.fixture(scope="module")
+    def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+        folder = tmp_path_factory.mktemp(Path(script).stem)
+        return Found(folder, run(script, folder, ended))
+
+    return found
+
+
+def run(script: str, folder: Path, ended: tuple[int, ...]) -> list[dict[str, Any]]:
     """What `note` was given on each rank; `ended`: their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(len(ended))}
     command = [sys.executable, str(HERE / script), str(folder)]
     ranks = [
         subprocess.Popen(
             command,
-            env=os.environ | address | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            env=os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in "01"
+        for rank in range(len(ended))
     ]
     outputs = []
     try:
@@ -41,7 +77,7 @@ def run(script: str, folder: Path, ended: tuple[int, int] = (0, 0)) -> list[dict
         for process in ranks:
             process.kill()
     assert [process.returncode for process in ranks] == list(ended), "\n".join(outputs)
-    noted = [folder / f"noted{rank}.json" for rank in "01"]
+    noted = [folder / f"noted{rank}.json" for rank in range(len(ended))]
     return [json.loads(path.read_text()) if path.exists() else {} for path in noted]
 
 
@@ -49,6 +85,15 @@ def note(found: dict[str, Any]) -> None:
     """Leave what this rank has found for the test."""
     path = Path(sys.argv[1]) / f"noted{dist.get_rank()}.json"
     path.write_text(json.dumps(found))
+
+
+def ending(loop: Callable[[], object]) -> dict[str, Any]:
+    """How a loop ends: with the message of NonFiniteError, or by itself."""
+    try:
+        loop()
+    except NonFiniteError as error:
+        return {"message": str(error)}
+    return {}
 
 
 def gone(pid: int, within: float) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nangrid.watch.autopsy.replay import AFTER_UPDATE, RAISED, NotRepeatableError, Step, repeating
-from nangrid.watch.ranks.sharded import is_sharded, whole
+from nangrid.watch.ranks.sharded import holding, is_sharded, whole
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot
 from nangrid.watch.state.tensors import local, present_gradients
 
@@ -80,24 +80,20 @@ def _shards(step: Step) -> Iterator[None]:
     sharded = dict(step.trainables)
     plain = {name: nn.Parameter(local(parameter).detach()) for name, parameter in sharded.items()}
     of = {id(parameter): plain[name] for name, parameter in sharded.items()}
-    groups = [(group, group["params"]) for group in step.optimizer.param_groups]
     optimizers: list[torch.optim.Optimizer] = getattr(step, "optimizers", [step.optimizer])
     states = [optimizer.state for optimizer in optimizers]
     try:
         for name, parameter in sharded.items():
             plain[name].grad = local(parameter.grad)
-        for group, parameters in groups:
-            group["params"] = [of.get(id(parameter), parameter) for parameter in parameters]
         for optimizer in optimizers:
             optimizer.state = defaultdict(dict, {of.get(id(p), p): _local(s) for p, s in optimizer.state.items()})
         step.trainables.update(plain)
-        yield
+        with holding(step.optimizer, of):
+            yield
     finally:
         step.trainables.update(sharded)
         for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.state = state
-        for group, parameters in groups:
-            group["params"] = parameters
 
 
 def _local(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nangrid.watch.autopsy.replay import Step
@@ -41,7 +42,11 @@ def whole(step: Step, snapshot: Snapshot) -> Iterator[Snapshot]:
             _replace_hooks(module, before, after)
         step.trainables.update(wholes)
         values = {name: parameter.detach().clone() for name, parameter in wholes.items()}
-        yield replace(snapshot, parameters=snapshot.parameters | values, initial=snapshot.initial | initial, state={})
+        # A GradScaler unscales what the optimizer holds.
+        with holding(step.optimizer, plain):
+            yield replace(
+                snapshot, parameters=snapshot.parameters | values, initial=snapshot.initial | initial, state={}
+            )
     finally:
         step.trainables.update(sharded)
         for module, before, after in hooks:
@@ -51,6 +56,19 @@ def whole(step: Step, snapshot: Snapshot) -> Iterator[Snapshot]:
             module._parameters[name] = parameter
         for name, parameter in sharded.items():
             parameter.grad = gradients[name]
+
+
+@contextmanager
+def holding(optimizer: torch.optim.Optimizer, instead: Mapping[int, nn.Parameter]) -> Iterator[None]:
+    """Within the block the optimizer holds other parameters, given by the identities of its own."""
+    groups = [(group, group["params"]) for group in optimizer.param_groups]
+    try:
+        for group, parameters in groups:
+            group["params"] = [instead.get(id(parameter), parameter) for parameter in parameters]
+        yield
+    finally:
+        for group, parameters in groups:
+            group["params"] = parameters
 
 
 def _places(module: nn.Module, state: Any) -> Iterator[tuple[nn.Module, str, nn.Parameter, Any]]:

@@ -18,6 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from nangrid.watch.state.module_state import SMALL
 
 Restore = Callable[[], object]
+_METRICS = "torchmetrics"
+"""The package of metrics, which count what they are given."""
 _CONTAINERS = (list, dict, set, deque, defaultdict, Counter, OrderedDict)
 
 
@@ -39,12 +41,12 @@ def restorer(value: Any) -> Restore | None:
 
 
 def own_objects(values: Iterable[Any], package: str) -> list[Any]:
-    """Those of the objects whose class is written in a package, such as the loop's own, and that have attributes."""
+    """Those of the objects whose class is written in a package, such as the loop's own, and the metrics among them."""
     return [
         value
         for value in values
         if not isinstance(value, type)
-        and type(value).__module__.partition(".")[0] == package
+        and type(value).__module__.partition(".")[0] in (package, _METRICS)
         and hasattr(value, "__dict__")
     ]
 

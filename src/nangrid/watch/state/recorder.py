@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,18 @@ from nangrid.watch.state.module_state import ModuleState, ModuleStateRecorder, c
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State
 from nangrid.watch.state.tensors import add_new_trainables, copy_state, local, param_groups
+
+
+@dataclass(frozen=True)
+class SnapshotPolicy:
+    """How often snapshots are kept while all is finite, and what the run started from."""
+
+    every: int = 0
+    """Keep a snapshot on disk every so many steps, to start a run from; 0: none. Only the last two stay."""
+    initial: dict[str, Tensor] | None = None
+    """The trainables before the run's first step, if watching began at a later one."""
+    light: bool = False
+    """Keep no copy of parameters and optimizer state; a failure in the optimizer is then not replayed."""
 
 
 class Recorder:
@@ -93,9 +105,9 @@ class Recorder:
                 self._parameters[name] = local(parameter).detach().clone()
                 self.initial.setdefault(name, local(parameter).detach().clone())
 
-    def micro_batch(self, inputs: Any, **extra: Any) -> None:
-        """Keep a micro-batch that is about to run."""
-        self._micro_batches.append(MicroBatch(shallow(inputs), extra))
+    def micro_batch(self, inputs: Any, restorers: Sequence[Callable[[], object]] = (), **extra: Any) -> None:
+        """Keep a micro-batch that is about to run; see MicroBatch."""
+        self._micro_batches.append(MicroBatch(shallow(inputs), extra, restorers))
 
     def snapshot(self, clock: str, outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """A snapshot of the current step; its tensors are overwritten by the next `begin`."""

@@ -6,7 +6,7 @@ In memory, micro-batches are kept by reference. On disk a snapshot is safetensor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class MicroBatch:
 
     inputs: Any
     extra: dict[str, Any] = field(default_factory=dict)
+    restorers: Sequence[Callable[[], object]] = ()
+    """Give the loop's own objects the state from before it; not saved."""
 
 
 @dataclass
@@ -108,7 +110,10 @@ class Snapshot:
             "frozen": _strip(self.module_state.frozen, "frozen", tensors),
             "rng": _strip(self.rng, "rng", tensors),
             "parameters": _strip(self.parameters, "parameters", tensors),
-            "micro_batches": [_strip(vars(b), f"micro_batch/{i}", tensors) for i, b in enumerate(self.micro_batches)],
+            "micro_batches": [
+                _strip({"inputs": batch.inputs, "extra": batch.extra}, f"micro_batch/{number}", tensors)
+                for number, batch in enumerate(self.micro_batches)
+            ],
         }
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         write_bytes(directory / TENSORS, content)
