@@ -62,8 +62,8 @@ def main() -> None:
     lines = [
         f"`python bench/search_cells.py`: mean cells of {SPACES} seeded spaces (share found), both end points counted.",
         "`over`: cells of nangrid above the better of MARCO and dualize & advance.",
-        "Which of the two is better depends on how many changes a cause takes: MARCO where it takes most, dualize & advance",
-        "where it takes few. nangrid is not told, and learns it on the way, which costs some rows more than one cell.",
+        "Which of the two is better depends on how many changes a cause takes: MARCO where it takes most, dualize and",
+        "advance where it takes few. nangrid learns it on the way, which costs some rows more than one cell.",
         "",
         f"| changes | space | over | ms | {' | '.join(METHODS)} |",
         f"| ---: | --- | ---: | ---: | {' | '.join('---:' for _ in METHODS)} |",

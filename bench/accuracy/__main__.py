@@ -79,6 +79,9 @@ def score(cases: list[Case], options: argparse.Namespace) -> int:
     from score import score as scored
 
     began, rows = time.monotonic(), []
+    if options.rows:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        options.rows.write_text("")
     for row in scored(cases, options.jobs, options.only):
         rows.append(row)
         good = _good(row, complete)

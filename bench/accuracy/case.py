@@ -4,6 +4,11 @@
     def softmax_regression_raw_pixels() -> Loop:
         ...  # its docstring is the reason, in words
 
+The mechanism is the name whose signature and reason in docs/reference/mechanisms.md fit the script, or none. Two names
+stand side by side only where both are right; a docstring then says why. A name is argued from the script, never taken
+from an answer. Where a tensor is non-finite before the step, the operation is the first that reads its elements; a view
+reads none.
+
 The line of an origin is not written as a number: it is the line of the case's own source that ends in `# DEFECT`.
 A second reading of the same defect may name the line that ends in `# ALSO`. A builder with a parameter `fixed` also
 builds the corrected script, which must stay finite.
@@ -73,6 +78,11 @@ class Loop:
     batches: Sequence[Any] | None = None
     clip: float | None = None
     accumulate: int = 1
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    scaler: torch.amp.GradScaler | None = None
+    """The closure scales its loss with it."""
+    followed: bool = False
+    """Whether nangrid follows the loop by `watch.batches`, instead of calling the closure by `watch.step`."""
 
     def arguments(self, call: int) -> tuple[Any, ...]:
         """What the closure of a micro-batch is called with."""
@@ -85,12 +95,28 @@ class Loop:
             self.optimizer.zero_grad()
             for call in range(step * self.accumulate, (step + 1) * self.accumulate):
                 look.loss(self.closure(call)(*self.arguments(call)))
+            self.unscale()
             look.gradients()
-            if self.clip is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-            self.optimizer.step()
+            self.update()
             look.updated()
             self.after(step)
+
+    def unscale(self) -> None:
+        """Take the scale out of the gradients, if there is one."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+
+    def update(self) -> None:
+        """Clip, and step optimizer, scaler and scheduler."""
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
 
 
 class Look:
@@ -127,6 +153,8 @@ class Case:
     """The first is the strict one: finite operands, a non-finite result. Others are defensible readings."""
     mechanisms: tuple[str, ...] = ()
     part: str = ""
+    form: str = ""
+    """What kind of loop it is; empty for a script written by hand."""
 
     @property
     def reason(self) -> str:

@@ -10,9 +10,12 @@ FIELDS = ("step", "phase", "kind", "op", "module", "line")
 CLAIMS = {
     "nangrid": FIELDS,
     "anomaly mode": ("step", "op", "line"),
+    "Lightning detect_anomaly": ("step", "op", "line"),
+    "Lightning check_finite": ("step",),
     "HF debug": ("step", "module"),
     "module hooks": ("step", "module"),
     "sherlorch": ("step", "op", "module"),
+    "trainscope": ("step",),
 }
 """Tool -> what it claims to know."""
 FUNCTIONS = {
@@ -48,7 +51,7 @@ def marks(case: Case, tool: str, answer: dict[str, Any]) -> dict[str, bool]:
 
 def _reading(tool: str, origin: Any, answer: dict[str, Any]) -> dict[str, bool]:
     op = answer.get("op", "")
-    if tool == "anomaly mode":
+    if "node" in answer and tool != "nangrid":
         right_op = origin.accepts_node(answer.get("node"))
     elif tool == "sherlorch":
         name = op.strip("_")

@@ -36,6 +36,9 @@ POLES: dict[str, tuple[int, tuple[float, ...]]] = {
     "atanh": (0, (1.0, -1.0)),
     "logit": (0, (0.0, 1.0)),
     "xlogy": (1, (0.0,)),
+    "addcdiv": (2, (0.0,)),
+    "erfinv": (0, (1.0, -1.0)),
+    "lgamma": (0, (0.0,)),
 }
 """Operation -> the operand that has a pole, and where."""
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from marks import CLAIMS, FIELDS, described
-from score import complete
+from score import ABSENT, complete
 
 Row = dict[str, Any]
 TITLES = {"threads": "public threads", "published": "published patterns", "generated": "generated"}
-PACKAGES = ("torch", "transformers", "sherlorch")
+PACKAGES = ("torch", "transformers", "pytorch-lightning", "sherlorch", "trainscope")
+GRADES = ("proven", "likely", "unknown")
 
 
 def tables(rows: list[Row], command: str, seconds: float) -> str:
@@ -28,10 +29,15 @@ def tables(rows: list[Row], command: str, seconds: float) -> str:
         _parts(failing),
         "### The same cases, every tool on what it claims",
         _tools(failing),
+        "### How often each grade is right",
+        _calibration(failing),
+        "### Generated cases by the form of their loop",
+        _forms(failing),
         "### Healthy runs",
         _alarms(healthy),
         "### Mechanisms: truth and answer",
         _confusion(failing),
+        _missed(failing),
         "### Cost",
         _cost(healthy),
         "### Every miss of nangrid",
@@ -103,7 +109,39 @@ def _tools(failing: list[Row]) -> str:
         ]
         whole = sum(complete(tool, row) for row in asked)
         body.append([tool, ", ".join(claims), answers, *fields, _share(whole, len(asked))])
-    return _table(head, body)
+    skipped = [f"{tool} was skipped: {reason}." for tool, reason in ABSENT.items()]
+    return "\n\n".join([_table(head, body), *skipped])
+
+
+def _calibration(failing: list[Row]) -> str:
+    """Grade -> how many origins and mechanisms carry it, and how many of those are right."""
+    body = []
+    for grade in GRADES:
+        origins = [row for row in failing if _said(row, "origin_grade") == grade]
+        named = [row for row in failing if _said(row, "mechanism_grade") == grade]
+        right = sum(complete("nangrid", row) for row in origins)
+        fits = sum(row["mechanism"] in ("right", "unnamed") for row in named)
+        body.append([grade, len(origins), _share(right, len(origins)), len(named), _share(fits, len(named))])
+    note = (
+        "An origin is right if all six fields are. A mechanism is right if its name fits; `unknown` is right if no "
+        "name fits."
+    )
+    return f"{_table(['grade', 'origins', 'right', 'mechanisms', 'right'], body)}\n\n{note}"
+
+
+def _said(row: Row, field: str) -> Any:
+    return row["answers"].get("nangrid", {}).get(field)
+
+
+def _forms(failing: list[Row]) -> str:
+    body = []
+    for form in sorted({row["form"] for row in failing if row["form"]}):
+        members = [row for row in failing if row["form"] == form]
+        whole = sum(complete("nangrid", row) for row in members)
+        wrong = sum(row["mechanism"] == "wrong" for row in members)
+        bits = sum(row["same_bits"] for row in members)
+        body.append([form, len(members), _share(whole, len(members)), wrong, bits])
+    return _table(["form", "cases", "all six", "mechanism wrong", "bits unchanged"], body) if body else "None."
 
 
 def _alarms(healthy: list[Row]) -> str:
@@ -119,17 +157,29 @@ def _alarms(healthy: list[Row]) -> str:
 
 
 def _confusion(failing: list[Row]) -> str:
-    pairs = Counter(
-        (
-            " or ".join(row["mechanisms"]) or "no name fits",
-            row["answers"].get("nangrid", {}).get("mechanism", "nothing"),
-        )
-        for row in failing
-    )
-    columns = sorted({answer for _, answer in pairs})
-    truths = sorted({truth for truth, _ in pairs})
-    body = [[truth, *(pairs[truth, answer] or "" for answer in columns)] for truth in truths]
-    return _table(["truth \\ said", *columns], body)
+    body = []
+    for truth in sorted({" or ".join(row["mechanisms"]) for row in failing}):
+        members = [row for row in failing if " or ".join(row["mechanisms"]) == truth]
+        kinds = Counter(row["mechanism"] for row in members)
+        others = Counter(_said(row, "mechanism") or "nothing" for row in members if row["mechanism"] == "wrong")
+        named = ", ".join(f"{name} ({count})" for name, count in others.most_common())
+        unknown = kinds["missed"] + kinds["unnamed"]
+        body.append([truth or "no name fits", len(members), kinds["right"] or "", unknown or "", named])
+    return _table(["truth", "cases", "named so", "unknown", "another name"], body)
+
+
+def _missed(failing: list[Row]) -> str:
+    """One line per name that fits and was not given."""
+    found: dict[str, Counter[str]] = {}
+    for row in failing:
+        if row["mechanism"] == "missed":
+            name = row["pattern"] if row["part"] == "generated" else row["case"]
+            found.setdefault(" or ".join(row["mechanisms"]), Counter())[name] += 1
+    lines = [
+        f"- {truth}: {', '.join(f'`{name}`' + f' ({count})' * (count > 1) for name, count in names.items())}"
+        for truth, names in sorted(found.items())
+    ]
+    return "\n".join(["Names that fit and were not given:", "", *lines]) if lines else "Every name that fits was given."
 
 
 def _cost(healthy: list[Row]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,10 +24,20 @@ TOOLS: dict[str, Callable[[Case, Path], Answer]] = {
     "HF debug": hf_debug.ask,
     "module hooks": module_hooks.ask,
 }
-if importlib.util.find_spec("sherlorch"):
-    from tools import sherlorch_trace
-
-    TOOLS["sherlorch"] = sherlorch_trace.ask
+OPTIONAL = {
+    "Lightning detect_anomaly": ("lightning_trainer", "ask_anomaly"),
+    "Lightning check_finite": ("lightning_trainer", "ask_early_stopping"),
+    "sherlorch": ("sherlorch_trace", "ask"),
+    "trainscope": ("trainscope_run", "ask"),
+}
+"""Tools whose package may be missing, and the functions that ask them."""
+ABSENT: dict[str, str] = {}
+"""Those that are missing, and why."""
+for _tool, (_module, _function) in OPTIONAL.items():
+    try:
+        TOOLS[_tool] = getattr(importlib.import_module(f"tools.{_module}"), _function)
+    except ImportError as error:
+        ABSENT[_tool] = str(error)
 
 
 def score(cases: list[Case], jobs: int, only: list[str]) -> Iterator[dict[str, Any]]:
@@ -45,6 +55,7 @@ def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
         "part": case.part,
         "source": case.source,
         "pattern": case.pattern,
+        "form": case.form,
         "healthy": case.onset is None,
         "truth": f"step {case.onset[0]} {case.onset[1]}: {' OR '.join(map(str, case.origins))}" if case.onset else "",
         "mechanisms": list(case.mechanisms),
@@ -63,10 +74,10 @@ def complete(tool: str, row: dict[str, Any]) -> bool:
 
 
 def _same_bits(bare: dict[str, Any], watched: dict[str, Any]) -> bool:
-    losses = watched.get("losses", [])
-    return repr(bare.get("losses", [])[: len(losses)]) == repr(losses) and bare.get("parameters") == watched.get(
-        "parameters"
-    )
+    """Whether the losses that both runs came to, and the parameters at the end, are equal bit for bit."""
+    pairs = zip(bare.get("losses", []), watched.get("losses", []), strict=False)
+    same_losses = all(repr(one) == repr(other) for one, other in pairs)
+    return same_losses and bare.get("parameters") == watched.get("parameters")
 
 
 def _asked(case: Case, folder: Path, only: list[str]) -> dict[str, Any]:

@@ -24,4 +24,5 @@ def test_declared_truths_hold() -> None:
 def test_a_score_shows_every_part() -> None:
     shown = bank("score", "--only", "nangrid")
     assert all(f"| {part} |" in shown for part in ("public threads", "published patterns", "generated", "all"))
+    assert all(f"| {grade} |" in shown for grade in ("proven", "likely", "unknown"))
     assert "0 | 0 |" in shown, "no false alarm and no crash in the healthy runs"

@@ -60,8 +60,10 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
     assert words.startswith("what 10 of 16 runs failed, in 3 ways.")
     assert "An activation exceeds the float16 range. 6 of 16 runs fail this way, at step 0." in words
     assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor (overflow) at [0, 0, 163]" in words
-    assert "cause dtype=silent_fp16 with init=zero: the run fails; not with one of them left out (proven)" in words
-    assert "change dtype=bf16: 4 of 4 runs that tried it stay finite to step 16; 1 of them to a worse loss" in words
+    alone = "with any of them at the reference's level it does not"
+    assert f"cause dtype=silent_fp16 with init=zero: the run fails; {alone} (proven)" in words
+    worse = "1 of them trains worse than the reference (4e342ca5)"
+    assert f"change dtype=bf16: 4 of 4 runs that tried it stay finite to step 16; {worse}" in words
     assert "whether other seeds agree: each combination ran with one seed" in words
     assert "src.report" in words
 
@@ -70,7 +72,7 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
     ("cell", "origin", "cause", "first"),
     [
         (OVERFLOW, "aten.add.Tensor (overflow)", "cause dtype=fp16: ", "dtype=bf16"),
-        (GRADIENT, "aten._to_copy.default (overflow)", "cause dtype=silent_fp16 with init=zero: ", "dtype=bf16"),
+        (GRADIENT, "aten._to_copy.default (overflow)", "cause dtype=silent_fp16 with init=zero: ", "init=mean"),
         (ADAM, "adam.py:546", "cause dtype=silent_fp16 with optim=adamw_torch: ", "dtype=bf16"),
     ],
 )
@@ -79,8 +81,8 @@ def test_a_cell_is_told_with_what_its_grid_proves(
 ) -> None:
     words = screen(grid / "cells" / cell, capsys)  # the first digits of a cell_id, as tables show them
     assert origin in words and cause in words and f"change first {first}: " in words
-    assert "ruled out chance (the replay gave the same bits)" in words
-    assert "origin likely (the replay repeated the step to the last bit, but no experiment tested it)" in words
+    assert "ruled out a random glitch (the replay repeated the step to the last bit)" in words
+    assert "where: likely (the replay repeated the step to the last bit, but no experiment tested it)" in words
 
 
 def test_a_healthy_cell_is_said_to_be(grid: Path, capsys: Captured) -> None:
@@ -139,8 +141,8 @@ def test_a_bare_loop_is_told_with_its_experiments(tmp_path: Path, capsys: Captur
     words = screen(tmp_path / "autopsy", capsys)
     assert words.startswith("what The loss became non-finite in step 0.")
     assert "why log-of-zero: " in words
-    assert "origin proven (with zeros in place of its non-finite numbers, the loss is finite)" in words
-    assert "mechanism proven (tested: " in words and "change first at test_why.py:" in words
+    assert "where: proven (with zeros in place of its non-finite numbers, the loss is finite)" in words
+    assert "why: proven (tested: " in words and "change first at test_why.py:" in words
     value = answer(tmp_path / "autopsy", capsys)
     script = Path(value["findings"][0]["operand_script"])
     assert script == tmp_path / "autopsy" / "operation.py" and script.exists()

@@ -20,5 +20,5 @@ def test_the_notebook_for_colab_finds_the_change(tmp_path: Path, monkeypatch: py
     )
     train, why, diagnose = ["".join(o.text for o in cell.outputs) for cell in done.cells if cell.get("outputs")][1:]
     assert "step 0: loss 0." in train and "origin: aten.mean.default (train.py:" in train
-    assert "origin proven" in why and "leave such batches out" in why
+    assert "where: proven" in why and "leave such batches out" in why
     assert "sufficient: hard_only=true (3 of 3 seeds" in diagnose and "cure: hard_only=false (3 of 3" in diagnose

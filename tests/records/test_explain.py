@@ -19,7 +19,7 @@ def test_an_overflow_is_explained() -> None:
         "  3 parameters affected: a.weight, b.weight, ...",
         "  fp16-activation-overflow: An activation passed 65504, the largest float16.",
         "    float32 and bfloat16 reach 3.4e38.",
-        "  try: dtype=bf16, use boolean masks",
+        "  try: dtype=bf16; or use boolean masks",
     ]
 
 

@@ -1,7 +1,9 @@
 """No secret of the environment reaches a record, a terminal or a process, whatever a config interpolates."""
 
+import os
 import re
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from nangrid.diagnosis.script import _check
 from nangrid.records.errors import InputError
 from nangrid.records.safety.command import typed
 from nangrid.records.safety.names import is_override
+from nangrid.records.safety.secret import redacted
 from nangrid.records.safety.text import printable
 from nangrid.reporting.notebook import begin
 
@@ -88,6 +91,7 @@ def test_only_one_place_prints() -> None:
         "src/nangrid/records/safety/text.py",
         "src/nangrid/reporting/console.py",
         "src/nangrid/watch/autopsy/experiments/operation_file.py",  # the script that it writes prints
+        "src/nangrid/cell/interpreter.py",  # what another Python prints, as JSON, is read and not shown
     )
     assert [line for line in done.stdout.splitlines() if not line.startswith(allowed)] == []
 
@@ -115,3 +119,21 @@ def test_every_place_that_loads_or_starts_something_is_justified() -> None:
     places = re.findall(r"^\| ([^|]+) \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
     listed = set(re.findall(r"`([\w/]+\.py)`", " ".join(places)))
     assert {file.removeprefix("src/nangrid/") for file in files} == listed
+
+
+def test_text_is_redacted_while_another_thread_changes_the_environment() -> None:
+    """As the launcher does with PYTHONSAFEPATH while rich's thread draws the bars."""
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            os.environ["PYTHONSAFEPATH"] = "nangrid"
+            del os.environ["PYTHONSAFEPATH"]
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert all(redacted("no secret") == "no secret" for _ in range(3000))
+    finally:
+        ended.set()
+        thread.join()

@@ -223,20 +223,24 @@ def test_batches_that_may_be_changed_or_drawn_ahead_are_not_replayed(wrap: Any, 
     assert "takes its batches through something other than enumerate" in autopsy.explanation
 
 
-def test_a_scaler_that_finds_no_scale_is_told_at_the_first_skipped_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("passed", [False, True])
+def test_a_scaler_that_finds_no_scale_is_told_at_the_first_skipped_step(passed: bool, tmp_path: Path) -> None:
+    """The scaler is a variable of the loop; or it lies in a foreign object, and is passed to the watch."""
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    watch = Watch(model, optimizer, tmp_path)
+    watch = Watch(model, optimizer, tmp_path, scaler=scaler if passed else None)
+    seen = types.SimpleNamespace(scaler=scaler) if passed else scaler
 
     def loop() -> None:
         for number, x in enumerate(watch.batches([torch.rand(2, 3) for _ in range(STEPS)])):
+            used = seen.scaler if passed else seen
             out = model(x)
             loss = out.pow(2).mean() if number < 2 else (out - out.detach()).sqrt().sum()
             optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            used.scale(loss).backward()
+            used.step(optimizer)
+            used.update()
 
     autopsy = autopsy_of(loop)
     assert (autopsy.step, autopsy.clock, autopsy.node) == (2, "gradient", "SqrtBackward0")

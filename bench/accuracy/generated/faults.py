@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 HALF = "fp16-activation-overflow"
 LOG = "log-of-zero"
+EXP = "exp-overflow"
+"""In float16, too: the exponents are beyond what float32 could hold."""
+SCALE = "zero-scale"
+"""Division by a norm, a deviation or a root mean square of 0; the sum of numbers that are never negative is a norm."""
+DOMAIN = "outside-domain"
+POLE = "derivative-at-pole"
+NOTHING = "mean-over-nothing"
 
 
 class Fault(nn.Module):
@@ -217,7 +224,6 @@ class FaultSpec:
     clock: str = "loss"
     fatal_in_half: float | None = None
     """The level for float16, where the other one would exceed the range too early."""
-    mechanism_in_half: str | None = None
     dtypes: tuple[str, ...] = ("float32", "float64", "bfloat16", "float16", "autocast")
 
 
@@ -240,22 +246,22 @@ FAULTS = (
     FaultSpec(LogOfNegative, 1.0, -1.0, _forward("invalid", "log"), LOG),
     FaultSpec(Log1pOfMinusOne, 1.0, 2e3, _forward("divide_by_zero", "log1p"), LOG, fatal_in_half=200.0),
     FaultSpec(LogitOfOne, 1.0, 2e3, _forward("divide_by_zero", "logit"), LOG, fatal_in_half=200.0),
-    FaultSpec(ExpOverflow, 1.0, 1e5, _forward("overflow", "exp"), fatal_in_half=2e3, mechanism_in_half=HALF),
-    FaultSpec(CoshOverflow, 1.0, 1e5, _forward("overflow", "cosh"), fatal_in_half=2e3, mechanism_in_half=HALF),
-    FaultSpec(DivisionByEmptySum, 1.0, 0.0, _forward("invalid", "div")),
+    FaultSpec(ExpOverflow, 1.0, 1e5, _forward("overflow", "exp"), EXP, fatal_in_half=2e3),
+    FaultSpec(CoshOverflow, 1.0, 1e5, _forward("overflow", "cosh"), EXP, fatal_in_half=2e3),
+    FaultSpec(DivisionByEmptySum, 1.0, 0.0, _forward("invalid", "div"), SCALE),
     FaultSpec(ReciprocalOfZero, 1.0, 0.0, _forward("divide_by_zero", "reciprocal")),
-    FaultSpec(NormWithoutEps, 1.0, 0.0, _forward("divide_by_zero", "rsqrt")),
-    FaultSpec(ConstantFeature, 1.0, 0.0, _forward("invalid", "div")),
-    FaultSpec(RootOfNegative, 1.0, -1.0, _forward("invalid", "pow")),
-    FaultSpec(AcosBeyondOne, 0.9, 1.5, _forward("invalid", "acos")),
-    FaultSpec(AtanhOfOne, 0.5, 500.0, _forward("divide_by_zero", "atanh"), fatal_in_half=200.0),
+    FaultSpec(NormWithoutEps, 1.0, 0.0, _forward("divide_by_zero", "rsqrt"), SCALE),
+    FaultSpec(ConstantFeature, 1.0, 0.0, _forward("invalid", "div"), SCALE),
+    FaultSpec(RootOfNegative, 1.0, -1.0, _forward("invalid", "pow"), DOMAIN),
+    FaultSpec(AcosBeyondOne, 0.9, 1.5, _forward("invalid", "acos"), DOMAIN),
+    FaultSpec(AtanhOfOne, 0.5, 500.0, _forward("divide_by_zero", "atanh"), DOMAIN, fatal_in_half=200.0),
     FaultSpec(MaskedRow, 8, 0, _MASK, "masked-row-softmax"),
     FaultSpec(TwoMasks, 8, 0, _forward("overflow", "add"), "double-mask-overflow"),
-    FaultSpec(StdOfOne, 4, 1, _forward("invalid", "std")),
-    FaultSpec(MeanOfNothing, 2, 0, _forward("invalid", "mean")),
+    FaultSpec(StdOfOne, 4, 1, _forward("invalid", "std"), NOTHING),
+    FaultSpec(MeanOfNothing, 2, 0, _forward("invalid", "mean"), NOTHING),
     FaultSpec(HalfProduct, 1.0, 1e6, _forward("overflow", "mul"), HALF),
-    FaultSpec(SlopeOfRoot, 1.0, 0.0, _ROOT, clock="gradient"),
-    FaultSpec(SlopeOfPower, 1.0, 0.0, _POWER, clock="gradient"),
+    FaultSpec(SlopeOfRoot, 1.0, 0.0, _ROOT, POLE, clock="gradient"),
+    FaultSpec(SlopeOfPower, 1.0, 0.0, _POWER, POLE, clock="gradient"),
     FaultSpec(LogBehindWhere, 1.0, 0.0, _WHERE, LOG, clock="gradient"),
-    FaultSpec(ClippedExp, 1.0, 1e5, _CLIPPED, clock="gradient", fatal_in_half=2e3, mechanism_in_half=HALF),
+    FaultSpec(ClippedExp, 1.0, 1e5, _CLIPPED, EXP, clock="gradient", fatal_in_half=2e3),
 )

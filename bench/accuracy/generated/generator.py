@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from case import Case, Declared, Loop, marked_lines, origin
+from case import NO_NAME, Case, Declared, Loop, marked_lines, origin
 from generated.architectures import BLOCKS, CLASSES, Network
 from generated.faults import FAULTS, FaultSpec
+from generated.rarer_faults import RARER_FAULTS
 from torch import Tensor
 
-FORMS = ("closure", "batch", "accumulate", "clip", "checkpoint")
+FORMS = ("closure", "batch", "accumulate", "clip", "checkpoint", "scheduler", "scaler")
+FOLLOWED = 0.5
+"""The share of loops over batches that nangrid follows by `watch.batches`."""
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
     "momentum": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9),
@@ -42,11 +45,13 @@ class Draw:
     step: int
     form: str
     optimizer: str
+    followed: bool
 
     @property
     def name(self) -> str:
         what = self.fault.layer.__name__ if self.fault else f"{self.corrupt.title()}OfNaN"
-        return f"seed{self.seed}_{what}_{self.architecture}{self.place}_{self.dtype}_step{self.step}_{self.form}"
+        loop = self.form + "_batches" * self.followed
+        return f"seed{self.seed}_{what}_{self.architecture}{self.place}_{self.dtype}_step{self.step}_{loop}"
 
 
 def generate(seed: int, count: int) -> dict[str, Case]:
@@ -62,10 +67,12 @@ def generate(seed: int, count: int) -> dict[str, Case]:
 
 def draw(generator: random.Random, seed: int, number: int) -> Draw:
     """The fault follows from the number, everything else is random."""
-    kinds: list[FaultSpec | str] = [*FAULTS, "data", "weights"]
+    kinds: list[FaultSpec | str] = [*FAULTS, *RARER_FAULTS, "data", "weights"]
     kind = kinds[number % len(kinds)]
     depth = generator.randint(1, 5)
     fault = kind if isinstance(kind, FaultSpec) else None
+    dtype = generator.choice(fault.dtypes if fault else ("float32", "bfloat16"))
+    form = generator.choice(FORMS if _scales(fault, dtype) else FORMS[:-1])
     return Draw(
         seed,
         generator.choice(list(BLOCKS)),
@@ -74,11 +81,17 @@ def draw(generator: random.Random, seed: int, number: int) -> Draw:
         depth,
         generator.randrange(depth),
         generator.random() < 0.5,
-        generator.choice(fault.dtypes if fault else ("float32", "bfloat16")),
+        dtype,
         generator.randrange(LAST_STEP),
-        generator.choice(FORMS),
+        form,
         generator.choice(list(OPTIMIZERS)),
+        form != "closure" and generator.random() < FOLLOWED,
     )
+
+
+def _scales(fault: FaultSpec | None, dtype: str) -> bool:
+    """Whether a GradScaler fits: it refuses float16 gradients, and skips a step with bad ones instead of failing."""
+    return dtype in ("float32", "autocast") and (fault is None or fault.clock == "loss")
 
 
 def case_of(drawn: Draw) -> Case:
@@ -95,14 +108,23 @@ def case_of(drawn: Draw) -> Case:
     pattern = drawn.fault.layer.__name__ if drawn.fault else f"{drawn.corrupt} of NaN"
     mechanisms = tuple(_mechanism(drawn).split())
     return Case(
-        drawn.name, f"seed {drawn.seed}", pattern, build, LAST_STEP + 2, onset, origins, mechanisms, "generated"
+        drawn.name,
+        f"seed {drawn.seed}",
+        pattern,
+        build,
+        LAST_STEP + 2,
+        onset,
+        origins,
+        mechanisms,
+        "generated",
+        drawn.form + ", watch.batches" * drawn.followed,
     )
 
 
 def _origins(drawn: Draw) -> Iterator[Declared]:
     if drawn.fault is None:
-        # Both matrix and operand of the stem's product may hold the NaN; its shape decides the operation.
-        yield origin("input", "nonfinite_input", "addmm mm view _to_copy", "stem", node="*")
+        # The stem's product reads both the data and the weights; whether the bias is a part of it is torch's choice.
+        yield origin("input", "nonfinite_input", "addmm mm", "stem", node="*")
         return
     module = f"blocks.{drawn.place}.{BLOCKS[drawn.architecture][1]}"
     for declared in drawn.fault.origins:
@@ -110,10 +132,12 @@ def _origins(drawn: Draw) -> Iterator[Declared]:
 
 
 def _mechanism(drawn: Draw) -> str:
-    if drawn.fault is None:
-        return "uninitialised-parameter" if drawn.corrupt == "weights" and drawn.step == 0 else ""
-    in_half = drawn.fault.mechanism_in_half
-    return in_half if drawn.dtype == "float16" and in_half is not None else drawn.fault.mechanism
+    if drawn.fault is not None:
+        return drawn.fault.mechanism
+    if drawn.corrupt == "data":
+        return "nonfinite-data"
+    # What a script writes into trained weights is no known mechanism.
+    return "uninitialised-parameter" if drawn.step == 0 else NO_NAME
 
 
 class Script:
@@ -128,6 +152,7 @@ class Script:
         ]
         self.model = Network(drawn.architecture, faults, drawn.form == "checkpoint").to(self.storage)
         self.micro_batches = 2 if drawn.form == "accumulate" else 1
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0) if drawn.form == "scaler" else None
         calls = (LAST_STEP + 2) * self.micro_batches
         self.batches = [self._batch(call) for call in range(calls)]
         if drawn.corrupt == "weights" and drawn.step == 0:
@@ -138,15 +163,19 @@ class Script:
         return torch.float32 if self.drawn.dtype == "autocast" else getattr(torch, self.drawn.dtype)
 
     def loop(self) -> Loop:
-        parameters = self.model.parameters()
+        optimizer = OPTIMIZERS[self.drawn.optimizer](self.model.parameters())
+        scheduled = self.drawn.form == "scheduler"
         return Loop(
             self.model,
-            OPTIMIZERS[self.drawn.optimizer](parameters),
+            optimizer,
             self._closure,
             self._after,
             batches=None if self.drawn.form == "closure" else self.batches,
             clip=1.0 if self.drawn.form == "clip" else None,
             accumulate=self.micro_batches,
+            scheduler=torch.optim.lr_scheduler.LinearLR(optimizer, 0.5) if scheduled else None,
+            scaler=self.scaler,
+            followed=self.drawn.followed,
         )
 
     def _batch(self, call: int) -> tuple[Tensor, Tensor, list[float]]:
@@ -167,7 +196,8 @@ class Script:
             mixed = self.drawn.dtype == "autocast"
             with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
                 loss: Tensor = self.model(*(batch or self.batches[call]))
-            (loss / self.micro_batches).backward()
+            mean = loss / self.micro_batches
+            (mean if self.scaler is None else self.scaler.scale(mean)).backward()
             return loss
 
         return run

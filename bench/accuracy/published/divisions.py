@@ -16,6 +16,7 @@ LOG0 = origin("forward", "divide_by_zero", "log")
     "sqrt(softmax)",
     (4, "gradient"),
     origin("backward", "divide_by_zero invalid", "div", "loss", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
 )
 def rank_loss_sqrt() -> Loop:
     """MatchZoo's ranking loss over one positive and two negatives, with the root of the softmax (a Bhattacharyya
@@ -42,7 +43,13 @@ def rank_loss_sqrt() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-3), model, batches)
 
 
-@case("ID_28a", "division by a sum of weights", (4, "loss"), origin("forward", "invalid", "div", "layers.1"))
+@case(
+    "ID_28a",
+    "division by a sum of weights",
+    (4, "loss"),
+    origin("forward", "invalid", "div", "layers.1"),
+    mechanism="zero-scale",
+)
 def scaled_matmul_pruned_column() -> Loop:
     """Stochastic computing divides a product by the sum of |weights| of each column; pruning after step 3 empties a
     column of the second layer: 0 / 0.
@@ -102,6 +109,7 @@ def upscaling_gain_of_zero() -> Loop:
     (4, "gradient"),
     origin("backward", "invalid", "div", "add", node="DivBackward*"),
     origin("forward", "divide_by_zero", "div", "add"),
+    mechanism="zero-scale",
 )
 def bias_scaled_and_saturated() -> Loop:
     """A bias is divided by the scale of its layer, which is 0 for a blank image: inf, saturated to 1 at once, so the
@@ -132,7 +140,13 @@ def bias_scaled_and_saturated() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-2), model, batches)
 
 
-@case("ID_28d", "division by a maximum", (5, "loss"), origin("forward", "invalid", "div", "rescale"))
+@case(
+    "ID_28d",
+    "division by a maximum",
+    (5, "loss"),
+    origin("forward", "invalid", "div", "rescale"),
+    mechanism="zero-scale",
+)
 def rescaling_by_a_dead_maximum() -> Loop:
     """Activations are brought to a common scale by their maximum over the batch; after a large negative step every
     ReLU of the layer is dead and the maximum 0.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 LOG0 = origin("forward", "divide_by_zero", "log")
 
 
-@case("ID_22", "log(1 + exp)", (3, "loss"), origin("forward", "overflow", "exp"))
+@case("ID_22", "log(1 + exp)", (3, "loss"), origin("forward", "overflow", "exp"), mechanism="exp-overflow")
 def rbm_free_energy() -> Loop:
     """A restricted Boltzmann machine, contrastive divergence; one batch has images of 0..255. Both free energies
     become infinite or one does: the loss is inf or NaN.
@@ -43,10 +43,17 @@ def rbm_free_energy() -> Loop:
     return train(rbm, torch.optim.SGD(rbm.parameters(), lr=0.1), loss, batches)
 
 
-@case("ID_51", "log(1 + exp)", (2, "loss"), origin("forward", "overflow", "exp", "energy"), mechanism="divergence")
+@case(
+    "ID_51",
+    "log(1 + exp)",
+    (2, "loss"),
+    origin("forward", "overflow", "exp", "energy"),
+    mechanism="divergence exp-overflow",
+)
 def rbm_energy_module_diverges() -> Loop:
     """Contrastive divergence with a learning rate of 20: the weights themselves pass exp's limit. The energy is a
-    module of its own, called twice a step.
+    module of its own, called twice a step. log(1 + exp) is the published bug, the learning rate what reaches it: both
+    names fit.
     """
 
     class Energy(nn.Module):
@@ -74,7 +81,7 @@ def rbm_energy_module_diverges() -> Loop:
     return train(rbm, torch.optim.SGD(rbm.parameters(), lr=20.0), rbm, batches)
 
 
-@case("ID_62, ID_63", "log(1 + exp)", (6, "loss"), origin("forward", "overflow", "exp"))
+@case("ID_62, ID_63", "log(1 + exp)", (6, "loss"), origin("forward", "overflow", "exp"), mechanism="exp-overflow")
 def denoising_rbm() -> Loop:
     """A convolutional machine that denoises: the same softplus by hand over feature maps, wrong only for one noisy
     image whose noise level was given in per cent.
@@ -109,6 +116,7 @@ def denoising_rbm() -> Loop:
     (4, "loss"),
     origin("forward", "overflow", "exp"),
     origin("forward", "invalid", "div", first_nan=True),
+    mechanism="exp-overflow",
 )
 def bad_softmax() -> Loop:
     """TensorFuzz's classifier: softmax without subtracting the maximum. Large logits: inf / inf."""
@@ -131,6 +139,7 @@ def bad_softmax() -> Loop:
     (4, "gradient"),
     origin("forward", "overflow", "exp"),
     origin("backward", "invalid", "mul", node="ExpBackward*", first_nan=True),
+    mechanism="exp-overflow",
 )
 def bad_softmax_clipped_above_the_line() -> Loop:
     """The numerator's logits are clipped, the denominator's are not: x / inf is 0, clipping hides it, the loss is
@@ -167,7 +176,13 @@ def bad_softmax_log() -> Loop:
     return train(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, batches)
 
 
-@case("ID_16b, ID_16c", "exp / sum(exp)", (5, "loss"), origin("forward", "overflow", "exp", "softmax"))
+@case(
+    "ID_16b, ID_16c",
+    "exp / sum(exp)",
+    (5, "loss"),
+    origin("forward", "overflow", "exp", "softmax"),
+    mechanism="exp-overflow",
+)
 def bad_softmax_module_trains_into_it() -> Loop:
     """The same softmax as a module, its logarithm guarded by abs() + 1e-6; steps of Adam with 1.0 grow the logits."""
 
@@ -187,7 +202,13 @@ def bad_softmax_module_trains_into_it() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1.0), loss, digit_batches(7, 20))
 
 
-@case("ID_17", "exp / sum(exp)", (4, "loss"), origin("forward", "overflow", "exp", "pixel_wise_softmax"))
+@case(
+    "ID_17",
+    "exp / sum(exp)",
+    (4, "loss"),
+    origin("forward", "overflow", "exp", "pixel_wise_softmax"),
+    mechanism="exp-overflow",
+)
 def unet_pixel_wise_softmax() -> Loop:
     """A small U-Net, its softmax over channels by hand; one scan is not normalised."""
 
@@ -222,7 +243,9 @@ def unet_pixel_wise_softmax() -> Loop:
     return train(model, torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.2), loss, batches)
 
 
-@case("ID_13", "exp / scatter(exp)", (3, "loss"), origin("forward", "overflow", "exp", "attend"))
+@case(
+    "ID_13", "exp / scatter(exp)", (3, "loss"), origin("forward", "overflow", "exp", "attend"), mechanism="exp-overflow"
+)
 def graph_attention_softmax() -> Loop:
     """Graph attention: the softmax over a node's edges by exp and scatter_add without the maximum; one is heavy."""
 

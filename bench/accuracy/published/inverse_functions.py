@@ -11,7 +11,13 @@ from torch import Tensor, nn
 LOG0 = origin("forward", "divide_by_zero", "log")
 
 
-@case("PyTorch users: acos", "acos beyond 1", (6, "loss"), origin("forward", "invalid", "acos", "angle"))
+@case(
+    "PyTorch users: acos",
+    "acos beyond 1",
+    (6, "loss"),
+    origin("forward", "invalid", "acos", "angle"),
+    mechanism="outside-domain",
+)
 def rotation_angle_rounding() -> Loop:
     """The angle between two rotations, acos((trace - 1) / 2): a matrix that is only nearly a rotation has a cosine
     above 1.
@@ -48,6 +54,7 @@ def rotation_angle_rounding() -> Loop:
     "acos at 1",
     (3, "gradient"),
     origin("backward", "divide_by_zero", "rsqrt", node="AcosBackward*"),
+    mechanism="derivative-at-pole",
 )
 def arcface_margin() -> Loop:
     """ArcFace's margin through acos of a cosine: one that equals its class centre has a cosine of exactly 1."""
@@ -74,10 +81,16 @@ def arcface_margin() -> Loop:
     return train(model, torch.optim.SGD([body.weight, body.bias], lr=0.05), loss, batches)
 
 
-@case("PyTorch users: atanh", "atanh at 1", (4, "loss"), origin("forward", "divide_by_zero", "atanh", "distance"))
+@case(
+    "PyTorch users: atanh",
+    "atanh at 1",
+    (4, "loss"),
+    origin("forward", "divide_by_zero", "atanh", "distance"),
+    mechanism="outside-domain",
+)
 def poincare_distance() -> Loop:
     """Hyperbolic embeddings: the distance from the origin is 2 atanh(|x|), and a projection puts far points exactly on
-    the rim.
+    the rim, where atanh is not defined.
     """
 
     class Distance(nn.Module):
@@ -127,7 +140,13 @@ def heading_of_a_standing_car() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-3), model, batches)
 
 
-@case("PyTorch users: asin", "asin beyond 1", (5, "loss"), origin("forward", "invalid", "asin"))
+@case(
+    "PyTorch users: asin",
+    "asin beyond 1",
+    (5, "loss"),
+    origin("forward", "invalid", "asin"),
+    mechanism="outside-domain",
+)
 def haversine_distance() -> Loop:
     """Predicted coordinates compared by the haversine formula; a latitude of 400 degrees, from a swapped column, makes
     the sum under the root exceed 1.

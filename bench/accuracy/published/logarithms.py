@@ -156,7 +156,13 @@ def crf_partition() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-2), model, batches)
 
 
-@case("PyTorch users: log-cosh", "cosh overflow", (4, "loss"), origin("forward", "overflow", "cosh"))
+@case(
+    "PyTorch users: log-cosh",
+    "cosh overflow",
+    (4, "loss"),
+    origin("forward", "overflow", "cosh"),
+    mechanism="exp-overflow",
+)
 def log_cosh_loss() -> Loop:
     """log(cosh(error)) as a smooth absolute error; one target is in another unit."""
     torch.manual_seed(72)
@@ -227,7 +233,13 @@ def policy_gradient_log_std() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-3), loss, batches)
 
 
-@case("PyTorch users: Poisson", "exp of a rate", (5, "loss"), origin("forward", "overflow", "exp", "rate"))
+@case(
+    "PyTorch users: Poisson",
+    "exp of a rate",
+    (5, "loss"),
+    origin("forward", "overflow", "exp", "rate"),
+    mechanism="exp-overflow",
+)
 def poisson_regression() -> Loop:
     """Counts with a log link: exp of a linear predictor, of a feature that escaped scaling; the loss takes rate - y
     log.

@@ -62,9 +62,13 @@ def attention_over_an_empty_sentence() -> Loop:
     "exp / sum under a mask",
     (5, "loss"),
     origin("forward", "invalid", "div", "pointer"),
+    mechanism="masked-row-softmax zero-scale",
 )
 def pointer_network_all_visited() -> Loop:
-    """A pointer network's masked softmax by hand, exp(s) * mask over its sum: every city was visited, 0 / 0."""
+    """A pointer network's masked softmax by hand, exp(s) * mask over its sum: every city was visited, 0 / 0.
+
+    It is a softmax over a row that is masked everywhere, and it is weights divided by their sum: both names fit.
+    """
 
     class Pointer(nn.Module):
         def __init__(self) -> None:
@@ -152,7 +156,7 @@ def house_prices() -> Loop:
 )
 def recurrence_explodes_backward() -> Loop:
     """A gated recurrence over 60 steps whose state saturates: the forward pass is bounded, the gradient through 60
-    factors of up to 40 is not.
+    factors of up to 40 is not. The script sets that gain itself, so training did not diverge.
     """
 
     class Cell(nn.Module):
@@ -191,6 +195,7 @@ def recurrence_explodes_backward() -> Loop:
     "bad data",
     (4, "loss"),
     origin("input", "nonfinite_input", "addmm mm linear", "net.0", node="*"),
+    mechanism="nonfinite-data",
 )
 def missing_value_in_a_table() -> Loop:
     """A table with a missing value, NaN, in the fifth batch: the first layer reads it."""
@@ -216,6 +221,7 @@ def missing_value_in_a_table() -> Loop:
     "bad data",
     (5, "loss"),
     origin("input", "nonfinite_input", "addmm mm linear", "body", node="*"),
+    mechanism="nonfinite-data",
 )
 def log_scaled_counts() -> Loop:
     """Features are logarithms of counts, made before training; one of the sixth batch is 0, its logarithm -inf."""
@@ -273,6 +279,7 @@ def half_precision_square() -> Loop:
     "0 / 0 in the optimizer",
     (0, "parameter"),
     origin("optimizer", "invalid", "addcdiv _foreach_addcdiv div _foreach_div", node="*", at="adam.py:*"),
+    mechanism="optimizer-eps-underflow",
 )
 def adam_eps_zero() -> Loop:
     """Adam with eps=0: a ReLU unit that is dead from the start has no gradient, and its update is 0 / 0."""

@@ -92,11 +92,12 @@ def denoising_autoencoder_binary_loss() -> Loop:
     (5, "loss"),
     origin("forward", "divide_by_zero", "log"),
     origin("forward", "overflow", "exp", at="ALSO"),
-    mechanism="log-of-zero",
+    mechanism="log-of-zero exp-overflow",
 )
 def sigmoid_by_hand() -> Loop:
     """The sigmoid, too, is written out: exp(-z) is inf, its reciprocal 0, and the logarithm of that -inf. The infinity
-    of exp does not reach the loss as such; it is the reason why p is 0, so that line may be named as well.
+    of exp does not reach the loss as such; it is the reason why p is 0, so that line, and its overflow,
+    may be named as well.
     """
     torch.manual_seed(24)
     model = nn.Linear(2, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 LOG0 = origin("forward", "divide_by_zero", "log")
 
 
-@case("ID_4", "exp(logvar)", (5, "loss"), origin("forward", "overflow", "exp"))
+@case("ID_4", "exp(logvar)", (5, "loss"), origin("forward", "overflow", "exp"), mechanism="exp-overflow")
 def vgae_kl() -> Loop:
     """A variational graph autoencoder's KL term: exp(logvar) of one hub node."""
 
@@ -45,7 +45,7 @@ def vgae_kl() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-3), loss, batches)
 
 
-@case("ID_35a", "exp(logvar)", (4, "loss"), origin("forward", "overflow", "exp"))
+@case("ID_35a", "exp(logvar)", (4, "loss"), origin("forward", "overflow", "exp"), mechanism="exp-overflow")
 def vae_latent_variance() -> Loop:
     """A VAE with softplus layers: exp of the encoder's log variance, shared by sampling and KL. A bright batch."""
 
@@ -76,7 +76,13 @@ def vae_latent_variance() -> Loop:
     return train(vae, torch.optim.Adam(vae.parameters(), lr=1e-3), cost, batches)
 
 
-@case("ID_35b", "sqrt(exp(logvar))", (5, "gradient"), origin("backward", "divide_by_zero", "div", node="SqrtBackward*"))
+@case(
+    "ID_35b",
+    "sqrt(exp(logvar))",
+    (5, "gradient"),
+    origin("backward", "divide_by_zero", "div", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
+)
 def vae_sqrt_of_vanished_variance() -> Loop:
     """The standard deviation as sqrt(exp(.)): exp of -150 is 0, its root is 0, and the slope of the root is 1 / 0."""
 
@@ -103,10 +109,16 @@ def vae_sqrt_of_vanished_variance() -> Loop:
     return train(vae, torch.optim.Adam(vae.parameters(), lr=1e-3), cost, batches)
 
 
-@case("ID_36a", "exp(logvar)", (3, "loss"), origin("forward", "overflow", "exp", "latent"), mechanism="divergence")
+@case(
+    "ID_36a",
+    "exp(logvar)",
+    (3, "loss"),
+    origin("forward", "overflow", "exp", "latent"),
+    mechanism="divergence exp-overflow",
+)
 def vae_diverges_in_its_latent_module() -> Loop:
     """Gradient descent with a learning rate of 1.2 on a summed loss: after three steps log variances of hundreds.
-    Sampling is clipped, the KL term, in a module of its own, is not.
+    Sampling is clipped, the KL term, in a module of its own, is not: both the exponential and the rate are to blame.
     """
 
     class Latent(nn.Module):
@@ -135,6 +147,7 @@ def vae_diverges_in_its_latent_module() -> Loop:
     "sqrt(exp(logvar))",
     (6, "gradient"),
     origin("backward", "divide_by_zero", "div", "sample", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
 )
 def conv_vae_sqrt() -> Loop:
     """A convolutional VAE; sampling is a module. One image is a negative with a wrong scale."""
@@ -165,7 +178,7 @@ def conv_vae_sqrt() -> Loop:
     return train(vae, torch.optim.Adam(vae.parameters(), lr=1e-3), vae, batches)
 
 
-@case("ID_39a", "exp(logvar)", (5, "loss"), origin("forward", "overflow", "exp"))
+@case("ID_39a", "exp(logvar)", (5, "loss"), origin("forward", "overflow", "exp"), mechanism="exp-overflow")
 def beta_vae_free_bits() -> Loop:
     """A VAE whose KL is bounded from below (free bits): the bound hides nothing of exp's infinity above it."""
     torch.manual_seed(42)
@@ -185,7 +198,13 @@ def beta_vae_free_bits() -> Loop:
     return train(vae, torch.optim.AdamW(vae.parameters(), lr=1e-3), cost, batches)
 
 
-@case("ID_43a, ID_49a", "exp(logvar)", (4, "loss"), origin("forward", "overflow", "exp", "prior"))
+@case(
+    "ID_43a, ID_49a",
+    "exp(logvar)",
+    (4, "loss"),
+    origin("forward", "overflow", "exp", "prior"),
+    mechanism="exp-overflow",
+)
 def conditional_vae_prior() -> Loop:
     """A conditional VAE: the prior's log variance depends on the label; the KL divides by exp of it, written as exp of
     its negative. A label that comes as a number, not as one-hot, drives it far below 0.
@@ -229,6 +248,7 @@ def conditional_vae_prior() -> Loop:
     "sqrt(exp(logvar))",
     (3, "gradient"),
     origin("backward", "divide_by_zero", "div", "cell", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
 )
 def recurrent_vae_sqrt() -> Loop:
     """A recurrent VAE that samples at every time step, by one cell: the variance vanishes at the last step only."""

@@ -248,9 +248,18 @@ def multihead_attention_over_padding_only(fixed: bool = False) -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-3), model, batches)
 
 
-@case("sgl-project/sglang#31017", "division by a sum", (2, "loss"), origin("forward", "invalid", "div", "router"))
+@case(
+    "sgl-project/sglang#31017",
+    "division by a sum",
+    (2, "loss"),
+    origin("forward", "invalid", "div", "router"),
+    mechanism="zero-scale",
+)
 def expert_weights_that_all_underflow(fixed: bool = False) -> Loop:
-    """Sigmoid routing with a selection bias: all chosen weights are 0, and they are divided by their sum."""
+    """Sigmoid routing with a selection bias: all chosen weights are 0, and they are divided by their sum.
+
+    The sum of weights that are never negative is a norm of theirs, so zero-scale is the name.
+    """
 
     class Router(nn.Module):
         def __init__(self) -> None:
@@ -286,9 +295,18 @@ def expert_weights_that_all_underflow(fixed: bool = False) -> Loop:
     return train(model, torch.optim.AdamW(model.parameters(), lr=1e-3), model, batches)
 
 
-@case("WHU-AISE/TVDiag#5", "division by a sum", (3, "loss"), origin("forward", "invalid", "div"))
+@case(
+    "WHU-AISE/TVDiag#5",
+    "division by a sum",
+    (3, "loss"),
+    origin("forward", "invalid", "div"),
+    mechanism="zero-scale mean-over-nothing",
+)
 def similarities_that_sum_to_zero(fixed: bool = False) -> Loop:
-    """Supervised contrastive similarities are divided by their sum over the others, which is 0 for a lone sample."""
+    """Supervised contrastive similarities are divided by their sum over the others, which is 0 for a lone sample.
+
+    It is a normalisation by a sum that is 0, and a weighted mean over no positive sample: both names fit.
+    """
     torch.manual_seed(148)
     model = mlp(5, 8, 4)
 

@@ -35,7 +35,7 @@ def true_half_precision_with_adam(fixed: bool = False) -> Loop:
     "unslothai/unsloth-zoo#866",
     "float16 gradient",
     (2, "gradient"),
-    origin("backward", "overflow", "mul mm", "layers.0", at="training.py:*", node="*"),
+    origin("backward", "overflow", "mul mm", "layers.0", node="*"),
     mechanism="fp16-gradient-overflow",
 )
 def gradient_along_the_residual_stream(fixed: bool = False) -> Loop:
@@ -114,7 +114,13 @@ def gated_mlp_in_float16(fixed: bool = False) -> Loop:
     return train(model, torch.optim.SGD(model.parameters(), lr=1e-6), model, batches)
 
 
-@case("pytorch/pytorch#33596", "eps that rounds to 0", (2, "loss"), origin("forward", "invalid", "div", "project"))
+@case(
+    "pytorch/pytorch#33596",
+    "eps that rounds to 0",
+    (2, "loss"),
+    origin("forward", "invalid", "div", "project"),
+    mechanism="zero-scale",
+)
 def normalised_zero_vector_in_float16(fixed: bool = False) -> Loop:
     """F.normalize divides by max(norm, 1e-12); in float16 that bound is 0."""
 

@@ -24,7 +24,13 @@ def far_off(batch: tuple[Tensor, Tensor, Tensor], by: float) -> tuple[Tensor, Te
     return ids, other, advantage
 
 
-@case("huggingface/trl#3015", "exp of a log-ratio", (3, "loss"), origin("forward", "overflow", "exp"))
+@case(
+    "huggingface/trl#3015",
+    "exp of a log-ratio",
+    (3, "loss"),
+    origin("forward", "overflow", "exp"),
+    mechanism="exp-overflow",
+)
 def grpo_kl_overflows(fixed: bool = False) -> Loop:
     """The K3 estimator exp(ref - policy) - (ref - policy) - 1, where the policy has drifted far from the reference."""
     torch.manual_seed(120)
@@ -47,6 +53,7 @@ def grpo_kl_overflows(fixed: bool = False) -> Loop:
     (2, "gradient"),
     origin("forward", "overflow", "exp", "kl"),
     origin("backward", "invalid", "mul", "kl", node="ExpBackward*", first_nan=True),
+    mechanism="exp-overflow",
 )
 def kl_clipped_after_the_exponential(fixed: bool = False) -> Loop:
     """The KL estimate is clamped only after exp has overflowed: the loss is finite, its gradient 0 * inf."""
@@ -75,7 +82,13 @@ def kl_clipped_after_the_exponential(fixed: bool = False) -> Loop:
     return train(model, torch.optim.AdamW(model.parameters(), lr=1e-3), model, batches)
 
 
-@case("NovaSky-AI/SkyRL#1261", "exp of a log-ratio", (4, "loss"), origin("forward", "overflow", "exp"))
+@case(
+    "NovaSky-AI/SkyRL#1261",
+    "exp of a log-ratio",
+    (4, "loss"),
+    origin("forward", "overflow", "exp"),
+    mechanism="exp-overflow",
+)
 def importance_sampling_ratio(fixed: bool = False) -> Loop:
     """exp(new - old) without a clamp: the sampler gave a token a far smaller probability than the trainer does."""
     torch.manual_seed(122)
@@ -108,7 +121,13 @@ def gate_divides_by_a_product_of_ratios(fixed: bool = False) -> Loop:
     return train(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, batches)
 
 
-@case("axolotl-ai-cloud/axolotl#3353", "std of one value", (3, "loss"), origin("forward", "invalid", "std"))
+@case(
+    "axolotl-ai-cloud/axolotl#3353",
+    "std of one value",
+    (3, "loss"),
+    origin("forward", "invalid", "std"),
+    mechanism="mean-over-nothing",
+)
 def one_generation_per_prompt(fixed: bool = False) -> Loop:
     """Rewards are normalised within a group; with one generation per prompt the unbiased std is 0 / 0."""
     torch.manual_seed(124)
@@ -126,7 +145,13 @@ def one_generation_per_prompt(fixed: bool = False) -> Loop:
     return train(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss, batches)
 
 
-@case("DLR-RM/stable-baselines3#325", "std of one value", (2, "loss"), origin("forward", "invalid", "std", "ppo"))
+@case(
+    "DLR-RM/stable-baselines3#325",
+    "std of one value",
+    (2, "loss"),
+    origin("forward", "invalid", "std", "ppo"),
+    mechanism="mean-over-nothing",
+)
 def last_minibatch_holds_one_sample(fixed: bool = False) -> Loop:
     """Advantages are normalised per minibatch, and the last one of the rollout buffer has one sample."""
 
@@ -152,7 +177,13 @@ def last_minibatch_holds_one_sample(fixed: bool = False) -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=3e-4), model, batches, clip=0.5)
 
 
-@case("huggingface/trl#5773", "non-finite data", (3, "loss"), origin("input", "nonfinite_input", "mean", node="*"))
+@case(
+    "huggingface/trl#5773",
+    "non-finite data",
+    (3, "loss"),
+    origin("input", "nonfinite_input", "mean", node="*"),
+    mechanism="nonfinite-data",
+)
 def reward_that_no_function_gave(fixed: bool = False) -> Loop:
     """Every reward function returned None for a completion: its reward is NaN, and with it the mean of its group."""
     torch.manual_seed(126)
@@ -232,9 +263,13 @@ def squashed_action_with_a_scale(fixed: bool = False) -> Loop:
     (2, "gradient"),
     origin("input", "nonfinite_input", "sub", node="*"),
     origin("backward", "invalid", "mul", node="*", first_nan=True),
+    mechanism="nonfinite-data",
 )
 def reverse_kl_over_padding(fixed: bool = False) -> Loop:
-    """The teacher's log-probabilities are padded with -inf; nan_to_num hides them in the loss, not in the gradient."""
+    """The teacher's log-probabilities are padded with -inf; nan_to_num hides them in the loss, not in the gradient.
+
+    The -inf came with the batch and is read by a subtraction: non-finite data, and filling it is the cure.
+    """
     torch.manual_seed(129)
     model = TinyLM(vocabulary=8)
 

@@ -157,7 +157,13 @@ def orpo_guard_that_rounds_to_zero(fixed: bool = False) -> Loop:
     return train(model, torch.optim.SGD(model.parameters(), lr=1e-4), loss, replaced(batches, 3, (sure,)))
 
 
-@case("huggingface/trl#5339", "mean over a mask", (3, "loss"), origin("forward", "invalid", "div"))
+@case(
+    "huggingface/trl#5339",
+    "mean over a mask",
+    (3, "loss"),
+    origin("forward", "invalid", "div"),
+    mechanism="mean-over-nothing",
+)
 def answer_of_padding(fixed: bool = False) -> Loop:
     """Mean log-probability of an answer over its own tokens; one row is padding only: 0 / 0 for that row."""
     torch.manual_seed(105)
@@ -243,10 +249,13 @@ def tagger_with_ignored_tags(fixed: bool = False) -> Loop:
     "no labels",
     (3, "loss"),
     origin("forward", "invalid", "div"),
-    mechanism="empty-labels",
+    mechanism="empty-labels mean-over-nothing",
 )
 def mean_by_hand_over_no_labels(fixed: bool = False) -> Loop:
-    """The sum of losses over the count of labels, in a batch whose labels are all masked: 0 / 0."""
+    """The sum of losses over the count of labels, in a batch whose labels are all masked: 0 / 0.
+
+    What is counted are labels, so empty-labels is the closer name; a mean over nothing it is as well.
+    """
     torch.manual_seed(109)
     model = TinyLM()
 

@@ -47,10 +47,13 @@ class DoraLinear(nn.Module):
     "DoRA of a zero row",
     (0, "loss"),
     origin("forward", "invalid", "div", "o_proj.lora_magnitude_vector.default", at="training.py:*"),
-    mechanism="dora-zero-norm",
+    mechanism="dora-zero-norm zero-scale",
 )
 def dora_on_a_projection_with_zero_rows(fixed: bool = False) -> Loop:
-    """The base weight has rows of zeros: magnitude and norm are both 0, and DoRA divides one by the other."""
+    """The base weight has rows of zeros: magnitude and norm are both 0, and DoRA divides one by the other.
+
+    A division by a norm of 0 is zero-scale; that it is DoRA's is the closer name.
+    """
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -75,10 +78,13 @@ def dora_on_a_projection_with_zero_rows(fixed: bool = False) -> Loop:
     "DoRA of a zero row",
     (2, "loss"),
     origin("forward", "invalid", "div", "lora"),
-    mechanism="dora-zero-norm",
+    mechanism="dora-zero-norm zero-scale",
 )
 def weight_decomposition_of_a_row_that_vanishes(fixed: bool = False) -> Loop:
-    """apply_weight_decompose divides the weight by its norm; pruning after step 1 leaves a row of zeros."""
+    """apply_weight_decompose divides the weight by its norm; pruning after step 1 leaves a row of zeros.
+
+    DoRA written outside of PEFT: a division by a norm of 0 is as right a name as DoRA's own.
+    """
 
     class Decomposed(nn.Module):
         def __init__(self) -> None:
@@ -247,9 +253,13 @@ class AdaNorm(torch.optim.Optimizer):
     "optimizer divides by a norm",
     (0, "parameter"),
     origin("optimizer", "invalid", "div", node="*", at="training.py:*"),
+    mechanism="optimizer-eps-underflow",
 )
 def normuon_with_a_zero_gradient(fixed: bool = False) -> Loop:
-    """Zero-initialised output weights give the layer before them a gradient of exactly 0: NorMuon divides 0 by 0."""
+    """Zero-initialised output weights give the layer before them a gradient of exactly 0: NorMuon divides 0 by 0.
+
+    The optimizer's guard against that is 0, which is what optimizer-eps-underflow says; the thread added 1e-8.
+    """
 
     class Mlp(nn.Module):
         def __init__(self) -> None:
@@ -271,9 +281,10 @@ def normuon_with_a_zero_gradient(fixed: bool = False) -> Loop:
     "optimizer divides by a norm",
     (3, "parameter"),
     origin("optimizer", "invalid", "div", node="*", at="training.py:*"),
+    mechanism="optimizer-eps-underflow",
 )
 def adanorm_with_a_zero_gradient(fixed: bool = False) -> Loop:
-    """The correction divides by the norm of the gradient, and a batch in which all units are dead has none."""
+    """The correction divides by the norm of the gradient plus an eps of 0; a batch of dead units has no gradient."""
     torch.manual_seed(206)
     model = nn.Linear(4, 3)
     batches = [(torch.rand(5, 4),) for _ in range(6)]
@@ -283,9 +294,15 @@ def adanorm_with_a_zero_gradient(fixed: bool = False) -> Loop:
     return train(model, AdaNorm(model.parameters(), fixed), lambda x: model(x).relu().mean(), batches)
 
 
-@case("rickgroen/cov-weighting#3", "division by a mean", (2, "loss"), origin("forward", "invalid", "div"))
+@case(
+    "rickgroen/cov-weighting#3",
+    "division by a mean",
+    (2, "loss"),
+    origin("forward", "invalid", "div"),
+    mechanism="zero-scale",
+)
 def weights_by_the_variation_of_losses(fixed: bool = False) -> Loop:
-    """Each loss is divided by its running mean; a loss that starts at 0 has mean 0, too."""
+    """Each loss is divided by its running mean, a statistic of its values; a loss that starts at 0 has mean 0, too."""
     torch.manual_seed(207)
     model = nn.Linear(4, 2)
     means: list[Tensor] = []

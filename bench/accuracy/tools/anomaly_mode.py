@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,10 +21,15 @@ def ask(case: Case, folder: Path) -> Answer:
             with torch.autograd.set_detect_anomaly(True):
                 bare.run()
         except RuntimeError as error:
-            node = re.search(r"Function '(\w+)' returned nan", str(error))
-            if not node:
-                raise
-            found = [m for w in heard for m in re.findall(r'File "([^"]+)", line (\d+)', str(w.message))]
-            own = [f"{Path(path).name}:{line}" for path, line in found if is_script(path)]
-            return Answer(step=bare.step, node=node[1], line=own[-1] if own else "")
+            return anomaly(error, heard, bare.step)
     return Answer()
+
+
+def anomaly(error: RuntimeError, heard: Iterable[warnings.WarningMessage], step: int) -> Answer:
+    """What the error and the warnings of anomaly mode say; raises an error that is not its own."""
+    node = re.search(r"Function '(\w+)' returned nan", str(error))
+    if not node:
+        raise error
+    found = [m for w in heard for m in re.findall(r'File "([^"]+)", line (\d+)', str(w.message))]
+    own = [f"{Path(path).name}:{line}" for path, line in found if is_script(path)]
+    return Answer(step=step, node=node[1], line=own[-1] if own else "")

@@ -26,7 +26,8 @@ class Answer:
     parameters: str = ""
     """A hash of the parameters' bits at the end."""
     reproduced: bool | None = None
-    confidence: str = ""
+    origin_grade: str = ""
+    mechanism_grade: str = ""
     crashed: str = ""
 
     def record(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Asks nangrid: the loop as its documentation writes it, with a Watch around each step."""
+"""Asks nangrid: the loop as its documentation writes it, by `watch.step` or followed by `watch.batches`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from case import Case
+from case import Case, Loop
 from tools.answer import Answer
 from torch import nn
 
@@ -16,15 +16,10 @@ from nangrid.records.explain.certainty import mechanism_certainty, origin_certai
 
 def ask(case: Case, folder: Path) -> Answer:
     subject = case.build()
-    watch = Watch(
-        subject.model, subject.optimizer, out_dir=folder, max_grad_norm=subject.clip, accumulate=subject.accumulate
-    )
     losses: list[float] = []
+    watch = _watch(subject, folder)
     try:
-        for call in range(case.horizon * subject.accumulate):
-            losses.append(float(watch.step(subject.closure(call), *subject.arguments(call)).detach()))
-            if (call + 1) % subject.accumulate == 0:
-                subject.after(call // subject.accumulate)
+        (_follow if subject.followed else _step)(watch, subject, case.horizon * subject.accumulate, losses)
         watch.close()
     except NonFiniteError as error:
         found = error.autopsy
@@ -42,9 +37,56 @@ def ask(case: Case, folder: Path) -> Answer:
             losses=losses,
             parameters=fingerprint(subject.model),
             reproduced=found.reproduced,
-            confidence=f"origin {origin_certainty(found).grade}, mechanism {mechanism_certainty(found).grade}",
+            origin_grade=origin_certainty(found).grade,
+            mechanism_grade=mechanism_certainty(found).grade,
         )
     return Answer(losses=losses, parameters=fingerprint(subject.model))
+
+
+def _watch(subject: Loop, folder: Path) -> Watch:
+    if subject.followed:
+        return Watch(subject.model, subject.optimizer, out_dir=folder)
+    return Watch(
+        subject.model,
+        subject.optimizer,
+        out_dir=folder,
+        scheduler=subject.scheduler,
+        scaler=subject.scaler,
+        max_grad_norm=subject.clip,
+        accumulate=subject.accumulate,
+    )
+
+
+def _step(watch: Watch, subject: Loop, calls: int, losses: list[float]) -> None:
+    for call in range(calls):
+        losses.append(float(watch.step(subject.closure(call), *subject.arguments(call)).detach()))
+        if (call + 1) % subject.accumulate == 0:
+            subject.after(call // subject.accumulate)
+
+
+def _follow(watch: Watch, subject: Loop, calls: int, losses: list[float]) -> None:
+    assert subject.batches is not None
+    optimizer, scaler, scheduler = subject.optimizer, subject.scaler, subject.scheduler
+    for call, batch in enumerate(watch.batches(subject.batches[:calls])):
+        if call % subject.accumulate == 0:
+            optimizer.zero_grad()
+        loss = subject.closure(call)(batch)
+        if len(losses) == call:  # the body runs again in a replay
+            losses.append(float(loss.detach()))
+        if (call + 1) % subject.accumulate:
+            continue
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if subject.clip is not None:
+            nn.utils.clip_grad_norm_(subject.model.parameters(), subject.clip)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        if scheduler is not None:
+            scheduler.step()
+        subject.after(call // subject.accumulate)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 
-from nangrid.commands.refusal import refusal_message
 from nangrid.commands.streams import mute_output, open_closed_streams
 from nangrid.grid.exit_reason import OUT_OF_MEMORY, ExitReason
 from nangrid.grid.launch import CellsFailedError
@@ -54,6 +53,8 @@ def _outcome(command: Callable[[], None]) -> tuple[int, str]:
     except BrokenPipeError:
         return 1, ""
     except Exception as error:
+        from nangrid.commands.refusal import refusal_message  # Hydra takes a fifth of a second
+
         if sentence := refusal_message(error):
             return 2, sentence
         if isinstance(error, OSError) and error.errno in _PATH_ERRNOS:

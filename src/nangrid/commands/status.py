@@ -20,7 +20,7 @@ from nangrid.records.output.printed import say_json
 from nangrid.records.output.results import CellProgress, StatusResult
 from nangrid.records.pace import format_duration
 from nangrid.reporting.console import CleanConsole
-from nangrid.reporting.terminal import ERROR, FINITE, NONFINITE, UNTRAINED
+from nangrid.reporting.palette import ERROR, FINITE, NONFINITE, UNTRAINED
 
 EVERY_S = 1.0
 QUIET_S = 15.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -13,6 +14,8 @@ from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CellRecord
 from nangrid.reporting.console import CleanConsole
 
+NOTEBOOK = "JPY_PARENT_PID"
+"""Variable of commands that a notebook starts. Their output looks like a terminal, but its cursor does not move."""
 _REASON = 200
 """Characters of an error that a cell's line shows; the log has the rest."""
 
@@ -27,7 +30,7 @@ class _LenientConsole(CleanConsole):
 
 
 class GridDisplay:
-    """Shows the cells of one grid; bars only if standard output is a terminal."""
+    """Shows the cells of one grid; bars only if standard output is a terminal that is no notebook's."""
 
     def __init__(self, total: int, console: CleanConsole | None = None) -> None:
         self._console = console or _LenientConsole()
@@ -41,7 +44,7 @@ class GridDisplay:
             TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or NOTEBOOK in os.environ,
         )
         self._all = self._progress.add_task("grid", total=total, state="cells")
 

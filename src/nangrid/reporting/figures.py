@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from nangrid.records.autopsy import Autopsy, TensorRecord
-from nangrid.reporting.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from nangrid.records.explain.lines import KINDS
+from nangrid.reporting.palette import FINITE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
-FINITE = BLUE
 COLOURS = (VERMILION, ORANGE, PURPLE, GREEN, SKY, "#B8A700", "#8F6BB3")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("X", "D", "s", "^", "v", "P", "*")
@@ -218,10 +218,12 @@ def _model_strip(axes: Axes, autopsy: Autopsy, layers: int) -> None:
     last = len(places) - 1
     shown = [n for n in range(len(places)) if not crowded or n in (0, last, origin) or (n - 1) % 4 == 0]
     axes.set_xticks(shown, [places[n] for n in shown], fontsize=8)
-    where = f" in {autopsy.module}" if autopsy.module else ""
-    axes.set(yticks=[], title=f"{autopsy.phase} {autopsy.kind}{where}", xlim=(-0.8, last + 0.8))
+    phase = "optimizer update" if autopsy.phase == "optimizer" else f"{autopsy.phase} pass"
+    title = f"{KINDS.get(autopsy.kind, autopsy.kind)} in the {phase}{f', {autopsy.module}' if autopsy.module else ''}"
+    axes.set(yticks=[], title=title, xlim=(-0.8, last + 0.8))
     origins = "; X: origin" if origin is not None else ""
-    axes.set_xlabel(f"decoder layer{origins}" + ("; P: a parameter or its gradient is non-finite there" if hit else ""))
+    spread = "; P: at the end of the step a parameter or its gradient is non-finite there" if hit else ""
+    axes.set_xlabel(f"decoder layer{origins}{spread}")
     for place in sorted(p for p in hit if p is not None and p != origin):
         axes.text(place, 0.5, "P", ha="center", va="center", fontsize=8, color="black", in_layout=False)
     axes.spines[:].set_visible(False)
@@ -240,14 +242,17 @@ def _place(module: str, layers: int) -> int | None:
 
 def _magnitudes(axes: Axes, operands: Sequence[TensorRecord], dtype: str, limit: float) -> None:
     for place, operand in enumerate(reversed(operands)):
-        bits = math.log2(operand.absmax) - math.log2(limit)
-        axes.plot(bits, place, "D" if bits > 0 else "o", color=COLOURS[0] if bits > 0 else FINITE, markersize=8)
-        _note(axes, f"{operand.absmax:.3g}", (bits, place + 0.28))
-    axes.axvline(0, color=_INK, linewidth=1.2)
-    _note(axes, f"largest {dtype}: {limit:.4g}", (0, len(operands) - 0.4))
+        past = operand.absmax > limit
+        axes.plot(operand.absmax, place, "D" if past else "o", color=COLOURS[0] if past else FINITE, markersize=8)
+        _note(axes, f"{operand.absmax:.5g}", (operand.absmax, place + 0.28))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(_power))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.axvline(limit, color=_INK, linewidth=1.2)
+    _note(axes, f"largest {dtype}: {limit:.5g}", (limit, len(operands) - 0.4))
     axes.set_yticks(range(len(operands)), [f"{operand.name} ({operand.dtype})" for operand in reversed(operands)])
-    below = "; two operands below it can still exceed it together" * all(o.absmax <= limit for o in operands)
-    axes.set(xlabel=f"bits past the limit: log2(largest operand / limit){below}", ylim=(-0.6, len(operands)))
+    below = "; two below the limit can pass it together" * all(o.absmax <= limit for o in operands)
+    axes.set(xlabel=f"largest |operand|, log scale{below}", ylim=(-0.6, len(operands)))
     axes.margins(x=0.25)
     axes.grid(axis="x")
 

@@ -16,10 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nangrid.records.cell import CLOCKS, STATUS_TITLES, CellRecord
-from nangrid.reporting.palette import BLUE, ORANGE, PURPLE, VERMILION
+from nangrid.reporting.palette import ERROR, FINITE, NONFINITE, UNTRAINED
 
-# no meaning rests on colour alone: the words say the same
-FINITE, NONFINITE, UNTRAINED, ERROR = BLUE, VERMILION, ORANGE, f"bold {PURPLE}"
 _TAIL_LINES = 10
 _NAMES_SHOWN = 3
 _MOST_ROWS = 60

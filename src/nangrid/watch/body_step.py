@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, WholeStep, nonfinite
 from nangrid.watch.autopsy.trace import Progress
+from nangrid.watch.state.loop_objects import restorers
 from nangrid.watch.state.optimizers import together
 from nangrid.watch.state.random_state import set_random_states
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot
@@ -83,6 +84,7 @@ class BodyStep(WholeStep):
         window = self._window = self._window_of(snapshot)
         first = window.iterations[0]
         now = [restore for iteration in window.iterations for restore in iteration.restorers_now()]
+        now += restorers([self.live_scaler])  # which may not be among the loop's objects
         live = {name: parameter.grad for name, parameter in self.trainables.items()}
         self._taken, self._backwards, self._done = 0, 0, False
         self._ends_by_itself = snapshot.clock == RAISED

@@ -106,6 +106,7 @@ class Watch:
 
     For `step` alone: `accumulate` is the number of micro-batches per optimizer step; every call of `step` is one.
     `scheduler` is stepped after the optimizer. With a `scaler` the closure scales its loss itself, as usual.
+    `batches` finds the loop's scaler; pass it if it is an attribute of a library's object.
     """
 
     def __init__(

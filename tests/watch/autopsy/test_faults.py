@@ -267,7 +267,7 @@ def odds(logits: Tensor) -> Tensor:
 POLES: list[tuple[Callable[[Tensor], Tensor], str, str]] = [
     (odds, "aten.log1p.default", "log-of-zero"),
     (lambda out: out.abs().sigmoid().logit(), "aten.logit.default", "log-of-zero"),
-    (lambda out: out.norm(dim=-1).clamp(max=1.0).atanh(), "aten.atanh.default", "unknown"),
+    (lambda out: out.norm(dim=-1).clamp(max=1.0).atanh(), "aten.atanh.default", "outside-domain"),
     (lambda out: 1 / (out.sigmoid() - 1), "aten.reciprocal.default", "unknown"),
 ]
 
@@ -822,7 +822,7 @@ def test_file_called_dora_is_not_taken_for_dora(tmp_path: Path) -> None:
     model = Calculation(lambda out: names["pool"](out, (out == out.detach()).float() * 0))
     autopsy = diagnose(model, [torch.randn(2, 3)], tmp_path / "out")
     assert autopsy.source == "finetune_dora.py:2"
-    assert (autopsy.kind, autopsy.mechanism) == ("invalid", "unknown")
+    assert (autopsy.kind, autopsy.mechanism) == ("invalid", "mean-over-nothing")
 
 
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:

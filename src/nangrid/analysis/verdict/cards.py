@@ -20,7 +20,7 @@ from nangrid.analysis.causes import (
 )
 from nangrid.analysis.claims import ONE_RUN, graded
 from nangrid.analysis.claims import Grade as ClaimGrade
-from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, grouped_cures, minimal_cures
+from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, few_of, grouped_cures, minimal_cures
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Certainty, Grade
 from nangrid.records.mechanisms import TITLES
@@ -30,16 +30,19 @@ _UNEXPLAINED = "unexplained "
 _NOTHING_TRAINS = Certainty(Grade.UNKNOWN, "no combination of this grid trains, so there is nothing to compare with")
 
 
-def event_cards(grid: Grid, reference: Combination | None) -> list[EventCard]:
+def event_cards(grid: Grid, reference: Combination | None, cell_id: str = "") -> list[EventCard]:
     """One card per event, the most frequent first; if nothing trains they know no causes and cures.
 
-    `reference`: the combination that the user requested, if any.
+    `reference`: the combination that the user requested, if any. `cell_id`: tell of one cell its own event and cures;
+    the smallest change that cures another cell may not be the smallest for this one.
     """
     reference = reference or grid.reference
     if reference is None:
         cards = [_card(grid, EventVerdict(event, _failing(grid, event), (), (), ())) for event in grid.events()]
-        return [replace(card, certainty=_NOTHING_TRAINS) for card in cards]
-    return [_card(grid, verdict) for verdict in grid.event_verdicts(reference)]
+        cards = [replace(card, certainty=_NOTHING_TRAINS) for card in cards]
+    else:
+        cards = [_card(grid, verdict, cell_id) for verdict in grid.event_verdicts(reference)]
+    return [card for card in cards if not cell_id or cell_id in card.happened.cells]
 
 
 def title_of(event: Event) -> str:
@@ -56,8 +59,10 @@ def _failing(grid: Grid, event: Event) -> list[Combination]:
     return [c for c in grid.combinations.values() if c.onsets(event)]
 
 
-def _card(grid: Grid, verdict: EventVerdict) -> EventCard:
-    groups = grouped_cures(grid, verdict, verdict.cures)
+def _card(grid: Grid, verdict: EventVerdict, cell_id: str = "") -> EventCard:
+    cured = [c for c in verdict.failing if not cell_id or cell_id in _ids(c.records)]
+    of_them = replace(verdict, failing=cured, cures={c.levels: verdict.cures.get(c.levels, ()) for c in cured})
+    groups = grouped_cures(grid, of_them, of_them.cures)
     causes: list[Cause | SeenCause] = [*verdict.causes, *verdict.seen]
     return EventCard(
         event=str(verdict.event),
@@ -96,7 +101,7 @@ def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
         runs = [ONE_RUN]
     elif without:
         whole = len(without) == len(cause.levels)
-        smaller = f"not with {'one' if whole else 'some'} of them left out"
+        smaller = f"with {'any' if whole else 'some'} of them at the reference's level it does not"
         runs.append(smaller if len(cause.levels) > 1 else "the reference does not")
     cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
     grade = Grade.LIKELY if likely else Grade.PROVEN
@@ -132,13 +137,21 @@ def _cure(group: CureGroup) -> CureCard:
     runs = one if tried == 1 else f"{len(group.finite)} of {tried} {noun} that tried it stay"
     until = min(cure.until for cure in group.cures)
     ends = Counter(event_names(combination) for combination in group.failing)
-    others = [f"{len(group.worse)} of them to a worse loss"] if group.worse else []
+    others = [_worse(group, tried)] if group.worse else []
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
     single = [ONE_RUN] if group.one_run else []
     text = "; ".join([f"{runs} finite to step {until}", *others, *short, *single])
     grade = Grade.LIKELY if short or single else Grade.PROVEN
     return CureCard(_spelled(group.changes), grade, bool(group.failing), text, cells)
+
+
+def _worse(group: CureGroup, tried: int) -> str:
+    """That some of the finite runs do not train as well as the reference."""
+    if tried == 1:
+        return "it trains worse than the reference"
+    verb = "trains" if len(group.worse) == 1 else "train"
+    return f"{len(group.worse)} of them {verb} worse than the reference ({few_of(group.worse)})"
 
 
 def _no_help(futile: Sequence[FutileChange]) -> Iterator[FutileCard]:

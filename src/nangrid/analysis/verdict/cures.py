@@ -33,10 +33,10 @@ class CureGroup:
         until = min(cure.until for cure in self.cures)
         short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
         ends = Counter(event_names(combination) for combination in self.failing)
-        others = [f"; {len(self.worse)} with a worse loss: {_few_of(self.worse)}"] if self.worse else []
+        others = [f"; {len(self.worse)} with a worse loss: {few_of(self.worse)}"] if self.worse else []
         others += [f"; {count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
         word = "partial cure" if self.failing else "cure"
-        kept = f"{tries} finite to step {until}{short}: {_few_of(self.finite)}"
+        kept = f"{tries} finite to step {until}{short}: {few_of(self.finite)}"
         one_run = f", {ONE_RUN}" if self.one_run else ""
         return f"  {word}: {format_levels(self.changes)} ({kept}{''.join(others)}){one_run}"
 
@@ -46,7 +46,8 @@ def event_names(combination: Combination) -> str:
     return " or ".join(dict.fromkeys(str(event).partition(" (")[0] for event in combination.events if event))
 
 
-def _few_of(combinations: Sequence[Combination]) -> str:
+def few_of(combinations: Sequence[Combination]) -> str:
+    """Short ids of the first few cells of the combinations."""
     return few([record.cell_id for combination in combinations for record in combination.records])
 
 

@@ -77,7 +77,7 @@ def _changes(autopsy: Autopsy) -> list[str]:
 
 def _ruled_out(autopsy: Autopsy) -> Iterator[str]:
     if autopsy.reproduced:
-        yield "chance (the replay gave the same bits)"
+        yield "a random glitch (the replay repeated the step to the last bit)"
     if autopsy.untrained:
         start = "it is the first step" if autopsy.step == 0 else "the untrained weights fail on this batch as well"
         yield f"the course of the training ({start})"
@@ -97,8 +97,8 @@ def _unchecked(autopsy: Autopsy) -> Iterator[str]:
         yield "the untrained weights on this batch, which were not kept"
     found = bool(autopsy.op or autopsy.preexisting)
     if found and autopsy.ablated is None:
-        yield "zeros in place of the operation's non-finite numbers"
+        yield "whether the step is finite with zeros in place of the operation's non-finite numbers"
     if autopsy.op and not autopsy.cures:
-        yield "a change of this operation, because no textbook change fits it"
+        yield "whether a change of the operation helps: no standard one fits it"
     if autopsy.mechanism == UNKNOWN and found:
         yield "the mechanism, because none that nangrid knows fits"

@@ -43,7 +43,7 @@ def _lines(autopsy: Autopsy) -> Iterator[str]:
         yield f"  {_received(autopsy.by_communication)}"
     yield f"  {autopsy.mechanism}: {autopsy.explanation}"
     if autopsy.suggestions:
-        yield f"  try: {', '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
+        yield f"  try: {'; or '.join(suggestion.advice for suggestion in autopsy.suggestions)}"
     if not autopsy.reproduced:
         yield "  CAUTION: no replay reproduced the original step exactly"
 

@@ -15,11 +15,9 @@ _SHORTEST = 8
 
 def secrets() -> dict[str, str]:
     """Environment variables whose name says that they hold a secret; a path to an existing file is none."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if _NAME.search(name) and len(value) >= _SHORTEST and not os.path.exists(value)
-    }
+    # Not os.environ.items(), which raises KeyError if another thread removes a variable meanwhile.
+    named = {name: os.environ.get(name, "") for name in os.environ if _NAME.search(name)}
+    return {name: value for name, value in named.items() if len(value) >= _SHORTEST and not os.path.exists(value)}
 
 
 def redacted(text: str) -> str:

@@ -68,8 +68,7 @@ def _cards(folder: Path, record: CellRecord) -> list[EventCard]:
         judged: Judged = judge(GridDirectory.at(grid))
     except InputError:
         return []
-    cards = event_cards(judged.grid, judged.chosen) if len(judged.records) > 1 else []
-    return [card for card in cards if record.cell_id in card.happened.cells]
+    return event_cards(judged.grid, judged.chosen, record.cell_id) if len(judged.records) > 1 else []
 
 
 def happened_in(record: CellRecord) -> str:

@@ -37,7 +37,7 @@ def _of_grid(answer: Answer) -> Iterator[Part]:
         yield from _cause("   cause", card)
         for cure in card.cures[:1]:
             yield "   change", f"{together(cure.levels)}: {cure.text}"
-        yield "   no help", ", ".join(futile.factor for futile in card.no_help)
+        yield "   no help", _alone(card)
     if (more := len(answer.events) - _EVENTS) > 0:
         yield "", f"and {more} rarer events: --json lists them"
     yield "not checked", _joined(answer.unchecked)
@@ -52,11 +52,11 @@ def _of_run(answer: Answer) -> Iterator[Part]:
     for card in answer.events[:1]:
         yield from _cause("cause", card)
     for finding in answer.findings[:1]:
-        yield "how sure", f"origin {finding.origin}"
-        yield "", f"mechanism {finding.reason}"
+        yield "how sure", f"where: {finding.origin}"
+        yield "", f"why: {finding.reason}"
     changes = change_first(answer)
     yield from (("change first" if number == 0 else "or", text) for number, text in enumerate(changes[:_MOST]))
-    yield "no help", ", ".join(futile.factor for card in answer.events for futile in card.no_help)
+    yield "no help", "; ".join(filter(None, map(_alone, answer.events)))
     yield "ruled out", _joined([line for finding in answer.findings for line in finding.ruled_out])
     unchecked = [line for finding in answer.findings for line in finding.unchecked]
     yield "not checked", _joined([*unchecked, *answer.unchecked])
@@ -67,6 +67,12 @@ def _cause(head: str, card: EventCard) -> Iterator[Part]:
         yield head, f"{together(cause.levels)}: {cause.text} ({card.certainty.grade})"
     if not card.causes:
         yield head, str(card.certainty)
+
+
+def _alone(card: EventCard) -> str:
+    """The factors that do not help if nothing else is changed with them."""
+    factors = [futile.factor for futile in card.no_help]
+    return f"{' or '.join(factors)} alone" if factors else ""
 
 
 def _joined(texts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nangrid.watch.autopsy.operands import schema, tensors_in
 
-_LONGEST = 10
+LONGEST = 10
 
 Lineage = tuple[str, ...]
 """Names of operations, the last one first; where one read truth values or integers, `bool` or `int` follows it."""
@@ -30,7 +30,7 @@ class Lineages:
         read = [*tensors_in(args), *tensors_in(kwargs.values())]
         # what is selected by a condition is the second operand
         first = read[1 if schema(func).name == "where" and len(read) > 1 else 0] if read else None
-        lineage = (schema(func).name.rstrip("_"), *_kind(first), *self.of(first))[:_LONGEST]
+        lineage = (schema(func).name.rstrip("_"), *_kind(first), *self.of(first))[:LONGEST]
         sources = {_storage(tensor) for tensor in read}
         for tensor in tensors_in([result]):
             if schema(func).written or _storage(tensor) not in sources:

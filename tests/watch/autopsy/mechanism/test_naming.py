@@ -34,6 +34,11 @@ def calculate(then: Callable[..., Tensor], batches: Any, out_dir: Path, **option
     return diagnose(model, batches, out_dir, lambda out: out.sum(), **options)
 
 
+def hidden(x: Tensor) -> Tensor:
+    """All logits banned."""
+    return x.masked_fill(torch.ones(1, 3, dtype=torch.bool), -math.inf)
+
+
 ROW = torch.tensor([[1.0, 2.0, 3.0]])
 ALIKE = torch.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]])
 NOTHING = torch.zeros(1, 3)
@@ -50,18 +55,27 @@ NOTHING = torch.zeros(1, 3)
         # means over nothing
         (lambda x: (x * (x > 9)).sum() / (x > 9).sum(), ROW, "mean-over-nothing", "a count of 0"),
         (lambda x: (x * (x > 9).float()).sum(-1) / (x > 9).float().sum(-1), ROW, "mean-over-nothing", "a count of 0"),
+        (lambda x: (x * (x > 9) * x).sum() / ((x > 9) * torch.ones(3)).sum(), ROW, "mean-over-nothing", "a count of 0"),
         (lambda x: x[x > 9].mean(), ROW, "mean-over-nothing", "over no elements"),
         (lambda x: x.std(0), ROW, "mean-over-nothing", "a single value"),
         # statistics of zero
         (lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True), ALIKE, "zero-scale", "exactly zero"),
         (lambda x: x / x.norm(dim=-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
         (lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True)), NOTHING, "zero-scale", "exactly zero"),
+        (lambda x: x.relu() / x.relu().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
+        (lambda x: x / x.square().sum(-1, keepdim=True), NOTHING, "zero-scale", "exactly zero"),
+        (lambda x: (x - x.mean()) / (x.std() + 1e-50), torch.ones(1, 3), "zero-scale", "exactly zero"),
+        (lambda x: F.normalize(x, eps=1e-50), NOTHING, "zero-scale", "exactly zero"),
+        # a softmax written out
+        (lambda x: hidden(x) - hidden(x).amax(-1, keepdim=True), ROW, "masked-row-softmax", "masked everywhere"),
+        (lambda x: hidden(x) - hidden(x).sum(-1, keepdim=True), ROW, "unknown", "No known mechanism"),
         # exponentials
         (lambda x: (x * 40).exp(), ROW, "exp-overflow", "120"),
         (lambda x: (x * 40).cosh(), ROW, "exp-overflow", "120"),
         # domains
         (lambda x: torch.acos(x * 0.5), ROW, "outside-domain", "between -1 and 1"),
         (lambda x: (1 - x).sqrt(), ROW, "outside-domain", "0 or more"),
+        (lambda x: torch.atanh(x[:, 0]), ROW, "outside-domain", "not defined at 1:"),
         # neither
         (lambda x: x / (x - x.detach()), ROW, "unknown", "No known mechanism"),
         (lambda x: (x * 0).exp().sub(1) / (x * 0), ROW, "unknown", "No known mechanism"),
@@ -164,6 +178,18 @@ def test_three_losses_that_rise_by_batch_noise_are_no_divergence(tmp_path: Path)
     ascent = torch.optim.SGD(model.parameters(), 1e-40, maximize=True)
     autopsy = diagnose(model, batches, tmp_path, lambda out: out[:, 0].sum(), ascent)
     assert (autopsy.step, autopsy.kind, autopsy.untrained) == (4, "overflow", False)
+    assert autopsy.mechanism == "unknown"
+
+
+def test_overflow_of_the_backward_pass_is_no_divergence(tmp_path: Path) -> None:
+    """The weight has grown and the loss has risen step by step, but it is one batch whose gradient is too large."""
+    model = Calculation(lambda x: x)
+    with torch.no_grad():
+        model.layer.weight.zero_()[0, 0] = 0.1
+    batches = [torch.tensor([[size, 0.0, 0.0]]) for size in (1.0, 1.0, 1.0, 1.0, 3e19)]
+    ascent = torch.optim.SGD(model.parameters(), 0.5, maximize=True)
+    autopsy = diagnose(model, batches, tmp_path, lambda out: out[:, 0].square().sum() / 2, ascent)
+    assert (autopsy.step, autopsy.phase, autopsy.kind, autopsy.untrained) == (4, "backward", "overflow", False)
     assert autopsy.mechanism == "unknown"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import dropwhile
 
 import torch
 
 from nangrid.records.autopsy import TensorRecord
 from nangrid.watch.autopsy.ieee import DIVIDE_BY_ZERO, INVALID, OVERFLOW
-from nangrid.watch.autopsy.lineage import Lineage
+from nangrid.watch.autopsy.lineage import LONGEST, Lineage
 from nangrid.watch.autopsy.producer import Operand, Producer
 
 HALF = "float16"
@@ -108,6 +109,16 @@ def came_from(lineage: Lineage, *patterns: str) -> bool:
     """
     names = [name for name in lineage if not re.fullmatch(_CARRIES, name)]
     return len(names) >= len(patterns) and all(re.fullmatch(p, name) for p, name in zip(patterns, names, strict=False))
+
+
+def unguarded(lineage: Lineage) -> Lineage:
+    """The lineage before a guard against zero, such as `+ eps` or `clamp(min=eps)` with an eps that rounds to zero."""
+    return tuple(dropwhile(lambda name: re.fullmatch(rf"add|clamp|clamp_min|maximum|{_CARRIES}", name), lineage))
+
+
+def is_sum_of(divisor: Lineage, numerator: Lineage) -> bool:
+    """Whether the divisor is the sum of what is divided; a tensor that was only read tells nothing."""
+    return bool(numerator) and divisor[:1] == ("sum",) and divisor[1:] == numerator[: LONGEST - 1]
 
 
 _CARRIES = r"_to_copy|clone|copy|expand|repeat|cat|stack|index|index_select|select|slice|gather|lift_fresh|view|reshape"

@@ -14,9 +14,11 @@ from nangrid.watch.autopsy.mechanism.evidence import (
     divides_by_zero,
     dtype_max,
     is_operation,
+    is_sum_of,
     overflows,
     producer_of,
     share_of_max,
+    unguarded,
 )
 from nangrid.watch.autopsy.producer import Producer
 
@@ -32,6 +34,7 @@ _DOMAINS = {
     "sqrt": "0 or more", "rsqrt": "more than 0", "erfinv": "between -1 and 1", "pow": "0 or more for this exponent",
 }  # fmt: skip
 """Functions that are not defined everywhere, and where they are."""
+_INFINITE_AT_THE_EDGE = ("atanh", "erfinv")
 
 
 def empty_labels(e: Evidence) -> Mechanism | None:
@@ -76,7 +79,8 @@ def _nothing(e: Evidence, producer: Producer) -> str:
     """What the mean or spread is taken over; empty if the origin is none over too few elements."""
     divisor, numerator = divides_by_zero(e, "forward"), producer.operand("self")
     if divisor and numerator and numerator is not divisor and numerator.record.at == 0:
-        sums = came_from(numerator.lineage, "sum") and divisor.lineage[:1] == ("sum",) and len(divisor.lineage) == 1
+        masks = divisor.lineage == ("sum",) or came_from(divisor.lineage, "sum", "mul", "bool")
+        sums = masks and came_from(numerator.lineage, "sum")
         counts = "int" in divisor.record.dtype or came_from(divisor.lineage, "sum|count_nonzero", _COUNT) or sums
         return "0 is divided by a count of 0." if counts else ""
     if any(operand.n_nan or operand.n_inf for operand in producer.tensors):
@@ -89,20 +93,23 @@ def _nothing(e: Evidence, producer: Producer) -> str:
 def zero_scale(e: Evidence) -> Mechanism | None:
     """A normalisation by a standard deviation, a norm or a range that is zero."""
     divisor = divides_by_zero(e, "forward")
-    if divisor is None:
+    if divisor is None or e.producer is None:
         return None
     scales = [
         (_SCALE,),
         ("sqrt", "mean|var|sum"),
         ("mul", _SCALE),
+        ("sum", "abs|pow"),
         *([("mean",)] if is_operation(e.op, "rsqrt") else []),
     ]
-    if not any(came_from(divisor.lineage, *scale) for scale in scales):
+    numerator, lineage = e.producer.operand("self"), unguarded(divisor.lineage)
+    shares = e.producer.kind == INVALID and numerator is not None and is_sum_of(lineage, numerator.lineage)
+    if not shares and not any(came_from(lineage, *scale) for scale in scales):
         return None
     return Mechanism(
         mechanisms.ZERO_SCALE,
-        "The divisor is a statistic that is exactly zero, such as a standard deviation, a norm or a maximum: the "
-        "values that it was taken over are all equal, or all zero.",
+        "The divisor is a statistic that is exactly zero, such as a standard deviation, a norm, a maximum or a sum: "
+        "the values that it was taken over are all equal, or all zero.",
         changes=("add an eps to the divisor (under the root, if there is one)",),
         advice=("leave constant inputs out",),
     )
@@ -127,7 +134,9 @@ def masked_row(e: Evidence) -> Mechanism | None:
         return None
     # Written out by hand, a softmax is exp(x - max): -inf - -inf is a subtraction.
     attends = any("attention" in name or "attn" in name for name in (e.op, e.producer.place.module.lower()))
-    if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if attends else []))):
+    subtrahend = e.producer.operand("other")
+    shifts = attends or (subtrahend is not None and came_from(subtrahend.lineage, "amax|max"))
+    if not any(name in e.op for name in ("softmax", "attention", *(["aten.sub"] if shifts else []))):
         return None
     return Mechanism(
         mechanisms.MASKED_ROW_SOFTMAX,
@@ -184,8 +193,9 @@ def exp_overflow(e: Evidence) -> Mechanism | None:
 
 def outside_domain(e: Evidence) -> Mechanism | None:
     """A function of a number for which it is not defined."""
-    producer = producer_of(e, "forward", INVALID)
     name = next((name for name in _DOMAINS if is_operation(e.op, name)), None)
+    kinds = (INVALID, *((DIVIDE_BY_ZERO,) if name in _INFINITE_AT_THE_EDGE else ()))
+    producer = producer_of(e, "forward", *kinds)
     if producer is None or name is None or not producer.tensors:
         return None
     at = producer.tensors[0].at

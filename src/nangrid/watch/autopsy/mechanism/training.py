@@ -75,7 +75,7 @@ def frozen(e: Evidence) -> Mechanism | None:
 def divergence(e: Evidence) -> Mechanism | None:
     """An overflow after a rising loss or of parameters that grew, where the untrained weights are finite."""
     # A batch that also fails on the untrained weights rules out training dynamics.
-    if not (e.producer and e.producer.kind == OVERFLOW and e.untrained is False):
+    if not (producer_of(e, "forward", OVERFLOW) and e.producer and e.untrained is False):
         return None
     losses = [loss for loss in e.losses if math.isfinite(loss)]
     lowest = min(losses, default=0.0)

@@ -1,4 +1,4 @@
-"""Rebuilds bugs of divisions, roots and powers, as DEBAR and PyTorch's users report them."""
+"""Rebuilds bugs of divisions and roots, as DEBAR and PyTorch's users report them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,13 @@ def inverse_depth() -> Loop:
     return train(model, optimizer, lambda x, y: F.l1_loss(model(x), y), batches)
 
 
-@case("DEBAR: rsqrt", "rsqrt", (5, "loss"), origin("forward", "divide_by_zero", "rsqrt", "blocks.2.norm"))
+@case(
+    "DEBAR: rsqrt",
+    "rsqrt",
+    (5, "loss"),
+    origin("forward", "divide_by_zero", "rsqrt", "blocks.2.norm"),
+    mechanism="zero-scale",
+)
 def rms_norm_without_eps() -> Loop:
     """RMSNorm by hand without eps in each of three blocks; dropout with 0.99 of the third block's input leaves a row
     of zeros after step 4, where a scheduler raises it.
@@ -85,6 +91,7 @@ def rms_norm_without_eps() -> Loop:
     "sqrt at 0",
     (3, "gradient"),
     origin("backward", "divide_by_zero", "div", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
 )
 def gradient_free_residual_norm() -> Loop:
     """A penalty on the distance of two predictions, by a root of a sum of squares; a pair of identical inputs is 0
@@ -108,6 +115,7 @@ def gradient_free_residual_norm() -> Loop:
     "sqrt at 0",
     (0, "gradient"),
     origin("backward", "divide_by_zero invalid", "div", "miner", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
 )
 def triplet_loss_diagonal() -> Loop:
     """Batch-hard triplet loss with all pairwise distances by the binomial formula, clamped at 0: the diagonal is 0,
@@ -140,6 +148,7 @@ def triplet_loss_diagonal() -> Loop:
     "std of a constant",
     (5, "loss"),
     origin("forward", "invalid", "div", "standardise"),
+    mechanism="zero-scale",
 )
 def constant_feature() -> Loop:
     """Each batch is standardised by its own statistics; in the sixth one a sensor gave the same value throughout: 0 /
@@ -166,6 +175,7 @@ def constant_feature() -> Loop:
     "std of a constant",
     (4, "gradient"),
     origin("backward", "divide_by_zero", "div", "diversity", node="SqrtBackward*"),
+    mechanism="derivative-at-pole",
 )
 def std_as_a_penalty() -> Loop:
     """A variance term keeps embeddings apart (VICReg) by the root of a variance without eps: a batch that repeats one
@@ -192,7 +202,13 @@ def std_as_a_penalty() -> Loop:
     return train(model, torch.optim.SGD(model.parameters(), lr=0.01), model, batches)
 
 
-@case("PyTorch users: cosine", "division by a norm", (4, "loss"), origin("forward", "invalid", "div", "match"))
+@case(
+    "PyTorch users: cosine",
+    "division by a norm",
+    (4, "loss"),
+    origin("forward", "invalid", "div", "match"),
+    mechanism="zero-scale",
+)
 def cosine_by_hand() -> Loop:
     """Query and document as means of word vectors, their cosine by hand; an empty document is all padding: 0 / 0."""
 
@@ -215,7 +231,13 @@ def cosine_by_hand() -> Loop:
     return train(model, torch.optim.Adam(model.parameters(), lr=1e-2), model, batches)
 
 
-@case("PyTorch users: masked mean", "division by a count", (6, "loss"), origin("forward", "invalid", "div"))
+@case(
+    "PyTorch users: masked mean",
+    "division by a count",
+    (6, "loss"),
+    origin("forward", "invalid", "div"),
+    mechanism="mean-over-nothing",
+)
 def masked_mean_of_nothing() -> Loop:
     """An autoencoder for incomplete tables: the error of each row over the values it has. A row has none."""
     torch.manual_seed(57)
@@ -256,9 +278,18 @@ def class_weight_of_zero() -> Loop:
     return train(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, batches)
 
 
-@case("PyTorch users: dice", "division by a sum", (4, "loss"), origin("forward", "invalid", "div", "dice"))
+@case(
+    "PyTorch users: dice",
+    "division by a sum",
+    (4, "loss"),
+    origin("forward", "invalid", "div", "dice"),
+    mechanism="mean-over-nothing",
+)
 def dice_of_empty_masks() -> Loop:
-    """Dice loss without smoothing: prediction (a thresholded ReLU) and mask are empty in one slice."""
+    """Dice loss without smoothing: prediction (a thresholded ReLU) and mask are empty in one slice.
+
+    The total counts the pixels of both, and no pixel is left: mean-over-nothing.
+    """
 
     class Dice(nn.Module):
         def forward(self, p: Tensor, t: Tensor) -> Tensor:
@@ -282,98 +313,3 @@ def dice_of_empty_masks() -> Loop:
     batches[4][0][1] = -1.0
     batches[4][1][1] = 0.0
     return train(model, torch.optim.SGD(model.parameters(), lr=0.01), model, batches)
-
-
-@case("PyTorch users: pow", "pow of a negative number", (5, "loss"), origin("forward", "invalid", "pow", "gamma"))
-def gamma_correction() -> Loop:
-    """Images are brightened by x ** 0.45 after a convolution whose output is positive until it is not."""
-
-    class Gamma(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.exponent = 0.45
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x**self.exponent  # DEFECT
-
-    torch.manual_seed(60)
-    model = nn.Sequential()
-    model.add_module("conv", nn.Conv2d(1, 1, 3))
-    model.add_module("gamma", Gamma())
-    with torch.no_grad():
-        model.conv.weight.abs_()
-        model.conv.bias.fill_(0.2)
-    batches = [(torch.rand(4, 1, 8, 8) + 0.1, torch.rand(4, 1, 6, 6)) for _ in range(8)]
-    batches[5][0][2] -= 2.0
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    return train(model, optimizer, lambda x, y: F.l1_loss(model(x), y), batches)
-
-
-@case(
-    "PyTorch users: pow",
-    "pow at 0",
-    (4, "gradient"),
-    origin("backward", "divide_by_zero", "pow", "pool", node="PowBackward*"),
-)
-def generalised_mean_pooling() -> Loop:
-    """GeM pooling without its eps: the mean of cubes to the power 1/3; a black image gives 0 ** (-2/3) on the way
-    back.
-    """
-
-    class GeM(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            cubes = (x * x * x).mean(dim=(2, 3))
-            return cubes ** (1 / 3)  # DEFECT
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.pool, self.head = nn.Conv2d(1, 3, 3, bias=False), GeM(), nn.Linear(3, 4)
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(self.head(self.pool(self.conv(x))), y)
-
-    torch.manual_seed(61)
-    model = Net()
-    with torch.no_grad():
-        model.conv.weight.abs_()
-    batches = [(torch.rand(5, 1, 6, 6), torch.randint(0, 4, (5,))) for _ in range(7)]
-    batches[4][0][3] = 0.0
-    return train(model, torch.optim.SGD(model.parameters(), lr=0.01), model, batches)
-
-
-@case(
-    "PyTorch users: pow",
-    "pow with a learned exponent",
-    (3, "gradient"),
-    origin("forward", "divide_by_zero", "pow", "smooth"),
-    origin("backward", "divide_by_zero", "log", "smooth", node="PowBackward*"),
-)
-def inverse_frequency_weights() -> Loop:
-    """Classes are weighted by counts to a learned negative power; a class without a sample has inf, all others'
-    normalised weights are 0. The loss is 0, and the exponent's gradient NaN.
-    """
-
-    class Smooth(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.alpha = nn.Parameter(torch.tensor(0.5))
-
-        def forward(self, counts: Tensor) -> Tensor:
-            weight = counts ** (-self.alpha)  # DEFECT
-            return weight / weight.sum()
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.score, self.smooth = nn.Linear(6, 5), Smooth()
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            weight = self.smooth(torch.bincount(y, minlength=5).float())
-            return (weight[y] * F.cross_entropy(self.score(x), y, reduction="none")).sum()
-
-    torch.manual_seed(62)
-    model = Net()
-    batches = [(torch.randn(20, 6), torch.arange(20) % 5) for _ in range(5)]
-    batches[3] = (batches[3][0], torch.arange(20) % 4)
-    return train(model, torch.optim.SGD(model.parameters(), lr=0.1), model, batches)
