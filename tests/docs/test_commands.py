@@ -7,6 +7,7 @@ Directories that a reader would have made are stood in for: by one tiny failing 
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -73,6 +74,7 @@ def stand_ins(failed: Path, default_grid: Path, tmp_path: Path) -> dict[str, str
     chats.write_text('{"prompt": "a", "completion": "b"}\n')
     kept = next((failed / "kept").iterdir())
     return {
+        "envs/new/bin/python,envs/old/bin/python": sys.executable,
         "/path/to/model": str(tiny_gemma(1)),
         "chats.jsonl": str(chats),
         "outputs/grid/cells/30e24def/kept/100": str(kept),
