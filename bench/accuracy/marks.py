@@ -43,7 +43,8 @@ def marks(case: Case, tool: str, answer: dict[str, Any]) -> dict[str, bool]:
     claims = CLAIMS[tool]
     if case.onset is None or not answer or "crashed" in answer:
         return dict.fromkeys(claims, False)
-    step = answer.get("step") == case.onset[0]
+    # nangrid names the clock, too: the step is right only with it.
+    step = (answer.get("step"), answer.get("clock", case.onset[1])) == case.onset
     readings = [{"step": step, **_reading(tool, origin, answer)} for origin in case.origins]
     best = max(readings, key=lambda reading: sum(reading[claim] for claim in claims))
     return {claim: best[claim] for claim in claims}

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -69,19 +71,22 @@ def _share(part: int, whole: int) -> str:
 
 
 def _parts(failing: list[Row]) -> str:
-    groups = [(title, [row for row in failing if row["part"] == part]) for part, title in TITLES.items()]
-    groups = [(title, members) for title, members in groups if members] + [("all", failing)]
-    head = ["", "cases", *FIELDS, "all six", "mechanism wrong", "name missed", "reproduced", "bits unchanged"]
-    body = []
-    for title, members in groups:
-        count = len(members)
-        fields = [_share(sum(_marked(row, field) for row in members), count) for field in FIELDS]
-        whole = sum(complete("nangrid", row) for row in members)
-        kinds = Counter(row["mechanism"] for row in members)
-        reproduced = sum(bool(row["answers"].get("nangrid", {}).get("reproduced")) for row in members)
-        bits = sum(row["same_bits"] for row in members)
-        body.append([title, count, *fields, _share(whole, count), kinds["wrong"], kinds["missed"], reproduced, bits])
-    return _table(head, body)
+    groups = {title: [row for row in failing if row["part"] == part] for part, title in TITLES.items()}
+    groups = {title: members for title, members in groups.items() if members} | {"all": failing}
+
+    def shares(fits: Callable[[Row], bool]) -> list[str]:
+        return [_share(sum(map(fits, members)), len(members)) for members in groups.values()]
+
+    def counts(kind: str) -> list[int]:
+        return [sum(row["mechanism"] == kind for row in members) for members in groups.values()]
+
+    body: list[list[Any]] = [["cases", *map(len, groups.values())]]
+    body += [[f"{field} right", *shares(partial(_marked, field=field))] for field in FIELDS]
+    body += [["all six right", *shares(partial(complete, "nangrid"))]]
+    body += [["wrong name", *counts("wrong")], ["name missed", *counts("missed")]]
+    body += [["reproduced", *shares(lambda row: bool(_said(row, "reproduced")))]]
+    body += [["bits unchanged", *shares(lambda row: row["same_bits"])]]
+    return _table(["", *groups], body)
 
 
 def _marked(row: Row, field: str) -> bool:
@@ -90,27 +95,25 @@ def _marked(row: Row, field: str) -> bool:
 
 def _tools(failing: list[Row]) -> str:
     shown = ("step", "op", "module", "line")
-    head = [
-        "tool",
-        "claims",
-        "answers",
-        *(f"{field} right" for field in shown),
-        "all claims",
-    ]
     body = []
     for tool, claims in CLAIMS.items():
         asked = [row for row in failing if tool in row["marks"]]
         if not asked:
             continue
         answers = sum(row["alarm"][tool] for row in asked)
+        right = [sum(row["marks"][tool].get(field, False) for row in asked) for field in shown]
         fields = [
-            _share(sum(row["marks"][tool][field] for row in asked), len(asked)) if field in claims else "-"
-            for field in shown
+            _rate(count, len(asked)) if field in claims else "-" for field, count in zip(shown, right, strict=True)
         ]
         whole = sum(complete(tool, row) for row in asked)
-        body.append([tool, ", ".join(claims), answers, *fields, _share(whole, len(asked))])
+        body.append([tool, answers, *fields, _rate(whole, len(asked))])
     skipped = [f"{tool} was skipped: {reason}." for tool, reason in ABSENT.items()]
-    return "\n\n".join([_table(head, body), *skipped])
+    note = "A dash stands for what a tool does not claim; the last column is for all that it claims."
+    return "\n\n".join([_table(["tool", "answers", *shown, "all right"], body), note, *skipped])
+
+
+def _rate(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"
 
 
 def _calibration(failing: list[Row]) -> str:

@@ -13,6 +13,7 @@ class Answer:
     """Empty where the tool said nothing."""
 
     step: int | None = None
+    clock: str = ""
     phase: str = ""
     kind: str = ""
     op: str = ""

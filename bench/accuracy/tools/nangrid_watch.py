@@ -27,6 +27,7 @@ def ask(case: Case, folder: Path) -> Answer:
             return Answer(crashed=watch.inspector.unexplained or "no autopsy")
         return Answer(
             step=found.step,
+            clock=found.clock,
             phase=found.phase,
             kind=found.kind,
             op=found.op,
