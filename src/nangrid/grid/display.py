@@ -7,6 +7,7 @@ import os
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan
@@ -38,12 +39,14 @@ class GridDisplay:
         self._finished = 0
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            # The title gives way where the terminal is narrow: bar, steps and loss are what moves.
+            TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
+            expand=True,
             disable=not self._console.is_terminal or NOTEBOOK in os.environ,
         )
         self._all = self._progress.add_task("grid", total=total, state="cells")
