@@ -69,20 +69,25 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
 
 
 @pytest.mark.parametrize(
-    ("cell", "origin", "cause", "first"),
+    ("cell", "origin", "cause", "sure", "first"),
     [
-        (OVERFLOW, "aten.add.Tensor (overflow)", "cause dtype=fp16: ", "dtype=bf16"),
-        (GRADIENT, "aten._to_copy.default (overflow)", "cause dtype=silent_fp16 with init=zero: ", "init=mean"),
-        (ADAM, "adam.py:546", "cause dtype=silent_fp16 with optim=adamw_torch: ", "dtype=bf16"),
+        (OVERFLOW, "aten.add.Tensor (overflow)", "dtype=fp16", "where: proven (with zeros", "dtype=bf16"),
+        (
+            GRADIENT,
+            "aten._to_copy.default (overflow)",
+            "dtype=silent_fp16 with init=zero",
+            "where: likely",
+            "init=mean",
+        ),
+        (ADAM, "adam.py:546", "dtype=silent_fp16 with optim=adamw_torch", "why: proven (tested: eps=", "dtype=bf16"),
     ],
 )
 def test_a_cell_is_told_with_what_its_grid_proves(
-    cell: str, origin: str, cause: str, first: str, grid: Path, capsys: Captured
+    cell: str, origin: str, cause: str, sure: str, first: str, grid: Path, capsys: Captured
 ) -> None:
     words = screen(grid / "cells" / cell, capsys)  # the first digits of a cell_id, as tables show them
-    assert origin in words and cause in words and f"change first {first}: " in words
+    assert origin in words and f"cause {cause}: " in words and sure in words and f"change first {first}: " in words
     assert "ruled out a random glitch (the replay repeated the step to the last bit)" in words
-    assert "where: likely (the replay repeated the step to the last bit, but no experiment tested it)" in words
 
 
 def test_a_healthy_cell_is_said_to_be(grid: Path, capsys: Captured) -> None:

@@ -47,6 +47,7 @@ class GridDisplay:
             TimeElapsedColumn(),
             console=self._console,
             expand=True,
+            refresh_per_second=2,
             disable=not self._console.is_terminal or NOTEBOOK in os.environ,
         )
         self._all = self._progress.add_task("grid", total=total, state="cells")
