@@ -36,7 +36,7 @@ def run_with(python: str, cell: Path, module: str) -> Reply:
             finally:
                 _end(child)
         os.set_blocking(receiver, False)  # a process that the cell left behind may hold the other end
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             reply = json.loads(answer.read() or "null")
             if reply is not None:
                 return Reply(ReplyKind(reply["kind"]), reply["message"])
