@@ -162,7 +162,9 @@ def test_every_extra_exists() -> None:
 
 def test_every_file_that_is_named_exists() -> None:
     named = {
-        p for text in PAGES.values() for p in re.findall(r"\b((?:bench|sweeps|notebooks|docs|conf)/[\w./]+\.\w+)", text)
+        path
+        for text in PAGES.values()
+        for path in re.findall(r"(?<![\w/])((?:bench|sweeps|notebooks|docs|conf|tests)/[\w./]+\.\w+)", text)
     }
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert missing == []
