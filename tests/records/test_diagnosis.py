@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nangrid.analysis.claims import Grade
 from nangrid.records.diagnosis import DIAGNOSES, ClaimRecord, DiagnosisRecord, read_diagnoses, write_diagnosis
 
 
@@ -51,3 +52,10 @@ def test_diagnoses_of_schemas_1_and_2_still_open(tmp_path: Path) -> None:
         text.replace("told", "lines").replace('"schema": 1', '"schema": 2')
     )
     assert read_diagnoses(tmp_path) == ([DiagnosisRecord("a", "b", ["cure: dtype=bf16"], [])], [])
+
+
+def test_the_grades_of_schema_3_are_those_of_today(tmp_path: Path) -> None:
+    claims = [ClaimRecord("cause", ["lr=1"], grade, 2, 3, ["c"]) for grade in ("proven", "seen, not told from chance")]
+    write_diagnosis(tmp_path, DiagnosisRecord("a", "b", [], claims, schema=3))
+    ((record,), errors) = read_diagnoses(tmp_path)
+    assert [claim.grade for claim in record.claims] == [Grade.PROVEN, Grade.SEEN] and errors == []

@@ -14,7 +14,7 @@ from nangrid.records.errors import RecordError
 from nangrid.records.reader import read_json
 from nangrid.records.safety.files import is_own_folder
 
-SCHEMA = 3
+SCHEMA = 4
 DIAGNOSES = "diagnoses"
 _DIGITS = 8
 
@@ -70,7 +70,9 @@ def read_diagnoses(grid: Path) -> tuple[list[DiagnosisRecord], list[RecordError]
     paths = folder.glob("*.json") if is_own_folder(folder) else ()
     for path in sorted(paths, key=lambda path: path.lstat().st_mtime):
         try:
-            if record := read_json(path, DiagnosisRecord, SCHEMA, {1: _from_schema_1, 2: _from_schema_2}):
+            if record := read_json(
+                path, DiagnosisRecord, SCHEMA, {1: _from_schema_1, 2: _from_schema_2, 3: _from_schema_3}
+            ):
                 records.append(record)
         except RecordError as error:
             errors.append(error)
@@ -83,3 +85,9 @@ def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
 
 def _from_schema_2(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"claims": []}
+
+
+def _from_schema_3(record: dict[str, Any]) -> dict[str, Any]:
+    reworded = {"seen, not told from chance": "could still be chance"}
+    claims = [claim | {"grade": reworded.get(claim["grade"], claim["grade"])} for claim in record["claims"]]
+    return record | {"claims": claims}
