@@ -18,17 +18,20 @@ from urllib.parse import quote
 
 import wandb_workspaces.reports.v2 as wr
 
+from nangrid.analysis.evidence import Judged, judge
 from nangrid.analysis.onsets import factor_columns, onset_table
 from nangrid.commands.exits import exit_code
 from nangrid.records.grid import GridDirectory
-from nangrid.reporting.answer import answer_about, as_markdown
+from nangrid.reporting.answer import as_markdown
+from nangrid.reporting.answer.of_grid import of_grid
 from nangrid.tracking.wandb_run import run_id
 
 
 def report(directory: str, entity: str, project: str) -> wr.Report:
     """The report of a grid; InputError if the directory holds no grid."""
     grid = GridDirectory.at(directory)
-    answer = answer_about(directory, with_text=False)
+    judged = judge(grid)
+    answer = of_grid(grid, judged=judged, with_text=False)
     site = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").rstrip("/")
     runs = f"{site}/{quote(entity)}/{quote(project)}"
     return wr.Report(
@@ -39,16 +42,15 @@ def report(directory: str, entity: str, project: str) -> wr.Report:
         blocks=[
             wr.MarkdownBlock(as_markdown(answer)),
             wr.H2("Onsets"),
-            wr.MarkdownBlock("\n".join(_onsets(grid, f"{runs}/runs"))),
+            wr.MarkdownBlock("\n".join(_onsets(judged, grid.grid_id, f"{runs}/runs"))),
             wr.MarkdownBlock(f"[All runs of this grid]({runs}/groups/{quote(grid.grid_id)})"),
         ],
     )
 
 
-def _onsets(grid: GridDirectory, runs: str) -> Iterator[str]:
+def _onsets(judged: Judged, grid_id: str, runs: str) -> Iterator[str]:
     """One row per cell: the factors that vary, the onset, and the run."""
-    read = grid.read()
-    table = onset_table(read.records, read.autopsies)
+    table = onset_table(judged.records, judged.autopsies)
     factors = factor_columns(table)
     yield f"| {' | '.join(map(_text, factors))} | onset | mechanism | run |"
     yield f"| {' | '.join('---' for _ in factors)} | --- | --- | --- |"
@@ -56,7 +58,7 @@ def _onsets(grid: GridDirectory, runs: str) -> Iterator[str]:
         cell_id = str(row["cell_id"])
         onset = f"step {row['onset_step']} ({row['onset_clock']})" if row["onset_step"] is not None else row["status"]
         levels = " | ".join(_text(row[factor]) for factor in factors)
-        run = f"[{cell_id[:8]}]({runs}/{run_id(grid.grid_id, cell_id)})"
+        run = f"[{cell_id[:8]}]({runs}/{run_id(grid_id, cell_id)})"
         yield f"| {levels} | {onset} | {_text(row['mechanism'] or '')} | {run} |"
 
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
+from trainer_arguments import arguments
 
 from nangrid.cell.model.tiny import tiny_gemma
 from nangrid.integrations import watch_trainer
@@ -27,22 +28,6 @@ def checkpoint() -> Path:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     transformers.set_seed(0)
-
-
-def arguments(out: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(out / "out"),
-        "max_steps": 6,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        **changes,
-    }
 
 
 def samples(rows: int, ignored: tuple[int, ...] = ()) -> Dataset:

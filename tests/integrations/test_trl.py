@@ -10,6 +10,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
+from trainer_arguments import arguments
 
 from nangrid.cell.model.tiny import tiny_gemma
 from nangrid.integrations import watch_trainer
@@ -26,23 +27,9 @@ def checkpoint() -> Path:
     return tiny_gemma(1)
 
 
-def arguments(out: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(out / "out"),
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "train_sampling_strategy": "sequential",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        **changes,
-    }
+def trl_arguments(out: Path, **changes: Any) -> dict[str, Any]:
+    short = {"max_steps": 4, "learning_rate": 1e-3, "train_sampling_strategy": "sequential"}
+    return arguments(out, **short | {"bf16": False, "gradient_checkpointing": False} | changes)
 
 
 def parts(checkpoint: Path) -> dict[str, Any]:
@@ -74,7 +61,7 @@ def mean_over_labels(outputs: Any, labels: Tensor, num_items_in_batch: Any = Non
 def sft(checkpoint: Path, out: Path) -> transformers.Trainer:
     """A response template that is missing in a sample leaves it without labels."""
     rows = [{"input_ids": [5, 6, 7 if row == 2 else MARKER, *range(10, LONG)]} for row in range(4)]
-    options = trl.SFTConfig(**arguments(out, per_device_train_batch_size=1))
+    options = trl.SFTConfig(**trl_arguments(out, per_device_train_batch_size=1))
     own = {"data_collator": AfterTheMarker(MARKER), "compute_loss_func": mean_over_labels}
     return trl.SFTTrainer(args=options, train_dataset=Dataset.from_list(rows), **own, **parts(checkpoint))
 
@@ -82,7 +69,7 @@ def sft(checkpoint: Path, out: Path) -> transformers.Trainer:
 def dpo(checkpoint: Path, out: Path) -> transformers.Trainer:
     """The learning rate is too large, and the divergence is an exponential of the log-ratio."""
     rows = [{"prompt": "the ", "chosen": "value", "rejected": "object"} for _ in range(8)]
-    options = trl.DPOConfig(**arguments(out, learning_rate=2.0), f_divergence_type="forward_kl")
+    options = trl.DPOConfig(**trl_arguments(out, learning_rate=2.0), f_divergence_type="forward_kl")
     return trl.DPOTrainer(args=options, train_dataset=Dataset.from_list(rows), **parts(checkpoint))
 
 
@@ -91,14 +78,14 @@ def simpo(checkpoint: Path, out: Path) -> transformers.Trainer:
     cpo = pytest.importorskip("trl.experimental.cpo")
     rows = [{"prompt": "the ", "chosen": "value", "rejected": "object"} for _ in range(8)]
     rows[5]["prompt"] = "the value " * LONG
-    options = cpo.CPOConfig(**arguments(out), loss_type="simpo", cpo_alpha=0.0, max_length=LONG)
+    options = cpo.CPOConfig(**trl_arguments(out), loss_type="simpo", cpo_alpha=0.0, max_length=LONG)
     return cpo.CPOTrainer(args=options, train_dataset=Dataset.from_list(rows), **parts(checkpoint))
 
 
 def grpo(checkpoint: Path, out: Path, **changes: Any) -> transformers.Trainer:
     """The first update makes the completions improbable, and the divergence is an exponential of the log-ratio."""
     changes = {"learning_rate": 3.0, "num_iterations": 2, **changes}
-    options = trl.GRPOConfig(**arguments(out, **changes), beta=0.1, num_generations=2, max_completion_length=6)
+    options = trl.GRPOConfig(**trl_arguments(out, **changes), beta=0.1, num_generations=2, max_completion_length=6)
     data = Dataset.from_list([{"prompt": "the value "} for _ in range(8)])
     return trl.GRPOTrainer(args=options, train_dataset=data, reward_funcs=Rewards(), **parts(checkpoint))
 
