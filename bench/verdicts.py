@@ -61,8 +61,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "1 seed, q = 2 %": {"q": 0.02},
     "1 seed, no factor acts, q = 5 %": {"q": 0.05, "null": True},
     "60 % of cells, 1 seed, q = 2 %": {"keep": 0.6, "q": 0.02},
-    "1 seed, q = 2 %, each autopsy names a factor": {"q": 0.02, "named": True},
-    "1 seed, no factor acts, q = 5 %, each autopsy names a factor": {"q": 0.05, "null": True, "named": True},
+    "1 seed, q = 2 %, each autopsy names a factor": {"q": 0.02, "named": 1},
+    "1 seed, q = 2 %, each autopsy names three factors": {"q": 0.02, "named": 3},
+    "60 % of cells, 1 seed, q = 2 %, each autopsy names three factors": {"keep": 0.6, "q": 0.02, "named": 3},
+    "1 seed, no factor acts, q = 5 %, each autopsy names a factor": {"q": 0.05, "null": True, "named": 1},
+    "1 seed, no factor acts, q = 5 %, each autopsy names three factors": {"q": 0.05, "null": True, "named": 3},
 }
 
 NAMES = ("dtype", "init", "optim", "upcast", "targets", "checkpointing")
@@ -110,9 +113,12 @@ class Table:
         q: float = 0.0,
         keep: float = 1.0,
         errors: float = 0.0,
-        named: bool = False,
+        named: int = 0,
     ) -> Any:
-        """The grid of its runs; `named`: the replays repeat every failing step, and suggest to change some factor."""
+        """The grid of its runs.
+
+        `named`: the replays repeat every failing step, and suggest to change so many factors, drawn at random.
+        """
         kept = [cell for cell in product(*self.levels) if rng.random() < keep]
         crashed = {cell for cell in kept if rng.random() < errors}
         records, autopsies = [], {}
@@ -127,7 +133,7 @@ class Table:
             record = _record(f"{number:012x}", factors, onset, cell in crashed)
             records.append(record)
             if event and cell not in crashed:
-                autopsies[record.cell_id] = _autopsy(event, rng.choice(self.names) if named else None)
+                autopsies[record.cell_id] = _autopsy(event, rng.sample(self.names, min(named, len(self.names))))
         return Grid(records, autopsies) if records else None
 
 
@@ -153,11 +159,11 @@ def _record(cell_id: str, factors: dict[str, Any], onset: int | None, crashed: b
     )  # fmt: skip
 
 
-def _autopsy(event: str, factor: str | None) -> Any:
-    """`factor`: the one that it suggests to change, after a replay that repeats the step to the last bit."""
+def _autopsy(event: str, factors: list[str]) -> Any:
+    """`factors`: those that it suggests to change, after a replay that repeats the step to the last bit."""
     nothing: dict[str, Any] = dict.fromkeys(Autopsy.__dataclass_fields__)
-    if factor:
-        nothing |= {"reproduced": True, "suggestions": [Suggestion("", f"{factor}=other")]}
+    if factors:
+        nothing |= {"reproduced": True, "suggestions": [Suggestion("", f"{factor}=other") for factor in factors]}
     return Autopsy(**nothing | {"mechanism": event, "phase": "forward", "kind": "overflow"})
 
 
@@ -311,10 +317,10 @@ def write(tables: int, after: dict[str, dict[str, Any]], before: dict[str, dict[
         *HEAD,
         *(_line(name, row, before.get(name, {})) for name, row in after.items() if "named" not in SCENARIOS[name]),
         "",
-        "The tables have no autopsies, so that one run is never enough. In the next two rows each autopsy repeats its",
-        "step to the last bit and names some factor at random, also where no factor acts. That evidence is false, and",
-        "with one seed nothing tells such a failure from a cause: the lines are facts about that seed, as the report",
-        "says, and other seeds deny them this often.",
+        "The tables have no autopsies, so that one run is never enough. In the next rows each autopsy repeats its step",
+        "to the last bit and names factors at random, also where no factor acts. That evidence is false. A cause that",
+        "one run shows is stated without reservation only if its autopsy names each of its factors, though not every",
+        "factor of the grid, and if other runs do not contradict it.",
         "",
         *HEAD,
         *(_line(name, row, before.get(name, {})) for name, row in after.items() if "named" in SCENARIOS[name]),

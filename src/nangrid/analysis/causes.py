@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from nangrid.analysis.grades import CauseTests, CureTests, Runs, explain, shown_again, smallest, without_scatter
+from nangrid.analysis.grades import CauseTests, CureTests, Runs, shown_again, smallest, without_scatter
 from nangrid.analysis.losses import excess
 from nangrid.analysis.onsets import level_name, varying_factors
 from nangrid.records.autopsy import Autopsy
@@ -112,7 +112,7 @@ class Cause:
     open: tuple[Levels, ...]
     """Smaller sets that the grid leaves undecided: it lacks the cell, or another event came first."""
     one_run: bool = False
-    """Whether one run alone shows it, and the autopsy of that run is no further evidence."""
+    """Whether one run alone shows it, and the autopsy of that run does not explain all of it."""
 
 
 @dataclass(frozen=True)
@@ -300,11 +300,11 @@ class Grid:
         candidates = {differing(c.levels, reference.levels): c for c in self._failing(event)}
         if runs.agree:
             minimal = {levels: candidates[levels] for levels in smallest(candidates)}
-            autopsies = {levels: self._autopsies_of(proof) for levels, proof in minimal.items()}
-            sure = [s for s, proof in minimal.items() if len(proof.by_seed) > 1 or explain(autopsies[s], s)]
+            sure = [levels for levels, proof in minimal.items() if len(proof.by_seed) > 1]
             kept = without_scatter(runs, list(minimal), sure)
             seen = [SeenCause(levels, proof, None) for levels, proof in minimal.items() if levels not in kept]
             others = {levels: [other for other in minimal if other != levels] for levels in kept}
+            autopsies = {levels: self._autopsies_of(minimal[levels]) for levels in kept}
             steady = [s for s in kept if s in sure or shown_again(runs, s, others[s], autopsies[s])]
             found = [self._cause(event, levels, candidates[levels], reference, None) for levels in kept]
             return sorted((replace(c, one_run=c.levels not in steady) for c in found), key=lambda c: c.one_run), seen

@@ -99,29 +99,28 @@ def without_scatter(runs: Runs, candidates: Sequence[Levels], sure: Sequence[Lev
     return [levels for levels in candidates if levels in sure or (levels in steady and levels not in scatter)]
 
 
-def explain(autopsies: Iterable[Autopsy | None], levels: Levels) -> bool:
-    """Whether each autopsy suggests a change of every factor of the levels."""
-    return all(_groups(levels) <= _suggested(autopsy) for autopsy in autopsies)
+def shown_again(runs: Runs, levels: Levels, others: Sequence[Levels], autopsies: Iterable[Autopsy | None]) -> bool:
+    """Whether several runs show a cause, or the autopsy of the only one explains all of it.
+
+    Runs that hold one of the `others` show that one.
+    """
+    own = runs.holding(levels) & runs.without(others)
+    return runs.count(own).met >= ENOUGH_RUNS or all(_explains(autopsy, levels, runs) for autopsy in autopsies)
+
+
+def _explains(autopsy: Autopsy | None, levels: Levels, runs: Runs) -> bool:
+    """Whether the replay repeated its step to the last bit, and the remedies are for each factor of the levels.
+
+    Remedies for every factor of the grid would fit any levels, so that they are no evidence.
+    """
+    if autopsy is None or not autopsy.reproduced:
+        return False
+    remedies = {s.override.partition("=")[0].split(".")[0] for s in autopsy.suggestions or () if s.override}
+    return _groups(levels) <= remedies and not _groups(runs.reference) <= remedies
 
 
 def _groups(levels: Levels) -> set[str]:
     return {factor.split(".")[0] for factor, _ in levels}
-
-
-def _suggested(autopsy: Autopsy | None) -> set[str]:
-    """The groups whose levels an autopsy suggests to change."""
-    overrides = [s.override for s in autopsy.suggestions or () if s.override] if autopsy else []
-    return {override.partition("=")[0].split(".")[0] for override in overrides}
-
-
-def shown_again(runs: Runs, levels: Levels, others: Sequence[Levels], autopsies: Iterable[Autopsy | None]) -> bool:
-    """Whether several runs show a cause, or the autopsy of the only one is further evidence.
-
-    It is, if its replay repeated the step to the last bit, and it suggests a change of a factor of the cause. Runs that
-    hold one of the `others` show that one.
-    """
-    evidence = (a is not None and a.reproduced and _suggested(a) & _groups(levels) for a in autopsies)
-    return all(evidence) or runs.count(runs.holding(levels) & runs.without(others)).met >= ENOUGH_RUNS
 
 
 def smallest(candidates: Iterable[Levels]) -> list[Levels]:
