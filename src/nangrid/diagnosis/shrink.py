@@ -1,9 +1,10 @@
 """Shrinks a sufficient set of changes to a minimal one, by bisection.
 
 The least suspect changes are dropped first, as many at once as the set survives with a chance of one half. How many
-those are depends on how dense causes are: one needed change among thirty is found by halves, one among two by dropping
-single changes. The density is learned on the way, from a prior that prefers few needed changes (compare ProbDD, Wang
-et al. 2021, and QuickXplain, Junker 2004, which always halves).
+those are depends on how dense causes are: one needed change among thirty is found by halves. A change that is likely to
+be needed is left out of the whole set alone: if that is harmless, the same answer proves a cure. The density is learned
+on the way, from a prior that prefers few needed changes (compare ProbDD, Wang et al. 2021, and QuickXplain, Junker
+2004, which always halves).
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-FEWEST, HIGHEST, STEP = 0.7, 0.6, 4
+FEWEST, HIGHEST, STEP = 1.0, 0.6, 4
 """The lowest density of needed changes expects FEWEST of them, and each next one is STEP times as high."""
-RARE = 0.15
+RARE = 0.1
 """Prior of every density but the lowest, relative to it."""
+LIKELY = 0.4
+"""Chance of being needed from which a change is left out alone."""
+SPARED = 0.1
+"""Factor on the chance of a change that the whole set does without. Another cause may be why."""
 
 
 class Answers(Protocol):
@@ -43,11 +48,15 @@ class Densities:
         """Chance that a change is needed, per density."""
         return [min(0.95, value * self.weights[number]) for value in self.values]
 
-    def first_needed(self, rest: Sequence[int], chances: Sequence[float]) -> list[float]:
+    def expected(self, number: int, chances: Sequence[float]) -> float:
+        """Chance that a change is needed."""
+        return sum(chance * p for chance, p in zip(chances, self.needed(number), strict=True))
+
+    def first_needed(self, rest: Sequence[int], spared: Sequence[int], chances: Sequence[float]) -> list[float]:
         """Chance that each change of `rest` is the first needed one; the last entry: that none is."""
         left, first = list(chances), []
         for number in rest:
-            needed = self.needed(number)
+            needed = [p * (SPARED if number in spared else 1) for p in self.needed(number)]
             first.append(sum(chance * p for chance, p in zip(left, needed, strict=True)))
             left = [chance * (1 - p) for chance, p in zip(left, needed, strict=True)]
         return [*first, sum(left)]
@@ -71,15 +80,29 @@ def shrink(answers: Answers, point: int, densities: Densities) -> None:
     everything = [number for number in range(point.bit_length()) if point >> number & 1]
     rest = sorted(everything, key=lambda number: densities.weights[number])
     needed: list[int] = []
+    spared: list[int] = []
     chances = densities.chances
     while rest:
-        count = _droppable(answers, needed, rest, densities.first_needed(rest, chances))
-        found = rest[count : count + 1]
-        chances = densities.given(chances, rest[:count], found)
+        if len(rest) > len(spared) and _to_leave_out(answers, point, rest[-1], densities.expected(rest[-1], chances)):
+            number = rest.pop()
+            is_needed = answers.ask(point & ~(1 << number)) is not True
+            (needed if is_needed else spared).append(number)
+            rest = rest if is_needed else [number, *rest]
+            chances = densities.given(chances, [number][is_needed:], [number][: int(is_needed)])
+            continue
+        count = _droppable(answers, needed, rest, densities.first_needed(rest, spared, chances))
+        dropped, found, rest = rest[:count], rest[count : count + 1], rest[count + 1 :]
+        chances = densities.given(chances, [number for number in dropped if number not in spared], found)
         needed += found
-        rest = rest[count + 1 :]
+        spared = [number for number in spared if number in rest]
     others = [number for number in everything if number not in needed]
     densities.chances = densities.given(densities.chances, others, needed)
+
+
+def _to_leave_out(answers: Answers, point: int, number: int, chance: float) -> bool:
+    """Whether to leave out one change alone: it is known to be needed, or likely to be."""
+    known = answers.known(point & ~(1 << number))
+    return known is False or (known is None and chance >= LIKELY)
 
 
 def _droppable(answers: Answers, needed: Sequence[int], rest: Sequence[int], first: Sequence[float]) -> int:
