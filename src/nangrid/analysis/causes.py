@@ -190,8 +190,8 @@ class Grid:
         table = varying_factors([record.factors for record in records])
         self.factors = [str(column) for column in table.columns if column != "seed"]
         by_levels: dict[Levels, list[CellRecord]] = {}
-        for record, row in zip(records, table[self.factors].map(level_name).to_dict("records"), strict=True):
-            by_levels.setdefault(tuple((factor, row[factor]) for factor in self.factors), []).append(record)
+        for record, row in zip(records, table[self.factors].map(level_name).to_numpy(), strict=True):
+            by_levels.setdefault(tuple(zip(self.factors, row, strict=True)), []).append(record)
         self.combinations = {
             levels: Combination(levels, tuple(cells), tuple(event_of(c, autopsies.get(c.cell_id)) for c in cells))
             for levels, cells in by_levels.items()

@@ -165,7 +165,8 @@ def rerun_command(record: CellRecord) -> str:
 def _in_order(records: Sequence[CellRecord]) -> list[CellRecord]:
     """Sorted by the levels of what varies: null first, then numbers by size, then names by letter."""
     table = varying_factors([record.factors for record in records])
-    keys = [[_rank(level) for level in row] for row in table.itertuples(index=False)]
+    # itertuples of pandas 2 has no rows where there are no columns
+    keys = [[_rank(level) for level in row] for row in table.astype(object).to_numpy()]
     return [records[row] for row in sorted(range(len(records)), key=lambda row: keys[row])]
 
 
