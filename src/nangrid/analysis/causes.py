@@ -304,8 +304,7 @@ class Grid:
             kept = without_scatter(runs, list(minimal), sure)
             seen = [SeenCause(levels, proof, None) for levels, proof in minimal.items() if levels not in kept]
             others = {levels: [other for other in minimal if other != levels] for levels in kept}
-            autopsies = {levels: self._autopsies_of(minimal[levels]) for levels in kept}
-            steady = [s for s in kept if s in sure or shown_again(runs, s, others[s], autopsies[s])]
+            steady = [s for s in kept if s in sure or shown_again(runs, s, others[s], self._autopsies_of(minimal[s]))]
             found = [self._cause(event, levels, candidates[levels], reference, None) for levels in kept]
             return sorted((replace(c, one_run=c.levels not in steady) for c in found), key=lambda c: c.one_run), seen
         tests = CauseTests(runs, (differing(c.levels, reference.levels) for c in self.combinations.values()))

@@ -10,7 +10,7 @@ on the way, from a prior that prefers few needed changes (compare ProbDD, Wang e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 FEWEST, HIGHEST, STEP = 1.0, 0.6, 4
@@ -52,7 +52,7 @@ class Densities:
         """Chance that a change is needed."""
         return sum(chance * p for chance, p in zip(chances, self.needed(number), strict=True))
 
-    def first_needed(self, rest: Sequence[int], spared: Sequence[int], chances: Sequence[float]) -> list[float]:
+    def first_needed(self, rest: Sequence[int], spared: Collection[int], chances: Sequence[float]) -> list[float]:
         """Chance that each change of `rest` is the first needed one; the last entry: that none is."""
         left, first = list(chances), []
         for number in rest:
@@ -80,21 +80,25 @@ def shrink(answers: Answers, point: int, densities: Densities) -> None:
     everything = [number for number in range(point.bit_length()) if point >> number & 1]
     rest = sorted(everything, key=lambda number: densities.weights[number])
     needed: list[int] = []
-    spared: list[int] = []
+    spared: set[int] = set()
     chances = densities.chances
     while rest:
-        if len(rest) > len(spared) and _to_leave_out(answers, point, rest[-1], densities.expected(rest[-1], chances)):
-            number = rest.pop()
-            is_needed = answers.ask(point & ~(1 << number)) is not True
-            (needed if is_needed else spared).append(number)
-            rest = rest if is_needed else [number, *rest]
-            chances = densities.given(chances, [number][is_needed:], [number][: int(is_needed)])
+        last = rest[-1]
+        # spared changes are dropped first, so that the last one is spared only if all are
+        if last not in spared and _to_leave_out(answers, point, last, densities.expected(last, chances)):
+            rest.pop()
+            if answers.ask(point & ~(1 << last)):
+                spared.add(last)
+                rest.insert(0, last)
+                chances = densities.given(chances, [last], [])
+            else:
+                needed.append(last)
+                chances = densities.given(chances, [], [last])
             continue
         count = _droppable(answers, needed, rest, densities.first_needed(rest, spared, chances))
         dropped, found, rest = rest[:count], rest[count : count + 1], rest[count + 1 :]
         chances = densities.given(chances, [number for number in dropped if number not in spared], found)
         needed += found
-        spared = [number for number in spared if number in rest]
     others = [number for number in everything if number not in needed]
     densities.chances = densities.given(densities.chances, others, needed)
 
