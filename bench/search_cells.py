@@ -64,7 +64,6 @@ def main() -> None:
         "`over`: cells of nangrid above the better of MARCO and dualize & advance.",
         "Which of the two is better depends on how many changes a cause takes: MARCO where it takes most, dualize and",
         "advance where it takes few. nangrid learns it on the way, from a prior that trades the two kinds of rows.",
-        "With large causes half as likely in it, 15 rows are over by more than one cell, not 20, but one by 3.1.",
         "",
         f"| changes | space | over | ms | {' | '.join(METHODS)} |",
         f"| ---: | --- | ---: | ---: | {' | '.join('---:' for _ in METHODS)} |",
