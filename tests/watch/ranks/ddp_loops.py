@@ -45,7 +45,9 @@ class Scene:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The logarithm of 0 is infinite, and the slope of a root at 0."""
-        out = self.model(torch.log(x))
+        return self.loss_of(self.model(torch.log(x)), x, y)
+
+    def loss_of(self, out: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.cross_entropy(out, y) + (torch.log(x).sum() * out.mean()).pow(2).sqrt()
 
 
@@ -83,11 +85,12 @@ def scaled(batches: Batches, s: Scene) -> None:
 
 def two_optimizers(batches: Batches, s: Scene) -> None:
     for x, y in batches(s.data):
+        out = s.model(torch.log(x))
         s.critics.zero_grad()
-        s.critic(s.model(x).detach()).pow(2).mean().backward()
+        s.critic(out.detach()).pow(2).mean().backward()
         s.critics.step()
         s.optimizer.zero_grad()
-        (s.loss(x, y) + s.critic(s.model(x)).mean()).backward()
+        (s.loss_of(out, x, y) + s.critic(out).mean()).backward()
         s.optimizer.step()
 
 

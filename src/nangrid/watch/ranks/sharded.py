@@ -114,13 +114,23 @@ def _whole(value: Tensor, parameter: Any) -> Tensor:
 
 def _replace_hooks(module: nn.Module, before: dict[int, Any], after: dict[int, Any]) -> None:
     """Leave of FSDP's hooks what they compute: casts to the dtypes of its policy."""
-    state = fsdp_state(module)
+    policy = getattr(fsdp_state(module), "_mp_policy", None)
     for number, hook in before.items():
         if _is_of_fsdp(hook):
-            module._forward_pre_hooks[number] = lambda _, args, kwargs: state._cast_forward_inputs(args, kwargs)
+            dtype = policy.param_dtype if policy.cast_forward_inputs else None
+            module._forward_pre_hooks[number] = lambda _, *inputs: _cast(dtype, inputs)
     for number, hook in after.items():
         if _is_of_fsdp(hook):
-            module._forward_hooks[number] = lambda _, args, output: state._cast_output_dtype(output)
+            module._forward_hooks[number] = lambda _, args, output: _cast(policy.output_dtype, output)
+
+
+def _cast(dtype: torch.dtype | None, values: Any) -> Any:
+    """All floating-point tensors in a container in that dtype; torch 2.11 has no function for it alone."""
+    from torch.distributed.utils import _apply_to_tensors
+
+    if dtype is None:
+        return values
+    return _apply_to_tensors(lambda x: x.to(dtype) if x.is_floating_point() else x, values)
 
 
 def _is_of_fsdp(hook: Callable[..., Any]) -> bool:
