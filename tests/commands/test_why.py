@@ -195,7 +195,7 @@ def test_markdown_has_no_secret_and_no_text_of_the_data(
     assert "private words" not in page and "id 2 (position 0)" in page
     assert "hf_a_planted_secret" not in page and "HF\\_TOKEN" in page
     assert "@someone" not in page and "<b>" not in page and "\\[link\\]" in page
-    assert f"`{tmp_path / 'operation.py'}`" in page and f"| torch | {version("torch")} |" in page
+    assert f"`{tmp_path / 'operation.py'}`" in page and f"| torch | {version('torch')} |" in page
     assert "private words" in shown(tmp_path, capsys, "--markdown", "--with-text")
     assert "private words" not in shown(tmp_path, capsys, "--json")
 

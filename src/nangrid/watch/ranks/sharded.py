@@ -115,13 +115,16 @@ def _whole(value: Tensor, parameter: Any) -> Tensor:
 def _replace_hooks(module: nn.Module, before: dict[int, Any], after: dict[int, Any]) -> None:
     """Leave of FSDP's hooks what they compute: casts to the dtypes of its policy."""
     policy = getattr(fsdp_state(module), "_mp_policy", None)
+    if policy is None:
+        return
+    taken = policy.param_dtype if policy.cast_forward_inputs else None
+    given = policy.output_dtype
     for number, hook in before.items():
         if _is_of_fsdp(hook):
-            dtype = policy.param_dtype if policy.cast_forward_inputs else None
-            module._forward_pre_hooks[number] = lambda _, *inputs: _cast(dtype, inputs)
+            module._forward_pre_hooks[number] = lambda _, *inputs: _cast(taken, inputs)
     for number, hook in after.items():
         if _is_of_fsdp(hook):
-            module._forward_hooks[number] = lambda _, args, output: _cast(policy.output_dtype, output)
+            module._forward_hooks[number] = lambda _, inputs, output: _cast(given, output)
 
 
 def _cast(dtype: torch.dtype | None, values: Any) -> Any:
