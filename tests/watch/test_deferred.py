@@ -1,6 +1,6 @@
 """The inspector for GPUs, run on the CPU: the same results a little later, without synchronising."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +198,88 @@ def test_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.train()
     assert watch.clocks.onset is not None and watch.clocks.onset.step == 2 == watch.inspector.autopsy.step
     assert steps == list(range(len(steps))) and len(steps) == trainer.state.global_step < 10
+
+
+def scaled_losses(out_dir: Path | None, fused: bool, scale: float, bad: int = -1) -> tuple[list[Tensor], int]:
+    """The losses of a loop with a GradScaler, and how often it waited for the device; step `bad` fails."""
+    model, scaler, waits = net(), torch.amp.GradScaler("cpu", init_scale=scale), Waits()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+    data: Iterable[Tensor] = [ONES * (1 + number) for number in range(8)]
+    losses = []
+    if out_dir:
+        data = Watch(model, optimizer, out_dir).batches(data)
+    with waits:
+        for number, x in enumerate(data):
+            optimizer.zero_grad()
+            loss = squares(model(x)) + (model(x) * float(number != bad)).abs().sum().log() * float(bad >= 0)
+            losses.append(loss.detach())
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+    return losses, waits.count
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("scale", [8.0, 2.0**127], ids=["found", "searching"])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_healthy_loop_with_a_scaler(
+    is_late: bool, scale: float, fused: bool, tmp_path: Path, late: Callable[[], None]
+) -> None:
+    if is_late:
+        late()
+    plain, waits = scaled_losses(None, fused, scale)
+    watched, all_waits = scaled_losses(tmp_path / "records", fused, scale)
+    assert torch.equal(torch.stack(plain), torch.stack(watched)) and not (tmp_path / "records").exists()
+    assert all_waits == waits or not is_late or scale > 8, "a late inspector waits for skipped steps alone"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_step_that_a_scaler_skips_at_every_scale(
+    is_late: bool, fused: bool, tmp_path: Path, late: Callable[[], None]
+) -> None:
+    if is_late:
+        late()
+    with pytest.raises(NonFiniteError) as raised:
+        scaled_losses(tmp_path, fused, 1024.0, bad=3)
+    autopsy = raised.value.autopsy
+    assert autopsy is not None and (autopsy.step, autopsy.op, autopsy.reproduced) == (3, "aten.log.default", True)
+
+
+def test_loop_that_an_exception_leaves_before_the_numbers_have_arrived(
+    tmp_path: Path, late: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    late()
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 100.0, weight_decay=3e38)
+
+    def loop() -> None:
+        for x in Watch(model, optimizer, tmp_path).batches([ONES] * 5):
+            out = model(x)
+            if not torch.isfinite(out).all():
+                raise ValueError("a guard of the loop")
+            optimizer.zero_grad()
+            squares(out).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    with pytest.raises(ValueError, match="a guard"):
+        loop()
+    assert (tmp_path / "autopsy.json").exists() and "the loop was left after a non-finite number" in caplog.text
+
+
+def test_optimizer_of_several_whose_update_fails(tmp_path: Path, late: Callable[[], None]) -> None:
+    """The other optimizer of the step reads the NaN before the numbers have arrived."""
+    late()
+    first, second = nn.Linear(8, 8), nn.Linear(8, 1)
+    one = torch.optim.SGD(first.parameters(), 100.0, weight_decay=3e38)
+    other = torch.optim.SGD(second.parameters(), 0.1)
+    with pytest.raises(NonFiniteError) as raised:
+        for x in Watch([first, second], [one, other], tmp_path).batches([ONES] * 5):
+            for optimizer in (one, other):
+                one.zero_grad()
+                other.zero_grad()
+                squares(second(first(x))).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    autopsy = raised.value.autopsy
+    assert autopsy is not None and (autopsy.step, autopsy.clock, autopsy.phase) == (0, "parameter", "optimizer")
+    assert autopsy.reproduced and all(name.startswith("0.") for name in autopsy.parameters)

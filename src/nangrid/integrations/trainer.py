@@ -24,13 +24,14 @@ from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import FailedEvalBatch, Inspector, still_searching
+from nangrid.watch.inspector import FailedEvalBatch, Inspector
 from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.ranks.wrappers import refuse_parallelism
 from nangrid.watch.state.loop_objects import Restore, attributes
 from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
 from nangrid.watch.state.recorder import SnapshotPolicy, shallow
+from nangrid.watch.state.scaler import scale_of
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
@@ -238,7 +239,7 @@ class TrainerWatch(TrainerCallback):
     def _read_gradients(self) -> None:
         """Check the gradients, unless a replay unscales them."""
         if not self.inspector.replaying:
-            self.inspector.gradients(ignore_nonfinite=still_searching(self.trainer.accelerator.scaler))
+            self.inspector.gradients(scale_of(self.trainer.accelerator.scaler))
 
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:

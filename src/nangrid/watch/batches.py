@@ -26,6 +26,7 @@ from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import IN_FLIGHT
 from nangrid.watch.inspector import Inspector
 from nangrid.watch.state.loop_objects import find_scaler, own_objects
+from nangrid.watch.state.scaler import KeptScale, scale_of
 from nangrid.watch.state.tensors import add_new_trainables, gradients, is_finite, present_gradients
 from nangrid.watch.taps import tapping
 from nangrid.watch.window import Iteration, Repeatable, Taken, Window
@@ -74,7 +75,7 @@ class BatchLoop:
         self._steps = self._rounds = 0
         self._began = 0.0
         self._lr = math.nan
-        self._scale: float | None = None
+        self._scale: KeptScale | None = None
         self._modules: list[nn.Module] | None = None
         self._norm: Tensor | None = None
         self._clipped: Tensor | None = None
@@ -152,7 +153,7 @@ class BatchLoop:
         self.inspector.micro_batch(batch, number=self._rounds)
         if self.step.live_scaler is None:
             self.step.live_scaler = find_scaler(iteration.reachable())
-        self._scale = self.step.live_scaler.get_scale() if self.step.live_scaler else None
+        self._scale = KeptScale(self.step.live_scaler) if self.step.live_scaler else None
 
     def _modules_of(self, body: Repeatable | None) -> list[nn.Module]:
         """The modules of the model that are written where the loop is, and may keep state in plain attributes."""
@@ -164,7 +165,7 @@ class BatchLoop:
         """End an iteration, and with it the step if an optimizer has run."""
         # A loop may have caught the error.
         self.stop()
-        window, scaler = self._window, self.step.live_scaler
+        window = self._window
         if window is None:
             return
         if window.stepped:
@@ -173,7 +174,7 @@ class BatchLoop:
             self._steps += 1
             self.observer.complete(readings)
             self.stop()
-        elif scaler is not None and self._scale is not None and scaler.get_scale() < self._scale:
+        elif self._scale is not None and self._scale.has_shrunk():
             window.taken.append(Taken(None, window.backwards))
             self.inspector.skipped(window.losses)
             self.stop()
@@ -182,11 +183,15 @@ class BatchLoop:
     def _left(self, frame: FrameType | None) -> None:
         """Explain why the loop was left, if a number was non-finite: by `break`, or by an exception of its own."""
         window, inspector = self._window, self.inspector
-        if window is None or frame is None or inspector.clocks.onset is not None or window.stepped:
+        if inspector.clocks.onset is not None:
             return
-        if not any(map(_is_nonfinite, [*window.losses, *frame.f_locals.values()])):
-            return
-        inspector.left()
+        self.observer.complete(inspector.flush())
+        if inspector.clocks.onset is None:
+            if window is None or window.stepped or frame is None:
+                return
+            if not any(map(_is_nonfinite, [*window.losses, *frame.f_locals.values()])):
+                return
+            inspector.left()
         if inspector.autopsy is not None:
             logger.error("the loop was left after a non-finite number\n%s", explain(inspector.autopsy))
 
@@ -266,11 +271,15 @@ class BatchLoop:
         if not window.taken:
             self.observer.backward_done(self._steps)
         window.taken.append(Taken(optimizer, window.backwards, self._reduced()))
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is not None and bool(skipped):
-            return  # a fused optimizer skips by itself
+        if self._skips_unseen(optimizer):
+            return
         trainables = self.step.trained_by(optimizer)
         self._outside_backward(lambda: self._check_gradients(optimizer), gradients(trainables).values())
+
+    def _skips_unseen(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a fused optimizer skips this step for a GradScaler that nobody has passed to the watch."""
+        skips = getattr(optimizer, "found_inf", None)
+        return skips is not None and self.step.live_scaler is None and bool(skips)
 
     def _reduced(self) -> dict[str, Tensor]:
         """The gradients of all ranks together, which a replay on one rank needs to come to the next optimizer."""
@@ -285,9 +294,19 @@ class BatchLoop:
         self.step.will_update(trainables)
         inspector.losses(window.losses, of=trainables)
         window.losses = []
-        inspector.gradients(of=trainables, clipped=self._clipped)
+        # For a fused optimizer alone a GradScaler calls `step` even if it skips.
+        scaler = self.step.live_scaler if hasattr(optimizer, "found_inf") else None
+        inspector.gradients(scale_of(scaler), trainables, self._factor(optimizer))
         self.stop()
         inspector.norm(torch.zeros(()) if self._norm is None else self._norm)
+
+    def _factor(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """What the gradients have to be multiplied by to be unscaled, and as they were before clipping."""
+        # A fused optimizer unscales by itself.
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+        if scale is None:
+            return self._clipped
+        return scale.reciprocal() if self._clipped is None else self._clipped / scale
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.step.replaying:

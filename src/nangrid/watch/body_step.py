@@ -15,6 +15,7 @@ from nangrid.watch.autopsy.trace import Progress
 from nangrid.watch.state.loop_objects import restorers
 from nangrid.watch.state.optimizers import together
 from nangrid.watch.state.random_state import set_random_states
+from nangrid.watch.state.scaler import orders, unscaled
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot
 from nangrid.watch.state.tensors import gradients, state_tensors
 from nangrid.watch.window import Iteration, Window
@@ -85,6 +86,7 @@ class BodyStep(WholeStep):
         first = window.iterations[0]
         now = [restore for iteration in window.iterations for restore in iteration.restorers_now()]
         now += restorers([self.live_scaler])  # which may not be among the loop's objects
+        now += map(orders, self.optimizers)
         live = {name: parameter.grad for name, parameter in self.trainables.items()}
         self._taken, self._backwards, self._done = 0, 0, False
         self._ends_by_itself = snapshot.clock == RAISED
@@ -187,7 +189,7 @@ def as_loss(root: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
     """The loss behind the root of a backward pass: one number, without the scale."""
     root = root.detach()
     number = root.reshape(()) if root.numel() == 1 else root.sum()
-    return number if scaler is None else number / scaler.get_scale()
+    return unscaled(number, scaler)
 
 
 def total(losses: list[Tensor]) -> Tensor:

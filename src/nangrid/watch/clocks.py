@@ -49,7 +49,7 @@ class StepReading:
         return math.isinf(self.grad_norm) and math.isfinite(self.max_gradient) and not self.nonfinite["gradient"]
 
 
-def _larger(one: float, other: float) -> float:
+def larger(one: float, other: float) -> float:
     """The larger of two sizes; one that is not finite counts as the largest."""
     return max(one, other) if math.isfinite(one) and math.isfinite(other) else one + other
 
@@ -104,7 +104,7 @@ class Clocks:
         by_name = gradients(self.trainables if of is None else of)
         self.note_reached(by_name)
         largest = extent(by_name.values()).item() * clipped
-        self.reading.max_gradient = _larger(self.reading.max_gradient, largest)
+        self.reading.max_gradient = larger(self.reading.max_gradient, largest)
         if not math.isfinite(largest) and not ignore_nonfinite:
             self.trip("gradient", _count(by_name.values()))
 
@@ -118,7 +118,7 @@ class Clocks:
         """
         trainables = self.trainables if of is None else of
         largest = extent(trainables.values()).item() if before is None else self.update(before, trainables).item()
-        self.reading.max_update = math.nan if before is None else _larger(self.reading.max_update, largest)
+        self.reading.max_update = math.nan if before is None else larger(self.reading.max_update, largest)
         if not math.isfinite(largest):
             self.trip("parameter", _count(trainables.values()))
         state = list(state_tensors(optimizer))

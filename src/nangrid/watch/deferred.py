@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +20,17 @@ from torch import Tensor
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.autopsy.live import LiveStep
 from nangrid.watch.autopsy.replay import Step, digest
-from nangrid.watch.clocks import StepReading, Trainables
+from nangrid.watch.clocks import StepReading, Trainables, larger
 from nangrid.watch.inspector import Inspector
+from nangrid.watch.pending import Numbers, PendingStep, Update
 from nangrid.watch.ranks.group import Ranks, ranks_of_this_run
 from nangrid.watch.state.recorder import Recorder, SnapshotPolicy
+from nangrid.watch.state.scaler import NO_SCALE
 from nangrid.watch.state.snapshot import Snapshot
-from nangrid.watch.state.tensors import extent, gathering_device, gradients, state_tensors
+from nangrid.watch.state.tensors import extent, gradients, state_tensors
 
 IN_FLIGHT = 2
 """Steps that may be queued before the host waits for the numbers of the oldest."""
-
-
-@dataclass
-class _PendingStep:
-    """A step whose numbers have not been read yet."""
-
-    step: int
-    recorder: Recorder
-    losses: list[Tensor] = field(default_factory=list)
-    measures: dict[str, Tensor] = field(default_factory=dict)
-    ignore_nonfinite: bool = False
-    lr: float = 0.0
-    seconds: float = 0.0
-    numbers: Tensor | None = None
-    event: Any = None
-
-    def measure(self, name: str, size: Tensor) -> None:
-        """Note a size; the largest of several counts."""
-        known = self.measures.get(name)
-        self.measures[name] = size if known is None else torch.maximum(known, size.to(known.device))
-
-    def send(self) -> None:
-        """Queue the copy of the numbers to the host, behind the step's kernels."""
-        self.measures |= {f"loss {number}": loss for number, loss in enumerate(self.losses)}
-        # Parameters may be spread over devices; one stack and one copy need them on one.
-        device = gathering_device(self.measures.values())
-        sizes = [value.detach().to(device, non_blocking=True).double() for value in self.measures.values()]
-        numbers = torch.stack(sizes)
-        # Only a copy to pinned memory is asynchronous; the event tells when it has arrived.
-        if numbers.is_cuda:
-            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(
-                numbers, non_blocking=True
-            )
-            self.event = torch.cuda.Event()
-            self.event.record()
-        else:
-            self.numbers = numbers
-
-    def receive(self) -> dict[str, float]:
-        """The numbers, by name; waits until they have arrived."""
-        assert self.numbers is not None
-        if self.event is not None:
-            self.event.synchronize()
-        return dict(zip(self.measures, self.numbers.tolist(), strict=True))
 
 
 class DeferredInspector(Inspector):
@@ -95,18 +52,21 @@ class DeferredInspector(Inspector):
         spares = [Recorder(model, step.trainables, optimizer, scaler, initial) for _ in range(IN_FLIGHT)]
         # A step in flight needs its own copies until its numbers are known: one recorder more than steps in flight.
         self._recorders = deque([self.recorder, *spares])
-        self._sent: deque[_PendingStep] = deque()
-        self._pending: _PendingStep
+        self._sent: deque[PendingStep] = deque()
+        self._early: list[StepReading] = []
+        """Readings of steps that had to be waited for, and that no call has returned yet."""
+        self._pending: PendingStep
 
     def begin(self, step: int) -> None:
         """Begin a step, with the recorder that has been unused the longest."""
         self._recorders.rotate(-1)
-        self._pending = _PendingStep(step, self._recorders[0])
+        self._pending = PendingStep(step, self._recorders[0])
         self._pending.recorder.begin(step)
 
     def restart(self) -> None:
         """Begin the step again with the next micro-batch."""
-        self._pending.losses.clear()
+        self._pending.updates.clear()
+        self._pending.updates.append(Update())
         self._pending.recorder.restart()
 
     def micro_batch(self, inputs: Any, **extra: Any) -> None:
@@ -115,47 +75,51 @@ class DeferredInspector(Inspector):
 
     def loss(self, loss: Tensor) -> None:
         """Keep the loss of a micro-batch."""
-        self._pending.losses.append(loss.detach())
+        self._pending.update.losses.append(loss.detach())
 
     def left(self) -> None:
         """Examine the current step, whose numbers were never sent."""
-        self.recorder, self._losses = self._pending.recorder, self._pending.losses
+        self.recorder, self._losses = self._pending.recorder, self._pending.update.losses
         super().left()
 
     @torch.no_grad()
     def after_backward(self, losses: Sequence[Tensor]) -> None:
         """Measure the gradients before the loop can mend them."""
-        self._pending.measure("unmended", extent(gradients(self.step.trainables).values()))
+        self._pending.update.measure("unmended", extent(gradients(self.step.trainables).values()))
 
     def losses(self, losses: Sequence[Tensor], of: Trainables) -> None:
         """Keep the losses of a loop; whether their gradients were mended is known later."""
-        self._pending.losses += [loss.detach() for loss in losses]
+        self._pending.update.losses += [loss.detach() for loss in losses]
 
     @torch.no_grad()
     def gradients(
-        self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
+        self,
+        scale: Tensor | float = NO_SCALE,
+        of: Trainables | None = None,
+        clipped: Tensor | float | None = None,
     ) -> None:
         """Measure the gradients."""
         self._pending.recorder.copy_new_trainables()
         by_name = gradients(self.step.trainables if of is None else of)
         self.clocks.note_reached(by_name)
         self._warn_without_gradient()
-        self._pending.measure("gradient", extent(by_name.values()) * (1.0 if clipped is None else clipped))
-        self._pending.ignore_nonfinite = ignore_nonfinite
+        self._pending.update.measure("gradient", extent(by_name.values()) * (1.0 if clipped is None else clipped))
+        self._pending.update.measure("scale", torch.as_tensor(scale))
 
     def norm(self, norm: Tensor | float) -> None:
         """Keep the gradient norm before clipping."""
-        self._pending.measures["norm"] = torch.as_tensor(norm)
+        self._pending.update.measures["norm"] = torch.as_tensor(norm)
 
     @torch.no_grad()
     def updated(self, of: Trainables | None = None) -> None:
         """Measure parameters and optimizer state."""
-        pending, trainables = self._pending, self.step.trainables if of is None else of
-        before = pending.recorder.before(trainables)
+        update, trainables = self._pending.update, self.step.trainables if of is None else of
+        before = self._pending.recorder.before(trainables)
         assert before is not None, "a deferred inspector keeps copies"
-        pending.measure("update", self.clocks.update(before, trainables))
-        pending.measure("parameter", extent(trainables.values()))
-        pending.measure("optimizer_state", extent(state_tensors(self.step.optimizer)))
+        update.measure("update", self.clocks.update(before, trainables))
+        update.measure("parameter", extent(trainables.values()))
+        update.measure("optimizer_state", extent(state_tensors(self.step.optimizer)))
+        update.complete = True
 
     def close(self, lr: float, seconds: float) -> list[StepReading]:
         """Send the step's numbers; the readings of the steps that are no longer in flight."""
@@ -163,55 +127,74 @@ class DeferredInspector(Inspector):
         self._pending.send()
         self._sent.append(self._pending)
         self._keep(self._pending.step, self._pending.recorder)
-        return list(self._read(IN_FLIGHT))
+        return self._read(IN_FLIGHT)
 
     def flush(self) -> list[StepReading]:
         """Wait for the numbers of all steps; their readings."""
-        return list(self._read(0))
+        return self._read(0)
 
-    def _read(self, in_flight: int) -> Iterable[StepReading]:
+    def skipped(self, losses: Sequence[Tensor]) -> None:
+        """Wait for the steps before, and see whether the current one fails with a scale of 1 as well."""
+        self._early = self._read(0)
+        if self.clocks.onset is None:
+            self.recorder, self._losses = self._pending.recorder, []
+            self.clocks.begin(self._pending.step)
+            super().skipped(losses)
+        if self.clocks.onset is None:
+            self.clocks.readings.pop()  # the step goes on with the next batch
+
+    def _read(self, in_flight: int) -> list[StepReading]:
+        readings, self._early = self._early, []
         while len(self._sent) > in_flight:
             pending = self._sent.popleft()
             self._note(pending, pending.receive())
-            yield self.clocks.reading
+            readings.append(self.clocks.reading)
+        return readings
 
-    def _note(self, pending: _PendingStep, numbers: dict[str, float]) -> None:
+    def _note(self, pending: PendingStep, numbers: list[Numbers]) -> None:
         clocks = self.clocks
         clocks.begin(pending.step)
-        reading = clocks.reading
-        losses = [numbers[f"loss {number}"] for number in range(len(pending.losses))]
+        clocks.reading.lr, clocks.reading.seconds = pending.lr, pending.seconds
+        skipped, losses = False, []
+        for update, found in zip(pending.updates, numbers, strict=True):
+            losses += update.losses
+            skipped = self._note_update(found) or skipped
+            if clocks.onset is not None:
+                break  # the next optimizer of the step has read what this one left
+        self.growth.note(pending.step, clocks.reading.max_gradient)
+        self._examine_late(pending.recorder, losses, skipped)
+
+    def _note_update(self, found: Numbers) -> bool:
+        """Note the numbers of one optimizer; whether a GradScaler has skipped it."""
+        reading, sizes = self.clocks.reading, found.measures
+        gradient, losses = sizes.get("gradient", 0.0), found.losses
         # A loop that mends or drops the gradients of a non-finite loss trains on.
-        if math.isfinite(numbers["gradient"]) and not math.isfinite(numbers.get("unmended", 0.0)):
+        if math.isfinite(gradient) and not math.isfinite(sizes.get("unmended", 0.0)):
             losses = [loss for loss in losses if math.isfinite(loss)]
         for loss in losses:
-            clocks.note_loss(loss)
-        reading.max_gradient, reading.max_update = numbers["gradient"], numbers["update"]
-        reading.grad_norm, reading.lr, reading.seconds = numbers["norm"], pending.lr, pending.seconds
-        checked = ["parameter", "optimizer_state"]
-        if not pending.ignore_nonfinite:
-            checked = ["gradient", *checked]
-        for clock in checked:
-            if not math.isfinite(numbers[clock]):
-                clocks.trip(clock, 1)
-        self.growth.note(pending.step, reading.max_gradient)
-        self._examine_late(pending)
+            self.clocks.note_loss(loss)
+        reading.max_gradient = larger(reading.max_gradient, gradient)
+        reading.max_update = larger(reading.max_update, sizes.get("update", 0.0))
+        reading.grad_norm = sizes.get("norm", reading.grad_norm)
+        searching = sizes.get("scale", NO_SCALE) > 1
+        for clock in ("parameter", "optimizer_state") if searching else ("gradient", "parameter", "optimizer_state"):
+            if not math.isfinite(sizes.get(clock, 0.0)):
+                self.clocks.trip(clock, 1)
+        return searching and not math.isfinite(gradient)
 
     def _live(self, snapshot: Snapshot) -> LiveStep:
         # By now the live model is some steps further.
         return LiveStep()
 
-    def _examine_late(self, pending: _PendingStep) -> None:
+    def _examine_late(self, recorder: Recorder, losses: list[Tensor], skipped: bool) -> None:
         # Only the losses can be compared: gradients and parameters have been overwritten by later steps.
-        self.recorder, self._losses = pending.recorder, pending.losses
-        if pending.ignore_nonfinite and not math.isfinite(self.clocks.reading.max_gradient):
-            self.skipped()
-        else:
-            self._skipping = False
+        self.recorder, self._losses = recorder, losses
+        self._skips(skipped)
         self._agree()
         if self._tripped_now("loss", "gradient", "parameter", "optimizer_state"):
-            self._examine({"loss": digest(pending.losses)})
+            self._examine({"loss": digest(losses)})
         elif self.clocks.reading.frozen:
-            self._keep_frozen({"loss": digest(pending.losses)})
+            self._keep_frozen({"loss": digest(losses)})
 
 
 def inspector_for(

@@ -43,6 +43,7 @@ from nangrid.watch.ranks.merge import merge, of_rank
 from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.run_directory import RunDirectory
 from nangrid.watch.state.recorder import Recorder, SnapshotPolicy
+from nangrid.watch.state.scaler import NO_SCALE
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import gradients, is_finite
 
@@ -165,20 +166,23 @@ class Inspector:
             self.merged_records.write_autopsy(self.autopsy, ".")  # the other ranks are not there
 
     def gradients(
-        self, ignore_nonfinite: bool = False, of: Trainables | None = None, clipped: Tensor | float | None = None
+        self,
+        scale: Tensor | float = NO_SCALE,
+        of: Trainables | None = None,
+        clipped: Tensor | float | None = None,
     ) -> None:
         """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean.
 
-        See `Clocks.gradients`; `clipped` is None if the loop has not clipped yet.
+        `scale`: that of a GradScaler which skips this step if its gradients are non-finite; above 1 it may still shrink
+        and retry, so that they are no onset. `of`, `clipped`: see `Clocks.gradients`; `clipped` is None if the loop has
+        not clipped yet.
         """
         self.recorder.copy_new_trainables()
         self._warn_without_gradient()
-        self.clocks.gradients(ignore_nonfinite, of, 1.0 if clipped is None else float(clipped))
-        skipped = ignore_nonfinite and not math.isfinite(self.clocks.reading.max_gradient)
-        if skipped:
-            self.skipped()
-        else:
-            self._skipping = False
+        searching = bool(scale > 1)
+        self.clocks.gradients(searching, of, 1.0 if clipped is None else float(clipped))
+        skipped = searching and not math.isfinite(self.clocks.reading.max_gradient)
+        self._skips(skipped)
         self._agree()
         if self._tripped_now("loss", "gradient"):
             outcome = {"loss": digest(self._losses)}
@@ -187,13 +191,18 @@ class Inspector:
                 outcome["gradients"] = digest(gradients(self.step.trainables).values())
             self._examine(outcome)
 
-    def skipped(self, losses: Sequence[Tensor] = ()) -> None:
+    def skipped(self, losses: Sequence[Tensor]) -> None:
+        """Note that a GradScaler has skipped the current step, before whose end `losses` were not noted yet."""
+        self._skips(True, losses)
+
+    def _skips(self, skipped: bool, losses: Sequence[Tensor] = ()) -> None:
         """Trip a clock if a step that a GradScaler skips fails with a scale of 1 as well.
 
         Only the first of several skipped steps is tried: if that is finite, the scaler searches for its scale.
-        `losses`: those that were not noted yet.
         """
-        if self._skipping or self.out_dir is None:
+        if not skipped:
+            self._skipping = False
+        if not skipped or self._skipping or self.out_dir is None:
             return
         self._skipping = True
         with self._replay():
@@ -202,7 +211,7 @@ class Inspector:
             lasting = not self.ranks.least(not lasting)
         if lasting:
             for loss in losses:
-                self.loss(loss)
+                Inspector.loss(self, loss)
             self.clocks.trip("gradient", 1)
             self._examine({"loss": digest(self._losses)})
 
@@ -389,8 +398,3 @@ class Inspector:
 
 def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else '(no message)'}"
-
-
-def still_searching(scaler: torch.amp.GradScaler | None) -> bool:
-    """Whether a GradScaler may still shrink its scale and retry: then its infinities are not an onset."""
-    return scaler is not None and scaler.get_scale() > 1

@@ -22,10 +22,10 @@ from nangrid.watch.batches import BatchLoop
 from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import still_searching
 from nangrid.watch.ranks.wrappers import bare, refuse_join, refuse_parallelism
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.recorder import SnapshotPolicy
+from nangrid.watch.state.scaler import scale_of
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
 
@@ -216,7 +216,7 @@ class Watch:
         if self.scaler is not None:
             # Magnitudes are recorded, and clipped, without the scale.
             self.scaler.unscale_(loop.optimizer)
-        inspector.gradients(ignore_nonfinite=still_searching(self.scaler))
+        inspector.gradients(scale_of(self.scaler))
         self._raise_on_onset()
         inspector.norm(loop.clip())
         if self.scaler is None:

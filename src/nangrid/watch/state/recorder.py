@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nangrid.watch.state.module_state import ModuleState, ModuleStateRecorder, copy_buffers
 from nangrid.watch.state.random_state import random_states
+from nangrid.watch.state.scaler import as_numbers, state_of
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot, State
 from nangrid.watch.state.tensors import add_new_trainables, copy_state, local, param_groups
 
@@ -87,7 +88,7 @@ class Recorder:
         """Forget the micro-batches so far; parameters and optimizer state have not changed since the step began."""
         self._micro_batches, self._rng = [], random_states()
         self._groups = param_groups(self.optimizer)
-        self._scaler = self.scaler.state_dict() if self.scaler else {}
+        self._scaler = state_of(self.scaler)
         self._module_state.copy()
         # The loop zeroes the gradients of what the optimizer holds; others accumulate from step to step.
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
@@ -117,7 +118,7 @@ class Recorder:
             parameters=parameters,
             state=state,
             groups=self._groups,
-            scaler=self._scaler,
+            scaler=as_numbers(self._scaler),
             module_state=self._module_state.now(),
             rng=self._rng,
             micro_batches=self._micro_batches,
