@@ -136,6 +136,11 @@ def extent(tensors: Iterable[Tensor]) -> Tensor:
         return torch.zeros(())
     # A model may be spread over several devices and dtypes.
     widest = torch.float64 if any(end.dtype is torch.float64 for end in ends) else torch.float32
+    host = [end for end in ends if end.is_cpu]
+    if len(host) < len(ends):
+        # On the CPU torch keeps a step number for every parameter: one copy to the other device for all of them.
+        ends = [end for end in ends if not end.is_cpu]
+        ends += [torch.stack([end.to(widest) for end in host]).abs().max()] if host else []
     device = gathering_device(ends)
     return torch.stack([end.to(device, widest, non_blocking=True) for end in ends]).abs().max()
 
