@@ -56,9 +56,10 @@ def _with_cures(step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autop
     cures = tried_cures(step, snapshot, replayed.origin.write, autopsy.mechanism)
     # The reader of a cell types overrides; the line is often one of a library.
     for_scripts = not any(suggestion.override for suggestion in autopsy.suggestions)
-    finite = [trial for trial in cures if trial.finite and for_scripts]
-    tested = [Suggestion(f"{trial.change}: tested, the step is finite") for trial in finite]
-    return replace(autopsy, cures=cures, suggestions=[*autopsy.suggestions, *tested])
+    finite = [trial.change for trial in cures if trial.finite and for_scripts]
+    tested = {change: Suggestion(f"{change}: tested, the step is finite") for change in finite}
+    suggestions = [tested.pop(suggestion.advice, suggestion) for suggestion in autopsy.suggestions]
+    return replace(autopsy, cures=cures, suggestions=[*suggestions, *tested.values()])
 
 
 def _with_variants(

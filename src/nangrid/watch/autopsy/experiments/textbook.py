@@ -146,9 +146,9 @@ _USUAL = (
 
 _OF_MECHANISMS = {
     mechanisms.MEAN_OVER_NOTHING: (
-        Cure("a count of at least 1", _by_at_least_one, _DIVISIONS),
-        Cure("the sum, divided by a count of at least 1, in place of the mean", _mean_of_at_least_one, ("mean",)),
-        *_each("correction=0", _uncorrected, "std", "var", "std_mean", "var_mean"),
+        Cure("clamp the count to at least 1", _by_at_least_one, _DIVISIONS),
+        Cure("clamp the count to at least 1", _mean_of_at_least_one, ("mean",)),
+        *_each("pass correction=0", _uncorrected, "std", "var", "std_mean", "var_mean"),
     ),
     mechanisms.MASK_CAST_TO_INFINITY: (
         Cure("the most negative number of the narrower dtype in the mask", _cast_in_range, _CASTS),
@@ -156,9 +156,9 @@ _OF_MECHANISMS = {
     mechanisms.DOUBLE_MASK_OVERFLOW: (
         Cure("clamp the sum of the masks to the most negative number of its dtype", _sum_in_range, _SUMS),
     ),
-    mechanisms.CTC_TARGET_TOO_LONG: (Cure("zero_infinity=True", _zero_infinity, ("ctc_loss",)),),
+    mechanisms.CTC_TARGET_TOO_LONG: (Cure("pass zero_infinity=True to the CTC loss", _zero_infinity, ("ctc_loss",)),),
 }
-"""Where the mechanism says more than the operation."""
+"""Where the mechanism says more than the operation; in the words of its suggestion if that is the same change."""
 
 
 def cures_of(function: str, mechanism: str, narrow: bool) -> list[Cure]:
