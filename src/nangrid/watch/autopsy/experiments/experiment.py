@@ -58,7 +58,8 @@ def _with_cures(step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autop
     for_scripts = not any(suggestion.override for suggestion in autopsy.suggestions)
     finite = [trial.change for trial in cures if trial.finite and for_scripts]
     tested = {change: Suggestion(f"{change}: tested, the step is finite") for change in finite}
-    suggestions = [tested.pop(suggestion.advice, suggestion) for suggestion in autopsy.suggestions]
+    helpless = {trial.change for trial in cures if not trial.finite}
+    suggestions = [tested.pop(s.advice, s) for s in autopsy.suggestions if s.advice not in helpless]
     return replace(autopsy, cures=cures, suggestions=[*suggestions, *tested.values()])
 
 
