@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from bare_loop import model_loss, train, words
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 VOCABULARY = 64
 
@@ -69,6 +70,32 @@ def test_discarded_sample_of_padding_only(attention: str, tmp_path: Path) -> Non
     batch = masked_words()
     batch["attention_mask"][1], batch["labels"][1] = 0, -100
     assert finite(train(gemma(attn_implementation=attention), [batch] * 3, tmp_path, model_loss), tmp_path)
+
+
+class Attention(nn.Module):
+    """One query, of three, may look at nothing."""
+
+    def __init__(self, backend: SDPBackend, additive: bool) -> None:
+        super().__init__()
+        self.layer, self.backend = nn.Linear(8, 8), backend
+        keep = torch.tensor([[True], [False], [True]]).expand(3, 3)
+        self.mask = torch.zeros(3, 3).masked_fill(~keep, -math.inf) if additive else keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.layer(x)[:, None]
+        with sdpa_kernel([self.backend]):
+            return F.scaled_dot_product_attention(heads, heads, heads, self.mask)
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_row_that_is_masked_everywhere_under_each_backend_of_the_cpu(
+    backend: SDPBackend, additive: bool, tmp_path: Path
+) -> None:
+    """torch gives such a row zeros, where a softmax that is written out gives NaN."""
+    model, x = Attention(backend, additive), torch.randn(2, 3, 8)
+    assert (model(x)[:, 0, 1] == 0).all()
+    assert finite(train(model, [x] * 3, tmp_path), tmp_path)
 
 
 class Banned(nn.Module):

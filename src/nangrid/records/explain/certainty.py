@@ -18,6 +18,12 @@ _TESTED_BY_CHANGE = {
     mechanisms.FP16_ACTIVATION_OVERFLOW,
     mechanisms.ADAM_EPS_UNDERFLOW,
     mechanisms.OPTIMIZER_EPS_UNDERFLOW,
+    mechanisms.MEAN_OVER_NOTHING,
+    mechanisms.MASK_CAST_TO_INFINITY,
+    mechanisms.DOUBLE_MASK_OVERFLOW,
+    mechanisms.CTC_TARGET_TOO_LONG,
+    mechanisms.NONFINITE_LEARNING_RATE,
+    mechanisms.NONFINITE_DATA,
 }
 """Mechanisms whose textbook change of the operation would not help if another mechanism were at work."""
 

@@ -45,6 +45,34 @@ def test_kernel_of_attention_that_overflows(tmp_path: Path) -> None:
     assert autopsy.explanation.endswith(autopsy.verdict)
 
 
+class Massive(nn.Module):
+    """A normalisation with a large gain, whose output exceeds 65504 on a row that one channel dominates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(1024, 1024, bias=False), nn.LayerNorm(1024)
+        nn.init.eye_(self.layer.weight)
+        nn.init.constant_(self.norm.weight, 2500.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x)).float()
+
+
+def test_kernel_whose_result_float16_cannot_hold(tmp_path: Path) -> None:
+    model, usual = Massive().half(), torch.arange(1024.0)[None].remainder(7).half()
+    massive = usual.clone()
+    massive[0, 9] = 3000
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-6)
+    autopsy = diagnose(model, [usual, massive], tmp_path, lambda out: out.logsumexp(-1).mean(), sgd)
+    assert (autopsy.step, autopsy.op) == (1, "aten.native_layer_norm.default")
+    tried = table(autopsy)
+    assert (tried["the operation alone in float32"], tried["the step again"]) == (True, False)
+    assert autopsy.verdict == "Half precision is too narrow: the operation alone is finite in float32."
+    assert autopsy.explanation.startswith("An activation exceeded 65504") and autopsy.explanation.endswith(
+        autopsy.verdict
+    )
+
+
 def test_one_sample_of_a_batch(tmp_path: Path) -> None:
     batch = torch.ones(6, 4)
     batch[4] = 3e38

@@ -100,7 +100,8 @@ def test_count_that_is_an_integer_is_shown_as_the_divisor(tmp_path: Path) -> Non
         ("other", 0, "int64"),
     ]
     assert "operands: self 0, other 0" in explain(autopsy)
-    assert autopsy.suggestions[0].advice == f"at {autopsy.source}: clamp the count to at least 1"
+    tested = f"at {autopsy.source}: clamp the count to at least 1: tested, the step is finite"
+    assert autopsy.suggestions[0].advice == tested
 
 
 def test_number_that_is_divided_by_is_an_operand(tmp_path: Path) -> None:

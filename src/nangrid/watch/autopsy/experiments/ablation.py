@@ -23,11 +23,11 @@ def quiet_without(step: Step, snapshot: Snapshot, replayed: Replay) -> bool | No
     write = replayed.origin.write
     if write.producer is not None:
         return rerun(step, snapshot, Ablation({write.at})).clock != replayed.clock
-    cleaned = _with_zeros(snapshot, write.preexisting)
+    cleaned = with_zeros(snapshot, write.preexisting)
     return None if cleaned is None else rerun(step, cleaned).clock != replayed.clock
 
 
-def _with_zeros(snapshot: Snapshot, preexisting: str) -> Snapshot | None:
+def with_zeros(snapshot: Snapshot, preexisting: str) -> Snapshot | None:
     """The snapshot, with zeros for the non-finite elements of a tensor that was non-finite before the step."""
     what, _, name = preexisting.partition(" ")
     if what == "parameter" and name in snapshot.parameters:

@@ -50,16 +50,17 @@ def _caught(step: Step, snapshot: Snapshot, replayed: Replay) -> Call | None:
 
 
 def _with_cures(step: Step, snapshot: Snapshot, replayed: Replay, autopsy: Autopsy) -> Autopsy:
-    producer = replayed.origin.write.producer if replayed.origin else None
     # A loss without labels is not a matter of arithmetic.
-    if producer is None or autopsy.mechanism == EMPTY_LABELS:
+    if replayed.origin is None or autopsy.mechanism == EMPTY_LABELS:
         return autopsy
-    cures = tried_cures(step, snapshot, producer, autopsy.op)
+    cures = tried_cures(step, snapshot, replayed.origin.write, autopsy.mechanism)
     # The reader of a cell types overrides; the line is often one of a library.
     for_scripts = not any(suggestion.override for suggestion in autopsy.suggestions)
-    finite = [trial for trial in cures if trial.finite and for_scripts]
-    tested = [Suggestion(f"{trial.change}: tested, the step is finite") for trial in finite]
-    return replace(autopsy, cures=cures, suggestions=[*autopsy.suggestions, *tested])
+    finite = [trial.change for trial in cures if trial.finite and for_scripts]
+    tested = {change: Suggestion(f"{change}: tested, the step is finite") for change in finite}
+    helpless = {trial.change for trial in cures if not trial.finite}
+    suggestions = [tested.pop(s.advice, s) for s in autopsy.suggestions if s.advice not in helpless]
+    return replace(autopsy, cures=cures, suggestions=[*suggestions, *tested.values()])
 
 
 def _with_variants(
