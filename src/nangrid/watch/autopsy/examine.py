@@ -14,6 +14,7 @@ import torch
 
 from nangrid.records.autopsy import Autopsy, OutputRecord, Suggestion, TokenRecord
 from nangrid.records.mechanisms import UNKNOWN
+from nangrid.watch.autopsy.experiments import variants
 from nangrid.watch.autopsy.experiments.experiment import experiment
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT
 from nangrid.watch.autopsy.labels import unlabelled
@@ -37,10 +38,6 @@ from nangrid.watch.state.tensors import dtype_name, rounds_to_zero
 
 logger = logging.getLogger(__name__)
 
-SLOW_S = 5.0
-"""A replay that takes longer says what is still to come; the person at the terminal would think that the run hangs."""
-MOST_RUNS = 12
-"""Runs of the failing step for its experiments, at most."""
 SKIPPED = "skipped"
 """Marks the scaler of a snapshot whose step is replayed with a scale of 1, because the GradScaler skipped it."""
 _FINITE_HERE = "The step is finite on this rank: what is non-finite in it came from another one."
@@ -82,11 +79,11 @@ def examine(
     live = live or LiveStep()
     began = time.perf_counter()
     replayed = replay(step, snapshot)
-    if experiments and (seconds := time.perf_counter() - began) > SLOW_S:
+    if experiments and (seconds := time.perf_counter() - began) > variants.SLOW_S:
         logger.warning(
             "step %d was replayed in %.0f s to find where its first non-finite number arose; it runs up to a dozen "
             "times more, with its operation changed, which takes at most %.0f s.",
-            *(snapshot.step, seconds, MOST_RUNS * seconds),
+            *(snapshot.step, seconds, variants.MOST_STEPS * seconds),
         )
     same = {key: replayed.outcome.get(key) == bits for key, bits in snapshot.outcome.items()}
     reproduced = replayed.clock == snapshot.clock and all(same.values())

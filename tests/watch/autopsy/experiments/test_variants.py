@@ -84,9 +84,19 @@ def test_one_sample_of_a_batch(tmp_path: Path) -> None:
 def test_a_slow_step_says_that_it_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("nangrid.watch.autopsy.examine.SLOW_S", 0.0)
+    monkeypatch.setattr("nangrid.watch.autopsy.experiments.variants.SLOW_S", 0.0)
     diagnose(Calculation(lambda x: x.log().sum(-1)), [-torch.ones(2, 4)], tmp_path)
     assert "step 0 was replayed in 0 s to find where its first non-finite number arose; it runs" in caplog.text
+
+
+def test_slow_variants_are_told_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nangrid.watch.autopsy.experiments.variants.SLOW_S", 0.0)
+    batch = torch.ones(6, 4)
+    batch[4] = 3e38
+    diagnose(Calculation(lambda x: x.sum(-1)), [batch], tmp_path)
+    assert "run 1 of at most 12, the step again: not finite (0 s)" in caplog.text
 
 
 def test_one_micro_batch_of_a_window(tmp_path: Path) -> None:

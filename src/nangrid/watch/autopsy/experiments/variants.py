@@ -5,6 +5,8 @@ At most 12 steps are run. The failing operation alone costs none.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -22,7 +24,11 @@ from nangrid.watch.autopsy.replay import EAGER, Replay, Step, rerun
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import dtype_name
 
+logger = logging.getLogger(__name__)
+
 MOST_STEPS = 12
+SLOW_S = 5.0
+"""A step that takes longer says what is still to come; the person at the terminal would think that the run hangs."""
 _AGAIN, _COMPILED, _ZEROS, _NANS = "the step again", "compiled, as it was", "zeros in new memory", "NaN in new memory"
 _BACKENDS = {
     "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -103,11 +109,15 @@ class Variants:
         if self.steps_left == 0:
             return None
         self.steps_left -= 1
+        began = time.perf_counter()
         try:
             ran = rerun(self.step, snapshot or self.snapshot, mode, stance)
         except Exception:  # a backend that is not there, or a loop that does not take a part of its batch
             return None
         self.trials.append(Trial(change, ran.clock is None))
+        if (seconds := time.perf_counter() - began) > SLOW_S:
+            number, found = MOST_STEPS - self.steps_left, "finite" if ran.clock is None else "not finite"
+            logger.warning("run %d of at most %d, %s: %s (%.0f s)", number, MOST_STEPS, change, found, seconds)
         return ran
 
     def _alone(self, call: Call) -> None:
