@@ -74,11 +74,12 @@ def gradients(trainables: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    """Every floating-point tensor of the optimizer's state (of 8-bit states: their float32 scales)."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                yield local(value)
+    """Every floating-point tensor of the optimizer's state, once (of 8-bit states: their float32 scales)."""
+    # bitsandbytes' parameters share the tables of their 8-bit numbers.
+    distinct = {id(value): value for state in optimizer.state.values() for value in state.values()}
+    for value in distinct.values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield local(value)
 
 
 def embedding(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
