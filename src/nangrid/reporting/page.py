@@ -192,7 +192,7 @@ def _mark(cell: dict[str, Any]) -> _Mark:
     if cell["flagged"]:
         return _Mark("!", "crash", f"{seed}{cell['status']}: {cell['error']} ({name})")
     if pd.isna(cell["event"]):
-        return _Mark("✓", None, f"{seed}finite to step {cell['time']} ({name})")
+        return _Mark("✓", None, f"{seed}finite for {cell['time']} steps ({name})")
     return _Mark(f"step {cell['time']}", str(cell["event"]), f"{seed}{cell['event']} at step {cell['time']} ({name})")
 
 

@@ -46,7 +46,7 @@ def page_of(evidence: Evidence) -> Page:
     if evidence.histories:
         sections.append(_traces(evidence, events))
     if evidence.headroom:
-        sections.append(_headroom(*evidence.headroom, _early_warnings(evidence.records)))
+        sections.append(_headroom(evidence, *evidence.headroom))
     return Page(
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence),
@@ -78,12 +78,13 @@ def traces_of(evidence: Evidence) -> list[Trace]:
     """Loss and gradient norm per cell with a history, at most `_MOST_TRACES` of them, failing cells first."""
     times = evidence.times.sort_values("event", na_position="last", kind="stable")
     traces: list[Trace] = []
-    for cell_id, event in zip(times["cell_id"], times["event"], strict=True):
+    levels = times[evidence.factors].astype(str).agg(" ".join, axis="columns") if evidence.factors else times["cell_id"]
+    for cell_id, event, label in zip(times["cell_id"], times["event"], levels, strict=True):
         history = evidence.histories.get(cell_id)
         if history is not None and len(traces) < _MOST_TRACES:
             name = None if pd.isna(event) else str(event)
             loss, norm = (column(history, name).tolist() for name in ("loss", "grad_norm"))
-            traces.append(Trace(cell_id[:8], name, loss, norm))
+            traces.append(Trace(f"{label} ({cell_id[:8]})" if evidence.factors else cell_id[:8], name, loss, norm))
     return traces
 
 
@@ -146,7 +147,7 @@ def _survival(evidence: Evidence) -> Section:
 def _why_folded(evidence: Evidence) -> str:
     """With one seed the statistics of the sections add nothing to the verdict."""
     seeds = evidence.times["seed"].nunique() if "seed" in evidence.times else 1
-    return "" if seeds > 1 else "Statistics: with one seed, the verdict rests on the single runs and their replays"
+    return "" if seeds > 1 else "With one seed, the verdict rests on the single runs and their replays, not on these numbers"
 
 
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
@@ -154,15 +155,17 @@ def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
     shown = "" if len(traces) == len(evidence.histories) else f" ({len(traces)} of {len(evidence.histories)} cells)"
     lead = [
         f"One line per run{shown}. A failing run ends with a marker at its last finite value; one whose first value is "
-        "already non-finite has none."
+        "already non-finite has none. Under each panel, the finite run with the highest value is named."
     ]
     return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
 
 
-def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
-    table = room(frame)
+def _headroom(evidence: Evidence, cell_id: str, frame: pd.DataFrame) -> Section:
+    table, warned = room(frame), _early_warnings(evidence.records)
+    levels = evidence.times.set_index("cell_id").loc[cell_id, evidence.factors].to_dict()
+    run = f"the reference, run {cell_id[:8]}," if evidence.reference and levels == evidence.base else f"run {cell_id[:8]}"
     lead = [
-        f"How close a run that trains, {cell_id[:8]}, is to each format's limit: its largest activations and "
+        f"How close {run} is to each format's limit: its largest activations and "
         "gradients, sampled on its first step and every few after. Bits left: log2(largest finite number of the "
         "format / largest value). Below 0 that format overflows. The largest values come first.",
         in_fp16(frame),

@@ -135,13 +135,14 @@ def _cure(group: CureGroup) -> CureCard:
     noun = "combinations" if len(cells) > len(group.finite) else "runs"
     one = f"the {noun[:-1]} that tried it stays"
     runs = one if tried == 1 else f"{len(group.finite)} of {tried} {noun} that tried it stay"
-    until = min(cure.until for cure in group.cures)
+    steps = min(cure.steps for cure in group.cures)
     ends = Counter(event_names(combination) for combination in group.failing)
     others = [_worse(group, tried)] if group.worse else []
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
     single = [ONE_RUN] if group.one_run else []
-    text = "; ".join([f"{runs} finite to step {until}", *others, *short, *single])
+    untried = [f"not tried on {group.untried} of the failing {noun}"] if group.untried else []
+    text = "; ".join([f"{runs} finite for {steps} steps", *others, *untried, *short, *single])
     grade = Grade.LIKELY if short or single else Grade.PROVEN
     return CureCard(_spelled(group.changes), grade, bool(group.failing), text, cells)
 
