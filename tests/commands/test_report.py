@@ -112,8 +112,8 @@ def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGr
     said = "An activation exceeds the float16 range (2 runs): dtype=fp16 causes it, and dtype="
     assert said in html and html.index(said) < html.index('class="card"') < html.index('id="map"')
     card = html[html.index('class="card"') : html.index("</article>")]
-    shown, folded = card.split("<dt>Change</dt>")[1].split("<details>", 1)
-    assert shown.count("stay finite to step 16") == 3 and "<summary>1 more</summary>" in folded
+    shown, folded = card.split("<dt>Cure</dt>")[1].split("<details>", 1)
+    assert shown.count("both stay finite for 16 steps") == 3 and "<summary>1 more</summary>" in folded
     links = set(re.findall(r'href="#([\w-]+)"', html))
     assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
 

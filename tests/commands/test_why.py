@@ -60,10 +60,10 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
     assert words.startswith("what 10 of 16 runs failed, in 3 ways.")
     assert "An activation exceeds the float16 range. 6 of 16 runs fail this way, at step 0." in words
     assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor (overflow) at [0, 0, 163]" in words
-    alone = "with any of them at the reference's level it does not"
-    assert f"cause dtype=silent_fp16 with init=zero: the run fails; {alone} (proven)" in words
+    alone = "but not with dtype=bf16 or init=mean"
+    assert f"cause dtype=silent_fp16 with init=zero: a run fails this way, {alone} (proven)" in words
     worse = "1 of them trains worse than the reference (4e342ca5)"
-    assert f"change dtype=bf16: 4 of 4 runs that tried it stay finite to step 16; {worse}" in words
+    assert f"change dtype=bf16: tried on 4 of the 6 failing runs; all stay finite for 16 steps; {worse}" in words
     assert "whether other seeds agree: each combination ran with one seed" in words
     assert "src.report" in words
 

@@ -147,7 +147,8 @@ def _survival(evidence: Evidence) -> Section:
 def _why_folded(evidence: Evidence) -> str:
     """With one seed the statistics of the sections add nothing to the verdict."""
     seeds = evidence.times["seed"].nunique() if "seed" in evidence.times else 1
-    return "" if seeds > 1 else "With one seed, the verdict rests on the single runs and their replays, not on these numbers"
+    only = "With one seed, the verdict rests on the single runs and their replays, not on these numbers"
+    return "" if seeds > 1 else only
 
 
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
@@ -163,7 +164,8 @@ def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
 def _headroom(evidence: Evidence, cell_id: str, frame: pd.DataFrame) -> Section:
     table, warned = room(frame), _early_warnings(evidence.records)
     levels = evidence.times.set_index("cell_id").loc[cell_id, evidence.factors].to_dict()
-    run = f"the reference, run {cell_id[:8]}," if evidence.reference and levels == evidence.base else f"run {cell_id[:8]}"
+    is_reference = evidence.reference and levels == evidence.base
+    run = f"the reference, run {cell_id[:8]}," if is_reference else f"run {cell_id[:8]}"
     lead = [
         f"How close {run} is to each format's limit: its largest activations and "
         "gradients, sampled on its first step and every few after. Bits left: log2(largest finite number of the "

@@ -23,8 +23,10 @@ class CureGroup:
     worse: tuple[Combination, ...]
     """Those of `finite` that do not train, or to a worse loss than the reference."""
     failing: tuple[Combination, ...]
-    untried: int
-    """Number of failing combinations for which the grid has no run with the change."""
+    results: tuple[Combination, ...]
+    """One per failing combination for which the grid has a run with the change; two of them may share it."""
+    total: int
+    """Number of failing combinations."""
     one_run: bool
     """Whether the failure that it cures was shown by one run alone."""
 
@@ -64,14 +66,14 @@ def grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tupl
 
     def group(changes: Levels, of_one: Mapping[Levels, Cure]) -> CureGroup:
         failing = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
-        tried = [grid.with_levels(levels, changes) for levels in failing]
-        found = [result for result in tried if result is not None and result.usable]
-        usable = list({result.levels: result for result in found}.values())
-        untried = len(tried) - len(found)
+        tried = (grid.with_levels(levels, changes) for levels in failing)
+        results = tuple(result for result in tried if result is not None and result.usable)
+        usable = list({result.levels: result for result in results}.values())
         finite = tuple(result for result in usable if not any(result.events))
         worse = tuple(result for result in finite if not (result.trains and grid.no_worse(result)))
         fails = tuple(result for result in usable if result not in finite)
-        return CureGroup(changes, tuple(of_one.values()), finite, worse, fails, untried, all(map(finding.one_run, of_one)))
+        one_run, total = all(map(finding.one_run, of_one)), len(finding.failing)
+        return CureGroup(changes, tuple(of_one.values()), finite, worse, fails, results, total, one_run)
 
     groups = (group(changes, of_one) for changes, of_one in by_changes.items())
     return sorted(groups, key=lambda g: (bool(g.failing), len(g.worse) - len(g.finite), len(g.changes)))
