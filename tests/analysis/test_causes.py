@@ -381,3 +381,20 @@ def test_a_card_counts_the_failing_runs_that_the_cure_was_not_tried_on(make_reco
     (card,) = event_cards(grid, None)
     assert card.causes[0].text == "a run fails this way, but not with dtype=bf16"
     assert card.cures[0].text == "tried on 2 of the 3 failing runs; both stay finite for 16 steps"
+
+
+def test_a_card_says_how_many_failing_runs_a_cure_leaves(make_record: MakeRecord) -> None:
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "init": "mean"},
+        {"dtype": "bf16", "init": "zero"},
+        {"dtype": "silent_fp16", "init": "mean"},
+        {"dtype": "silent_fp16", "init": "zero", "onset": 1},
+        {"dtype": "fp16", "init": "mean", "onset": 0},
+        {"dtype": "fp16", "init": "zero", "onset": 0},
+    )
+    (card,) = event_cards(grid, None)
+    texts = {tuple(cure.levels): cure.text for cure in card.cures}
+    assert texts["dtype=bf16",] == "tried on all 3 failing runs; all stay finite for 16 steps"
+    partial = "1 stays finite for 16 steps; 1 fails by fp16-activation-overflow"
+    assert texts["dtype=silent_fp16",] == f"tried on 2 of the 3 failing runs; {partial}"

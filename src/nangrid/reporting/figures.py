@@ -142,7 +142,7 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
         if any(0 < norm < math.inf for trace in traces for norm in trace.grad_norm):
             right.set_yscale("log")
         right.yaxis.set_major_formatter(FuncFormatter(_power))
-        handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its horizon")]
+        handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its last step")]
         for number, event in enumerate(events):
             handles.append(matplotlib.lines.Line2D([], [], **_event_style(number), markersize=6, label=event))
         figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8)

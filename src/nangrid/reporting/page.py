@@ -34,7 +34,7 @@ class Section:
     """SVG."""
     tables: Sequence[pd.DataFrame] = ()
     folded: str = ""
-    """Why the section is folded; empty if it is open."""
+    """The line under which the section is folded; empty if it is open."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _level_fields(records: Sequence[CellRecord], factors: Sequence[str]) -> list
         differing = [key for key in fields if len({str(levels.get(key)) for levels in rows.values()}) > 1]
         if differing and not set(differing) & set(factors):
             described += [
-                (level, ", ".join(f"{key.removeprefix(factor)[1:]} {levels.get(key)}" for key in differing))
+                (f"{factor}={level}", ", ".join(f"{key}={levels.get(key)}" for key in differing))
                 for level, levels in rows.items()
             ]
     return described

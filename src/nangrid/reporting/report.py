@@ -122,7 +122,7 @@ def _effects(evidence: Evidence) -> Section:
             "leaves its reference level."
         )
         tables.append(crossed)
-    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables, _why_folded(evidence))
+    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables, _statistics(evidence))
 
 
 def _survival(evidence: Evidence) -> Section:
@@ -141,14 +141,14 @@ def _survival(evidence: Evidence) -> Section:
         joined = pd.concat(shares)
         tables.append(joined[["factor", *joined.columns.drop("factor")]].rename_axis(columns=None))
     figures = [survival_figure(evidence.curves, common_horizon(evidence.times))]
-    return Section("Survival", lead, figures, tables, _why_folded(evidence))
+    return Section("Survival", lead, figures, tables, _statistics(evidence))
 
 
-def _why_folded(evidence: Evidence) -> str:
-    """With one seed the statistics of the sections add nothing to the verdict."""
+def _statistics(evidence: Evidence) -> str:
+    """What the folded statistics are good for: with one seed they add nothing to the verdict."""
     seeds = evidence.times["seed"].nunique() if "seed" in evidence.times else 1
     only = "With one seed, the verdict rests on the single runs and their replays, not on these numbers"
-    return "" if seeds > 1 else only
+    return "How long the runs of each level stay finite, with tests and intervals" if seeds > 1 else only
 
 
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:

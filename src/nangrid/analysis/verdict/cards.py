@@ -131,7 +131,8 @@ def _undecided(cause: Cause) -> Iterator[str]:
 def _cure(group: CureGroup) -> CureCard:
     cells = _ids(record for combination in group.finite for record in combination.records)
     noun = "combinations" if len(cells) > len(group.finite) else "runs"
-    tried = f"tried on {len(group.results)} of the {group.total} failing {noun}; " if group.total > 1 else ""
+    some = "all" if len(group.results) == group.total else f"{len(group.results)} of the"
+    tried = f"tried on {some} {group.total} failing {noun}; " if group.total > 1 else ""
     steps = min(cure.steps for cure in group.cures)
     ends = Counter(event_names(result) for result in group.results if result in group.failing)
     others = [_worse(group)] if group.worse else []
@@ -156,8 +157,8 @@ def _stay(group: CureGroup, noun: str) -> str:
 def _worse(group: CureGroup) -> str:
     """That some of the finite runs do not train as well as the reference."""
     worse = sum(result in group.worse for result in group.results)
-    of = "it" if len(group.results) == 1 else f"{worse} of them"
-    return f"{of} {'trains' if worse == 1 else 'train'} worse than the reference ({few_of(group.worse)})"
+    of = "it" if len(group.results) == 1 else f"{worse} of them ({few_of(group.worse)})"
+    return f"{of} {'trains' if worse == 1 else 'train'} worse than the reference"
 
 
 def _no_help(futile: Sequence[FutileChange]) -> Iterator[FutileCard]:
