@@ -116,9 +116,14 @@ def _paragraphs(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
     return [(part[0], part[1:]) for part in parts if part]
 
 
+def with_headings(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns named for a reader."""
+    return frame.rename(columns=lambda name: _HEADINGS.get(str(name), str(name).replace("_", " ")))
+
+
 def _table(frame: pd.DataFrame) -> Markup:
     """A table with numbers to four digits; pandas escapes the text."""
-    shown = frame.rename(columns=lambda name: _HEADINGS.get(str(name), str(name).replace("_", " ")))
+    shown = with_headings(frame)
     html = shown.to_html(index=False, border=0, na_rep="", float_format=lambda v: f"{v:.4g}", classes="numbers")
     return Markup(html)
 
@@ -127,8 +132,8 @@ _HEADINGS = {
     "base": "reference level",
     "pairs": "matched pairs",
     "telling": "pairs that can tell",
-    "met": "events",
-    "met_base": "events (reference level)",
+    "met": "failing runs",
+    "met_base": "failing runs (reference level)",
     "difference": "difference in steps",
     "lower": "95\u00a0%\u00a0from",
     "upper": "95\u00a0%\u00a0to",

@@ -20,7 +20,7 @@ from nangrid.analysis.causes import (
 )
 from nangrid.analysis.claims import ONE_RUN, graded
 from nangrid.analysis.claims import Grade as ClaimGrade
-from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, few_of, grouped_cures, minimal_cures
+from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, few, grouped_cures, minimal_cures
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Certainty, Grade
 from nangrid.records.mechanisms import TITLES
@@ -157,7 +157,8 @@ def _stay(group: CureGroup, noun: str) -> str:
 def _worse(group: CureGroup) -> str:
     """That some of the finite runs do not train as well as the reference."""
     worse = sum(result in group.worse for result in group.results)
-    of = "it" if len(group.results) == 1 else f"{worse} of them ({few_of(group.worse)})"
+    one_each = few([combination.records[0].cell_id for combination in group.worse])
+    of = "it" if len(group.results) == 1 else f"{worse} of them ({one_each})"
     return f"{of} {'trains' if worse == 1 else 'train'} worse than the reference"
 
 

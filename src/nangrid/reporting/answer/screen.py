@@ -69,8 +69,8 @@ def _cause(head: str, card: EventCard) -> Iterator[Part]:
 
 def _alone(card: EventCard) -> str:
     """The factors that do not help if nothing else is changed with them."""
-    factors = [futile.factor for futile in card.no_help]
-    return f"{' or '.join(factors)} alone" if factors else ""
+    *several, last = [futile.factor for futile in card.no_help] or [""]
+    return f"{' or '.join(filter(None, [', '.join(several), last]))} alone" if last else ""
 
 
 def _joined(texts: Sequence[str]) -> str:
