@@ -128,7 +128,7 @@ def effects_figure(contrasts: pd.DataFrame, horizon: int) -> str:
 def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
     """Loss and gradient norm of every cell to its onset, which is marked; the norm on a logarithmic axis."""
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(2, height=2.3, below=1.15 + 0.18 * (len(events) // 2 + 1))
+        figure, panels = _panels(2, height=2.3, below=1.0 + 0.18 * (len(events) // 2 + 1))
         for axes, name in zip(panels, ("loss", "grad_norm"), strict=True):
             for trace in sorted(traces, key=lambda t: t.event is not None):
                 _trace(axes, getattr(trace, name), trace.event, list(events), len(traces))
@@ -258,11 +258,12 @@ def _magnitudes(axes: Axes, operands: Sequence[TensorRecord], dtype: str, limit:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_power))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.axvline(limit, color=_INK, linewidth=1.2)
-    _note(axes, f"largest {dtype}: {limit:.5g}", (limit, len(operands) - 0.4))
+    top = len(operands) + 0.2
+    axes.vlines(limit, -0.6, top - 0.6, color=_INK, linewidth=1.2)
+    _note(axes, f"largest {dtype}: {limit:.5g}", (limit, top - 0.3))
     axes.set_yticks(range(len(operands)), [f"{operand.name} ({operand.dtype})" for operand in reversed(operands)])
     below = "; two below the limit can pass it together" * all(o.absmax <= limit for o in operands)
-    axes.set(xlabel=f"largest |operand|, log scale{below}", ylim=(-0.6, len(operands)))
+    axes.set(xlabel=f"largest |operand|, log scale{below}", ylim=(-0.6, top))
     axes.margins(x=0.25)
     axes.grid(axis="x")
 

@@ -140,7 +140,7 @@ _HEADINGS = {
     "same_bits": "pairs with equal bits",
     "compared": "pairs or sets compared",
     "updated": "pairs past first update",
-    "fours": "quadruples",
+    "fours": "matched sets of four runs",
     "strata": "informative sets",
     "chi2": "chi squared",
     "exact": "all permutations tried",

@@ -109,10 +109,10 @@ def _effects(evidence: Evidence) -> Section:
     lead = [
         "What one factor does by itself. Only matched runs are compared: equal in every other factor and in the seed. "
         f"The first table gives the mean number of steps survived, up to step {horizon}, minus that of the reference "
-        "level, with an exact 95 % interval over seeds where there are five or more. The second asks whether the "
-        "levels of a factor survive equally long: a small p (log-rank test, by permutation within matched sets; Holm "
-        "corrects for testing several factors) says "
-        "they do not. Further tables count one kind of event at a time."
+        "level. With five seeds or more it has an exact 95 % interval over seeds. The second table asks whether the "
+        "runs of all levels of a factor stay finite equally long: a small p says they do not. It comes from a log-rank "
+        "test, by permutation within matched sets; Holm's correction allows for several factors. Further tables "
+        "count one kind of event at a time."
     ]
     tables = [evidence.contrasts, any_event, *([by_event] if len(by_event) else [])]
     crossed = evidence.interactions[evidence.interactions["difference"].abs() > 0].head(10)
