@@ -32,6 +32,7 @@ from nangrid.analysis.evidence import gather
 from nangrid.analysis.survival import common_horizon
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.figures import effects_figure, survival_figure, traces_figure
+from nangrid.reporting.page import with_headings
 from nangrid.reporting.report import events_of, traces_of
 
 pd.set_option("display.max_rows", 200)
@@ -39,10 +40,16 @@ evidence = gather(GridDirectory.at(GRID), Path(HYPOTHESES), REFERENCE)
 horizon = common_horizon(evidence.times)
 
 # %% [markdown]
-# ## Verdict
+# ## Answer
 
 # %%
-print(textwrap.fill(evidence.paragraph, 100), *evidence.verdict, sep="\n")
+print(textwrap.fill(evidence.paragraph, 100))
+
+# %% [markdown]
+# ## The verdict with every proof
+
+# %%
+print(*evidence.verdict, sep="\n")
 
 # %% [markdown]
 # ## Onsets
@@ -58,7 +65,7 @@ evidence.onsets.drop(columns=["error"])
 # With Clopper and Pearson's 95 % intervals.
 
 # %%
-evidence.rates
+with_headings(evidence.rates)
 
 # %% [markdown]
 # ## Survival
@@ -75,7 +82,7 @@ if evidence.factors:
 # %%
 if evidence.factors:
     display(SVG(effects_figure(evidence.contrasts, horizon)))
-    display(evidence.contrasts, evidence.tests)
+    display(with_headings(evidence.contrasts), with_headings(evidence.tests))
 
 # %% [markdown]
 # ## Interactions
@@ -83,7 +90,7 @@ if evidence.factors:
 # By how many steps the effect of a level changes when another factor leaves its reference level.
 
 # %%
-evidence.interactions
+with_headings(evidence.interactions)
 
 # %% [markdown]
 # ## Loss and gradient norm to the onset

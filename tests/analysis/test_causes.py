@@ -352,7 +352,7 @@ def test_crashed_cells_prove_nothing(make_grid: Callable[..., Grid]) -> None:
 def test_a_cure_seen_for_too_few_steps_says_so(make_record: MakeRecord) -> None:
     grid = cells(make_record, {"dtype": "bf16"}, {"dtype": "fp16", "onset": 5})
     (line,) = (line for line in verdict(grid) if "  cure:" in line)
-    assert "finite to step 16, too short to be sure: 4x the onset needed" in line
+    assert "finite for 16 steps, too short to be sure: 4x the onset needed" in line
 
 
 def test_a_cure_counts_the_failing_combinations_that_tried_it(make_record: MakeRecord) -> None:
@@ -365,5 +365,36 @@ def test_a_cure_counts_the_failing_combinations_that_tried_it(make_record: MakeR
         {"dtype": "bf16", "init": "zero", "optim": "sgd", "losses": [9.0] * 16},
     )
     lines = [line for line in verdict(grid) if line.startswith("  cure: dtype=bf16 (")]
-    assert len(lines) == 1 and lines[0].startswith("  cure: dtype=bf16 (2 of 2 tries finite to step 16: ")
+    assert len(lines) == 1 and lines[0].startswith("  cure: dtype=bf16 (2 of 2 tries finite for 16 steps: ")
     assert "; 1 with a worse loss: " in lines[0]
+
+
+def test_a_card_counts_the_failing_runs_that_the_cure_was_not_tried_on(make_record: MakeRecord) -> None:
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "init": "mean", "optim": "sgd"},
+        {"dtype": "bf16", "init": "zero", "optim": "sgd"},
+        {"dtype": "fp16", "init": "mean", "optim": "sgd", "onset": 0},
+        {"dtype": "fp16", "init": "zero", "optim": "sgd", "onset": 0},
+        {"dtype": "fp16", "init": "zero", "optim": "adamw", "onset": 0},
+    )
+    (card,) = event_cards(grid, None)
+    assert card.causes[0].text == "a run fails this way, but not with dtype=bf16"
+    assert card.cures[0].text == "tried on 2 of the 3 failing runs; both stay finite for 16 steps"
+
+
+def test_a_card_says_how_many_failing_runs_a_cure_leaves(make_record: MakeRecord) -> None:
+    grid = cells(
+        make_record,
+        {"dtype": "bf16", "init": "mean"},
+        {"dtype": "bf16", "init": "zero"},
+        {"dtype": "silent_fp16", "init": "mean"},
+        {"dtype": "silent_fp16", "init": "zero", "onset": 1},
+        {"dtype": "fp16", "init": "mean", "onset": 0},
+        {"dtype": "fp16", "init": "zero", "onset": 0},
+    )
+    (card,) = event_cards(grid, None)
+    texts = {tuple(cure.levels): cure.text for cure in card.cures}
+    assert texts["dtype=bf16",] == "tried on all 3 failing runs; all stay finite for 16 steps"
+    partial = "1 stays finite for 16 steps; 1 fails by fp16-activation-overflow"
+    assert texts["dtype=silent_fp16",] == f"tried on 2 of the 3 failing runs; {partial}"

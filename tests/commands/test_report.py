@@ -103,6 +103,11 @@ def test_the_page_says_it_without_a_network(make_grid: MakeGrid, capsys: pytest.
     assert "init has no effect: the histories of all 6 matched pairs of cells are equal to the last bit." in text
     assert "python -m src.run seed=2 horizon=16 out=outputs/again-" in text
     assert "sufficient: dtype=fp16 (3 of 3 seeds" in capsys.readouterr().out
+    folded = (path / "report.html").read_text().split('<h2 id="statistics">')[1].split("</details>")[0]
+    assert all(f"<h3>{title}</h3>" in folded for title in ("Effects", "Survival"))
+    for head in re.findall(r"<thead>.*?</thead>", folded, re.DOTALL):
+        columns = re.findall(r"<th>(.*?)</th>", head)
+        assert len(set(columns)) == len(columns), "no two columns of a table have the same head"
 
 
 def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGrid) -> None:
@@ -112,8 +117,8 @@ def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGr
     said = "An activation exceeds the float16 range (2 runs): dtype=fp16 causes it, and dtype="
     assert said in html and html.index(said) < html.index('class="card"') < html.index('id="map"')
     card = html[html.index('class="card"') : html.index("</article>")]
-    shown, folded = card.split("<dt>Change</dt>")[1].split("<details>", 1)
-    assert shown.count("stay finite to step 16") == 3 and "<summary>1 more</summary>" in folded
+    shown, folded = card.split("<dt>Cure</dt>")[1].split("<details>", 1)
+    assert shown.count("both stay finite for 16 steps") == 3 and "<summary>1 more</summary>" in folded
     links = set(re.findall(r'href="#([\w-]+)"', html))
     assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
 

@@ -61,10 +61,10 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
     assert words.startswith("what 10 of 16 runs failed, in 3 ways.")
     assert "An activation exceeds the float16 range. 6 of 16 runs fail this way, at step 0." in words
     assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor (overflow) at [0, 0, 163]" in words
-    alone = "with any of them at the reference's level it does not"
-    assert f"cause dtype=silent_fp16 with init=zero: the run fails; {alone} (proven)" in words
-    worse = "1 of them trains worse than the reference (4e342ca5)"
-    assert f"change dtype=bf16: 4 of 4 runs that tried it stay finite to step 16; {worse}" in words
+    alone = "but not with dtype=bf16 or init=mean"
+    assert f"cause dtype=silent_fp16 with init=zero: a run fails this way, {alone} (proven)" in words
+    worse = "1 of them (4e342ca5) trains worse than the reference"
+    assert f"change dtype=bf16: tried on 4 of the 6 failing runs; all stay finite for 16 steps; {worse}" in words
     assert "whether other seeds agree: each combination ran with one seed" in words
     assert "src.report" in words
 
@@ -182,6 +182,15 @@ def test_a_trainer_without_a_watch_is_told_by_its_log(
     assert said in screen(tmp_path, capsys)
     value = answer(tmp_path, capsys)
     assert value["outcome"] == outcome and "logging_nan_inf_filter" in " ".join(value["unchecked"])
+
+
+def test_markdown_tells_each_event_with_its_own_replay(grid: Path, capsys: Captured) -> None:
+    page = shown(grid, capsys, "--markdown")
+    assert page.startswith("### nangrid: why the training failed\n")
+    _, activation, gradient, adam = page.split("\n**A")  # the titles of the events all begin with this letter
+    for event, where in ((activation, "gemma3.py:416"), (gradient, "gemma3.py:145"), (adam, "adam.py:546")):
+        assert event.count("| where |") == 1 and f"{where}, " in event
+    assert "- cure: `init=mean` with `upcast=trainable`: tried on 1 of the 3 failing runs; it stays finite" in gradient
 
 
 def test_markdown_has_no_secret_and_no_text_of_the_data(

@@ -147,7 +147,7 @@ def test_plain_loop_is_diagnosed(loop: tuple[Path, subprocess.CompletedProcess[s
     folder, done = loop
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sufficient: eps=0.0 (3 of 3 seeds: " in done.stdout
-    assert "cure: eps=1e-06 (3 of 3 seeds train to step 32" in done.stdout
+    assert "cure: eps=1e-06 (3 of 3 seeds train for 32 steps" in done.stdout
     assert "origin: aten.div.Tensor (loop.py:15), forward invalid" in done.stdout
     assert not (folder / "autopsy").exists(), "what a cell leaves is in its directory"
     records, errors = GridDirectory.open(folder / "out1").records()

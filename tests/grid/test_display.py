@@ -17,6 +17,6 @@ def test_bars_are_drawn_in_a_terminal_but_not_in_a_notebook(
     plan = make_plan(0)
     with GridDisplay(1, CleanConsole(force_terminal=True, file=terminal)) as display:
         display.begin(plan)
-        display.finish(plan, "finite to step 16")
+        display.finish(plan, "finite for 16 steps")
     shown = terminal.getvalue()
-    assert "finite to step 16" in shown and ("\x1b[2K" in shown) == (not notebook)
+    assert "finite for 16 steps" in shown and ("\x1b[2K" in shown) == (not notebook)

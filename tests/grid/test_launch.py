@@ -38,7 +38,7 @@ def test_a_grid_ends_with_its_onset_table(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert run(tmp_path, "-m", "seed=0", "dtype=bf16,fp32", "horizon=4") == 0
     shown = capsys.readouterr()
-    assert "cell 2/2 dtype=fp32: finite to step 4" in shown.out
+    assert "cell 2/2 dtype=fp32: finite for 4 steps" in shown.out
     assert "2 cells: 2 finite" in shown.out
     assert "2 of 4 runs failed, in one way. The gradient is non-finite" in " ".join(shown.out.split())
     assert f"where, why, what to change: python -m src.why {tmp_path}" in shown.out.splitlines()

@@ -136,7 +136,7 @@ class Cure:
 
     changes: Levels
     proof: Combination
-    until: int
+    steps: int
     """Steps for which every seed stayed finite."""
     enough: bool
     """Whether that is ENOUGH_STEPS times the failing onset."""
@@ -340,8 +340,8 @@ class Grid:
             if not changes or not trains or any(set(cure) <= set(changes) for cure in known):
                 continue
             known.append(changes)
-            until = min(record.steps_done for record, _ in combination.by_seed.values())
-            yield Cure(changes, combination, until, until >= ENOUGH_STEPS * max(1, onset))
+            steps = min(record.steps_done for record, _ in combination.by_seed.values())
+            yield Cure(changes, combination, steps, steps >= ENOUGH_STEPS * max(1, onset))
 
     def _futile(self, event: Event, failing: Iterable[Combination]) -> Iterable[FutileChange]:
         tried: dict[tuple[str, str], list[tuple[Combination, Combination]]] = {}

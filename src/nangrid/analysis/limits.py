@@ -121,7 +121,7 @@ def _power(tested: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
             )
         elif least_p * len(family) > ALPHA:
             lines.append(
-                f"{factor}: {pairs} matched pairs that can tell are too few for a test (p < {ALPHA}, Holm over "
-                f"{len(family)} factors): look at the runs instead."
+                f"{factor}: {pairs} matched {'pair that can tell is' if pairs == 1 else 'pairs that can tell are'} too "
+                f"few for a test (p < {ALPHA}, Holm over {len(family)} factors): look at the runs instead."
             )
     return lines

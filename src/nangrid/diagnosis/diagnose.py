@@ -107,7 +107,8 @@ def _search(screening: SeededSearch, all_seeds: SeededSearch) -> tuple[list[Seed
         answers = screening.run()
         one_seed = SeededSearch(problem, oracle, problem.seeds[:1], screening.event, screening.weights, log)
         if not one_seed.confirms(answers):
-            log(f"more runs fail after {screening.oracle.horizon} steps: repeating the search to step {oracle.horizon}")
+            first, second = screening.oracle.horizon, oracle.horizon
+            log(f"more runs fail after {first} steps: repeating the search for {second} steps")
             answers = one_seed.run()
         if all_seeds.confirms(answers) or len(problem.seeds) == 1:
             return [all_seeds, screening], answers, not (answers.causes.complete and answers.cures.complete)

@@ -94,7 +94,7 @@ class SeededSearch:
         keys = [(changes, seed) for changes in sets for seed in self.seeds]
         if any(key not in self.oracle.results for key in keys):
             number = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
-            self.log(f"confirming with {number} to step {self.oracle.horizon}")
+            self.log(f"confirming with {number} for {self.oracle.horizon} steps")
         self.oracle.run(keys)
         # a crash, or another event that came first, disagrees with nothing
         return (

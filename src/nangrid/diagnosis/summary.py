@@ -69,8 +69,8 @@ def _lines(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:
         yield f"  necessary (in every cause): {_failing(problem, shared)}"
     for cure in diagnosis.cures.cures:
         claim = diagnosis.cure_claims[cure]
-        until = f" to step {diagnosis.first_step + diagnosis.horizon}"
-        yield f"  cure: {_reference(problem, cure)} ({_rate(claim.rate, f' train{until}')}), {claim.graded}"
+        trained = f" train for {diagnosis.horizon} steps"
+        yield f"  cure: {_reference(problem, cure)} ({_rate(claim.rate, trained)}), {claim.graded}"
     pythons = diagnosis.failing.config.python, diagnosis.reference.config.python
     if pythons[0] != pythons[1]:
         yield f"  the two Pythons, of the failing run and of the reference, differ in {difference(*pythons)}"

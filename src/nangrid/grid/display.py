@@ -103,4 +103,4 @@ def describe(plan: CellPlan, record: CellRecord) -> str:
     if record.error:
         why = record.error.message.partition("\n")[0][:_REASON]
         return f"{record.status}, {why} (see {plan.directory() / LOG})"
-    return f"finite to step {record.first_step + record.steps_done}"
+    return f"finite for {record.steps_done} steps"

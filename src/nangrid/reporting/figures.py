@@ -32,6 +32,8 @@ MARKERS = ("X", "D", "s", "^", "v", "P", "*")
 _INK = "#010203"
 """Placeholder for the page's text colour until the SVG is written."""
 _GRID = "#7f7f7f"
+_LABEL = 56
+"""Letters that fit under a panel."""
 _DRAWN = 1e300
 """Numbers above it are not drawn: matplotlib's axes overflow near the largest float64."""
 
@@ -126,12 +128,12 @@ def effects_figure(contrasts: pd.DataFrame, horizon: int) -> str:
 def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
     """Loss and gradient norm of every cell to its onset, which is marked; the norm on a logarithmic axis."""
     with matplotlib.rc_context(_STYLE):
-        figure, panels = _panels(2, height=2.3, below=0.75 + 0.18 * (len(events) // 2 + 1))
+        figure, panels = _panels(2, height=2.3, below=1.0 + 0.18 * (len(events) // 2 + 1))
         for axes, name in zip(panels, ("loss", "grad_norm"), strict=True):
             for trace in sorted(traces, key=lambda t: t.event is not None):
                 _trace(axes, getattr(trace, name), trace.event, list(events), len(traces))
             longest = max((len(trace.loss) for trace in traces), default=1)
-            axes.set(xlabel="optimizer step", xlim=(-0.5, max(1, longest) - 0.5))
+            axes.set(xlabel=f"optimizer step\n{_highest(traces, name)}", xlim=(-0.5, max(1, longest) - 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y")
         left, right = panels
@@ -140,11 +142,19 @@ def traces_figure(traces: Sequence[Trace], events: Sequence[str]) -> str:
         if any(0 < norm < math.inf for trace in traces for norm in trace.grad_norm):
             right.set_yscale("log")
         right.yaxis.set_major_formatter(FuncFormatter(_power))
-        handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its horizon")]
+        handles = [matplotlib.lines.Line2D([], [], color=FINITE, label="finite to its last step")]
         for number, event in enumerate(events):
             handles.append(matplotlib.lines.Line2D([], [], **_event_style(number), markersize=6, label=event))
         figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8)
         return _svg(figure, "Loss and gradient norm by step, to the onset of each cell")
+
+
+def _highest(traces: Sequence[Trace], name: str) -> str:
+    """Which finite run has the highest value, so that a line far above the others has a name."""
+    largest = {trace.label: max(getattr(trace, name), default=-math.inf) for trace in traces if trace.event is None}
+    if len(largest) < 2:
+        return ""
+    return f"highest finite run:\n{max(largest, key=largest.__getitem__)[:_LABEL]}"
 
 
 def _trace(axes: Axes, values: Sequence[float], event: str | None, events: list[str], many: int) -> None:
@@ -248,11 +258,12 @@ def _magnitudes(axes: Axes, operands: Sequence[TensorRecord], dtype: str, limit:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_power))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.axvline(limit, color=_INK, linewidth=1.2)
-    _note(axes, f"largest {dtype}: {limit:.5g}", (limit, len(operands) - 0.4))
+    top = len(operands) + 0.2
+    axes.vlines(limit, -0.6, top - 0.6, color=_INK, linewidth=1.2)
+    _note(axes, f"largest {dtype}: {limit:.5g}", (limit, top - 0.3))
     axes.set_yticks(range(len(operands)), [f"{operand.name} ({operand.dtype})" for operand in reversed(operands)])
     below = "; two below the limit can pass it together" * all(o.absmax <= limit for o in operands)
-    axes.set(xlabel=f"largest |operand|, log scale{below}", ylim=(-0.6, len(operands)))
+    axes.set(xlabel=f"largest |operand|, log scale{below}", ylim=(-0.6, top))
     axes.margins(x=0.25)
     axes.grid(axis="x")
 

@@ -34,7 +34,7 @@ class Section:
     """SVG."""
     tables: Sequence[pd.DataFrame] = ()
     folded: str = ""
-    """Why the section is folded; empty if it is open."""
+    """The line under which the section is folded; empty if it is open."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,14 @@ def _paragraphs(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
     return [(part[0], part[1:]) for part in parts if part]
 
 
+def with_headings(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns named for a reader."""
+    return frame.rename(columns=lambda name: _HEADINGS.get(str(name), str(name).replace("_", " ")))
+
+
 def _table(frame: pd.DataFrame) -> Markup:
     """A table with numbers to four digits; pandas escapes the text."""
-    shown = frame.rename(columns=lambda name: _HEADINGS.get(str(name), str(name).replace("_", " ")))
+    shown = with_headings(frame)
     html = shown.to_html(index=False, border=0, na_rep="", float_format=lambda v: f"{v:.4g}", classes="numbers")
     return Markup(html)
 
@@ -127,15 +132,15 @@ _HEADINGS = {
     "base": "reference level",
     "pairs": "matched pairs",
     "telling": "pairs that can tell",
-    "met": "events",
-    "met_base": "events (reference level)",
+    "met": "failing runs",
+    "met_base": "failing runs (reference level)",
     "difference": "difference in steps",
     "lower": "95\u00a0%\u00a0from",
     "upper": "95\u00a0%\u00a0to",
     "same_bits": "pairs with equal bits",
     "compared": "pairs or sets compared",
     "updated": "pairs past first update",
-    "fours": "quadruples",
+    "fours": "matched sets of four runs",
     "strata": "informative sets",
     "chi2": "chi squared",
     "exact": "all permutations tried",
@@ -192,7 +197,7 @@ def _mark(cell: dict[str, Any]) -> _Mark:
     if cell["flagged"]:
         return _Mark("!", "crash", f"{seed}{cell['status']}: {cell['error']} ({name})")
     if pd.isna(cell["event"]):
-        return _Mark("✓", None, f"{seed}finite to step {cell['time']} ({name})")
+        return _Mark("✓", None, f"{seed}finite for {cell['time']} steps ({name})")
     return _Mark(f"step {cell['time']}", str(cell["event"]), f"{seed}{cell['event']} at step {cell['time']} ({name})")
 
 
@@ -205,7 +210,7 @@ def _level_fields(records: Sequence[CellRecord], factors: Sequence[str]) -> list
         differing = [key for key in fields if len({str(levels.get(key)) for levels in rows.values()}) > 1]
         if differing and not set(differing) & set(factors):
             described += [
-                (level, ", ".join(f"{key.removeprefix(factor)[1:]} {levels.get(key)}" for key in differing))
+                (f"{factor}={level}", ", ".join(f"{key}={levels.get(key)}" for key in differing))
                 for level, levels in rows.items()
             ]
     return described

@@ -46,7 +46,7 @@ def page_of(evidence: Evidence) -> Page:
     if evidence.histories:
         sections.append(_traces(evidence, events))
     if evidence.headroom:
-        sections.append(_headroom(*evidence.headroom, _early_warnings(evidence.records)))
+        sections.append(_headroom(evidence, *evidence.headroom))
     return Page(
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence),
@@ -78,12 +78,13 @@ def traces_of(evidence: Evidence) -> list[Trace]:
     """Loss and gradient norm per cell with a history, at most `_MOST_TRACES` of them, failing cells first."""
     times = evidence.times.sort_values("event", na_position="last", kind="stable")
     traces: list[Trace] = []
-    for cell_id, event in zip(times["cell_id"], times["event"], strict=True):
+    levels = times[evidence.factors].astype(str).agg(" ".join, axis="columns") if evidence.factors else times["cell_id"]
+    for cell_id, event, label in zip(times["cell_id"], times["event"], levels, strict=True):
         history = evidence.histories.get(cell_id)
         if history is not None and len(traces) < _MOST_TRACES:
             name = None if pd.isna(event) else str(event)
             loss, norm = (column(history, name).tolist() for name in ("loss", "grad_norm"))
-            traces.append(Trace(cell_id[:8], name, loss, norm))
+            traces.append(Trace(f"{label} ({cell_id[:8]})" if evidence.factors else cell_id[:8], name, loss, norm))
     return traces
 
 
@@ -108,10 +109,10 @@ def _effects(evidence: Evidence) -> Section:
     lead = [
         "What one factor does by itself. Only matched runs are compared: equal in every other factor and in the seed. "
         f"The first table gives the mean number of steps survived, up to step {horizon}, minus that of the reference "
-        "level, with an exact 95 % interval over seeds where there are five or more. The second asks whether the "
-        "levels of a factor survive equally long: a small p (log-rank test, by permutation within matched sets; Holm "
-        "corrects for testing several factors) says "
-        "they do not. Further tables count one kind of event at a time."
+        "level. With five seeds or more it has an exact 95 % interval over seeds. The second table asks whether the "
+        "runs of all levels of a factor stay finite equally long: a small p says they do not. It comes from a log-rank "
+        "test, by permutation within matched sets; Holm's correction allows for several factors. Further tables "
+        "count one kind of event at a time."
     ]
     tables = [evidence.contrasts, any_event, *([by_event] if len(by_event) else [])]
     crossed = evidence.interactions[evidence.interactions["difference"].abs() > 0].head(10)
@@ -121,7 +122,7 @@ def _effects(evidence: Evidence) -> Section:
             "leaves its reference level."
         )
         tables.append(crossed)
-    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables, _why_folded(evidence))
+    return Section("Effects", lead, [effects_figure(evidence.contrasts, horizon)], tables, _statistics(evidence))
 
 
 def _survival(evidence: Evidence) -> Section:
@@ -140,13 +141,14 @@ def _survival(evidence: Evidence) -> Section:
         joined = pd.concat(shares)
         tables.append(joined[["factor", *joined.columns.drop("factor")]].rename_axis(columns=None))
     figures = [survival_figure(evidence.curves, common_horizon(evidence.times))]
-    return Section("Survival", lead, figures, tables, _why_folded(evidence))
+    return Section("Survival", lead, figures, tables, _statistics(evidence))
 
 
-def _why_folded(evidence: Evidence) -> str:
-    """With one seed the statistics of the sections add nothing to the verdict."""
+def _statistics(evidence: Evidence) -> str:
+    """What the folded statistics are good for: with one seed they add nothing to the verdict."""
     seeds = evidence.times["seed"].nunique() if "seed" in evidence.times else 1
-    return "" if seeds > 1 else "Statistics: with one seed, the verdict rests on the single runs and their replays"
+    only = "With one seed, the verdict rests on the single runs and their replays, not on these numbers"
+    return "How long the runs of each level stay finite, with tests and intervals" if seeds > 1 else only
 
 
 def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
@@ -154,15 +156,18 @@ def _traces(evidence: Evidence, events: Sequence[str]) -> Section:
     shown = "" if len(traces) == len(evidence.histories) else f" ({len(traces)} of {len(evidence.histories)} cells)"
     lead = [
         f"One line per run{shown}. A failing run ends with a marker at its last finite value; one whose first value is "
-        "already non-finite has none."
+        "already non-finite has none. Under each panel, the finite run with the highest value is named."
     ]
     return Section("Loss and gradient norm", lead, [traces_figure(traces, events)])
 
 
-def _headroom(cell_id: str, frame: pd.DataFrame, warned: pd.DataFrame) -> Section:
-    table = room(frame)
+def _headroom(evidence: Evidence, cell_id: str, frame: pd.DataFrame) -> Section:
+    table, warned = room(frame), _early_warnings(evidence.records)
+    levels = evidence.times.set_index("cell_id").loc[cell_id, evidence.factors].to_dict()
+    is_reference = evidence.reference and levels == evidence.base
+    run = f"the reference, run {cell_id[:8]}," if is_reference else f"run {cell_id[:8]}"
     lead = [
-        f"How close a run that trains, {cell_id[:8]}, is to each format's limit: its largest activations and "
+        f"How close {run} is to each format's limit: its largest activations and "
         "gradients, sampled on its first step and every few after. Bits left: log2(largest finite number of the "
         "format / largest value). Below 0 that format overflows. The largest values come first.",
         in_fp16(frame),

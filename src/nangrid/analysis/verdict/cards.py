@@ -20,7 +20,7 @@ from nangrid.analysis.causes import (
 )
 from nangrid.analysis.claims import ONE_RUN, graded
 from nangrid.analysis.claims import Grade as ClaimGrade
-from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, few_of, grouped_cures, minimal_cures
+from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, few, grouped_cures, minimal_cures
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Certainty, Grade
 from nangrid.records.mechanisms import TITLES
@@ -92,20 +92,19 @@ def _pairs(combination: Combination) -> Iterator[tuple[CellRecord, Event | None]
 
 def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
     failed, total = len(cause.proof.onsets(event)), len(cause.proof.by_seed)
-    runs = [f"{failed} of {total} seeds fail" if total > 1 else "the run fails"]
+    text = f"{failed} of {total} seeds fail this way" if total > 1 else "a run fails this way"
     without = () if isinstance(cause, SeenCause) else cause.without
     likely = isinstance(cause, SeenCause) or cause.one_run
     if isinstance(cause, SeenCause):
-        runs.append(graded(ClaimGrade.SEEN, cause.more))
+        text += f"; {graded(ClaimGrade.SEEN, cause.more)}"
     elif cause.one_run:
-        runs = [ONE_RUN]
+        text = ONE_RUN
     elif without:
-        whole = len(without) == len(cause.levels)
-        smaller = f"with {'any' if whole else 'some'} of them at the reference's level it does not"
-        runs.append(smaller if len(cause.levels) > 1 else "the reference does not")
+        changed = tuple(sorted({level for other in without for level in other.levels} - {*cause.proof.levels}))
+        text += f", but not with {' or '.join(_spelled(changed))}"
     cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
     grade = Grade.LIKELY if likely else Grade.PROVEN
-    return CauseCard(_spelled(cause.levels), grade, "; ".join(runs), cells)
+    return CauseCard(_spelled(cause.levels), grade, text, cells)
 
 
 def _certainty(verdict: EventVerdict) -> Certainty:
@@ -130,28 +129,37 @@ def _undecided(cause: Cause) -> Iterator[str]:
 
 
 def _cure(group: CureGroup) -> CureCard:
-    tried = len(group.finite) + len(group.failing)
     cells = _ids(record for combination in group.finite for record in combination.records)
     noun = "combinations" if len(cells) > len(group.finite) else "runs"
-    one = f"the {noun[:-1]} that tried it stays"
-    runs = one if tried == 1 else f"{len(group.finite)} of {tried} {noun} that tried it stay"
-    until = min(cure.until for cure in group.cures)
-    ends = Counter(event_names(combination) for combination in group.failing)
-    others = [_worse(group, tried)] if group.worse else []
+    some = "all" if len(group.results) == group.total else f"{len(group.results)} of the"
+    tried = f"tried on {some} {group.total} failing {noun}; " if group.total > 1 else ""
+    steps = min(cure.steps for cure in group.cures)
+    ends = Counter(event_names(result) for result in group.results if result in group.failing)
+    others = [_worse(group)] if group.worse else []
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
     single = [ONE_RUN] if group.one_run else []
-    text = "; ".join([f"{runs} finite to step {until}", *others, *short, *single])
+    text = "; ".join([f"{tried}{_stay(group, noun)} finite for {steps} steps", *others, *short, *single])
     grade = Grade.LIKELY if short or single else Grade.PROVEN
     return CureCard(_spelled(group.changes), grade, bool(group.failing), text, cells)
 
 
-def _worse(group: CureGroup, tried: int) -> str:
+def _stay(group: CureGroup, noun: str) -> str:
+    """How many of the combinations stay finite, as subject and verb."""
+    finite = sum(result in group.finite for result in group.results)
+    if group.total == 1:
+        return f"the {noun[:-1]} with it stays"
+    if finite < len(group.results):
+        return f"{finite} {'stays' if finite == 1 else 'stay'}"
+    return {1: "it stays", 2: "both stay"}.get(finite, "all stay")
+
+
+def _worse(group: CureGroup) -> str:
     """That some of the finite runs do not train as well as the reference."""
-    if tried == 1:
-        return "it trains worse than the reference"
-    verb = "trains" if len(group.worse) == 1 else "train"
-    return f"{len(group.worse)} of them {verb} worse than the reference ({few_of(group.worse)})"
+    worse = sum(result in group.worse for result in group.results)
+    one_each = few([combination.records[0].cell_id for combination in group.worse])
+    of = "it" if len(group.results) == 1 else f"{worse} of them ({one_each})"
+    return f"{of} {'trains' if worse == 1 else 'train'} worse than the reference"
 
 
 def _no_help(futile: Sequence[FutileChange]) -> Iterator[FutileCard]:

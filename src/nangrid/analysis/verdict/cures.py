@@ -23,6 +23,10 @@ class CureGroup:
     worse: tuple[Combination, ...]
     """Those of `finite` that do not train, or to a worse loss than the reference."""
     failing: tuple[Combination, ...]
+    results: tuple[Combination, ...]
+    """One per failing combination for which the grid has a run with the change; two of them may share it."""
+    total: int
+    """Number of failing combinations."""
     one_run: bool
     """Whether the failure that it cures was shown by one run alone."""
 
@@ -30,13 +34,13 @@ class CureGroup:
     def line(self) -> str:
         """The cure as a line of the verdict."""
         tries = f"{len(self.finite)} of {_tries(len(self.finite) + len(self.failing))}"
-        until = min(cure.until for cure in self.cures)
+        steps = min(cure.steps for cure in self.cures)
         short = "" if all(c.enough for c in self.cures) else f", too short to be sure: {ENOUGH_STEPS}x the onset needed"
         ends = Counter(event_names(combination) for combination in self.failing)
         others = [f"; {len(self.worse)} with a worse loss: {few_of(self.worse)}"] if self.worse else []
         others += [f"; {count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
         word = "partial cure" if self.failing else "cure"
-        kept = f"{tries} finite to step {until}{short}: {few_of(self.finite)}"
+        kept = f"{tries} finite for {steps} steps{short}: {few_of(self.finite)}"
         one_run = f", {ONE_RUN}" if self.one_run else ""
         return f"  {word}: {format_levels(self.changes)} ({kept}{''.join(others)}){one_run}"
 
@@ -63,11 +67,13 @@ def grouped_cures(grid: Grid, finding: EventVerdict, cures: Mapping[Levels, tupl
     def group(changes: Levels, of_one: Mapping[Levels, Cure]) -> CureGroup:
         failing = (c.levels for c in finding.failing if not set(changes) & set(c.levels))
         tried = (grid.with_levels(levels, changes) for levels in failing)
-        usable = list({result.levels: result for result in tried if result is not None and result.usable}.values())
+        results = tuple(result for result in tried if result is not None and result.usable)
+        usable = list({result.levels: result for result in results}.values())
         finite = tuple(result for result in usable if not any(result.events))
         worse = tuple(result for result in finite if not (result.trains and grid.no_worse(result)))
         fails = tuple(result for result in usable if result not in finite)
-        return CureGroup(changes, tuple(of_one.values()), finite, worse, fails, all(map(finding.one_run, of_one)))
+        one_run, total = all(map(finding.one_run, of_one)), len(finding.failing)
+        return CureGroup(changes, tuple(of_one.values()), finite, worse, fails, results, total, one_run)
 
     groups = (group(changes, of_one) for changes, of_one in by_changes.items())
     return sorted(groups, key=lambda g: (bool(g.failing), len(g.worse) - len(g.finite), len(g.changes)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nangrid.records.explain.certainty import Certainty, Grade
@@ -147,6 +148,11 @@ def together(levels: Sequence[str]) -> str:
         return "the reference itself"
     first, *others = levels
     return f"{first} with {' and '.join(others)}" if others else first
+
+
+def shows(finding: Finding, card: EventCard) -> bool:
+    """Whether the finding is about a run that fails by this event."""
+    return bool(set(card.happened.cells) & set(Path(finding.autopsy).parts))
 
 
 def change_first(answer: Answer) -> list[str]:

@@ -5,16 +5,38 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from nangrid.records.output.answer import Answer, EventCard, Finding, change_first, together
+from nangrid.records.output.answer import (
+    CRASHED,
+    FAILED,
+    HEALTHY,
+    UNFINISHED,
+    Answer,
+    EventCard,
+    Finding,
+    change_first,
+    shows,
+    together,
+)
 from nangrid.records.safety.text import printable
+
+_HEADINGS = {
+    FAILED: "why the training failed",
+    HEALTHY: "nothing went wrong",
+    CRASHED: "the training crashed",
+    UNFINISHED: "the training has not finished",
+}
 
 
 def as_markdown(answer: Answer) -> str:
     """The whole answer with headings, and the environment in a folded table."""
-    parts = [f"### nangrid: {answer.outcome}", "", _text(answer.summary)]
+    parts = [f"### nangrid: {_HEADINGS[answer.outcome]}", "", _text(answer.summary)]
+    findings = list(answer.findings)
     for card in answer.events:
         parts += ["", *_event(card)]
-    for finding in answer.findings:
+        for finding in (f for f in answer.findings if shows(f, card)):
+            parts += ["", *_finding(finding)]
+            findings.remove(finding)
+    for finding in findings:
         parts += ["", *_finding(finding)]
     if answer.about not in ("grid", "diagnosis"):
         parts += _list("Change first", change_first(answer))
@@ -25,14 +47,14 @@ def as_markdown(answer: Answer) -> str:
 
 
 def _event(card: EventCard) -> Iterator[str]:
-    yield f"**{_text(card.event)}**: {_text(card.title)}. {_text(card.happened.text)}"
+    yield f"**{_text(card.title)}** ({_code(card.event)}): {_text(card.happened.text)}"
     yield ""
     for cause in card.causes:
-        yield f"- cause: {_code(together(cause.levels))}: {_text(cause.text)}{_runs(cause.cells)}"
+        yield f"- cause: {together(list(map(_code, cause.levels)))}: {_text(cause.text)}{_runs(cause.cells)}"
     yield f"- how sure: {_text(str(card.certainty))}"
     for cure in card.cures[:3]:
         word = "partial cure" if cure.partial else "cure"
-        yield f"- {word}: {_code(together(cure.levels))}: {_text(cure.text)}{_runs(cure.cells)}"
+        yield f"- {word}: {together(list(map(_code, cure.levels)))}: {_text(cure.text)}{_runs(cure.cells)}"
     for futile in card.no_help:
         levels = f"{futile.factor}={','.join(futile.levels)}"
         yield f"- does not help: {_code(levels)}: {_text(futile.text)}{_runs(futile.cells)}"

@@ -104,7 +104,7 @@ def _healthy(record: CellRecord) -> str:
 
 def _unchecked(record: CellRecord, cards: list[EventCard], failed: bool) -> list[str]:
     if not failed:
-        return [f"what happens after step {record.first_step + record.steps_done}, where the run ended"]
+        return [f"what happens after {record.steps_done} steps, where the run ended"]
     if not cards:
         return ["which level causes it: one run cannot tell, a grid or a diagnosis compares it with one that trains"]
     return cards[0].undecided

@@ -73,7 +73,7 @@ def _unchecked(judged: Judged, cards: list[EventCard]) -> list[str]:
     steps = max(record.steps_done for record in judged.records)
     lines = ["whether other seeds agree: each combination ran with one seed"] if seeds == 1 else []
     if any(record.status == "finite" for record in judged.records):
-        lines.append(f"what happens after step {steps}, where the finite runs ended")
+        lines.append(f"what happens after {steps} steps, where the longest run ended")
     return [*(line for card in cards for line in card.undecided), *lines, *judged.skipped]
 
 

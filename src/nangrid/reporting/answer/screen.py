@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from nangrid.records.output.answer import Answer, EventCard, change_first, together
+from nangrid.records.output.answer import Answer, EventCard, change_first, shows, together
 
 _WIDTH = 80
 _HEAD = 13
@@ -29,8 +28,7 @@ def as_screen(answer: Answer) -> str:
 
 def _of_grid(answer: Answer) -> Iterator[Part]:
     for number, card in enumerate(answer.events[:_EVENTS], 1):
-        cells = set(card.happened.cells)
-        finding = next((f for f in answer.findings if cells & set(Path(f.autopsy).parts)), None)
+        finding = next((finding for finding in answer.findings if shows(finding, card)), None)
         yield f"{number}. event", f"{card.title}. {card.happened.text}"
         if finding is not None:
             yield "   where", f"{finding.where}: {finding.operation}"
@@ -71,8 +69,8 @@ def _cause(head: str, card: EventCard) -> Iterator[Part]:
 
 def _alone(card: EventCard) -> str:
     """The factors that do not help if nothing else is changed with them."""
-    factors = [futile.factor for futile in card.no_help]
-    return f"{' or '.join(factors)} alone" if factors else ""
+    *several, last = [futile.factor for futile in card.no_help] or [""]
+    return f"{' or '.join(filter(None, [', '.join(several), last]))} alone" if last else ""
 
 
 def _joined(texts: Sequence[str]) -> str:
