@@ -8,7 +8,7 @@ import pytest
 from environments import make_environment
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -39,6 +39,7 @@ def changed(value: Any) -> Any:
     return [*value, "other"] if isinstance(value, list) else f"{value}-other"
 
 
+@settings(deadline=None)
 @given(sciences, st.randoms(use_true_random=False))
 def test_the_order_of_keys_does_not_matter(science: dict[str, Any], shuffle: random.Random) -> None:
     items = list(science.items())
@@ -46,6 +47,7 @@ def test_the_order_of_keys_does_not_matter(science: dict[str, Any], shuffle: ran
     assert hash_science(dict(items)) == hash_science(science)
 
 
+@settings(deadline=None)
 @given(sciences, st.text(), scalars)
 def test_any_changed_value_changes_the_id(science: dict[str, Any], key: str, value: Any) -> None:
     other = science | {key: value}

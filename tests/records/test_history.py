@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nangrid.records.errors import RecordError
 from nangrid.records.history import COLUMNS, HISTORY, read_history, write_history
 
 
+@settings(deadline=None)
 @given(losses=st.lists(st.none() | st.floats(), max_size=5))
 def test_nan_infinity_and_null_differ(losses: list[float | None], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("cell")
