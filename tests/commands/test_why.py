@@ -61,7 +61,7 @@ def test_the_grid_names_cause_and_cure_of_each_event(grid: Path, capsys: Capture
     assert words.startswith("what 10 of 16 runs failed, in 3 ways.")
     assert "An activation exceeds the float16 range. 6 of 16 runs fail this way, at step 0." in words
     assert "modeling_gemma3.py:416, model.layers.7, forward pass: aten.add.Tensor (overflow) at [0, 0, 163]" in words
-    alone = "but not with dtype=bf16 or init=mean"
+    alone = "but not with dtype=bf16, and not with init=mean"
     assert f"cause dtype=silent_fp16 with init=zero: a run fails this way, {alone} (proven)" in words
     worse = "1 of them (4e342ca5) trains worse than the reference"
     assert f"change dtype=bf16: tried on 4 of the 6 failing runs; all stay finite for 16 steps; {worse}" in words

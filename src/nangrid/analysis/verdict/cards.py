@@ -101,7 +101,7 @@ def _cause(cause: Cause | SeenCause, event: Event) -> CauseCard:
         text = ONE_RUN
     elif without:
         changed = tuple(sorted({level for other in without for level in other.levels} - {*cause.proof.levels}))
-        text += f", but not with {' or '.join(_spelled(changed))}"
+        text += f", but not with {', and not with '.join(_spelled(changed))}"
     cells = _ids([*cause.proof.records, *(record for combination in without for record in combination.records)])
     grade = Grade.LIKELY if likely else Grade.PROVEN
     return CauseCard(_spelled(cause.levels), grade, text, cells)

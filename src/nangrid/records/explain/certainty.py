@@ -65,7 +65,7 @@ def origin_certainty(autopsy: Autopsy) -> Certainty:
         return Certainty(Grade.PROVEN, "with this operation changed, the step is finite")
     if autopsy.ablated is None:
         return Certainty(Grade.LIKELY, "the replay repeated the step to the last bit, but no experiment tested it")
-    return Certainty(Grade.LIKELY, "with zeros in place of its non-finite numbers, the step fails alike")
+    return Certainty(Grade.LIKELY, "with zeros in place of its non-finite numbers, the step still fails")
 
 
 def mechanism_certainty(autopsy: Autopsy) -> Certainty:

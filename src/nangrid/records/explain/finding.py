@@ -99,6 +99,6 @@ def _unchecked(autopsy: Autopsy) -> Iterator[str]:
     if found and autopsy.ablated is None:
         yield "whether the step is finite with zeros in place of the operation's non-finite numbers"
     if autopsy.op and not autopsy.cures:
-        yield "whether a change of the operation helps: no standard one fits it"
+        yield "whether a change of the code there helps: nangrid knows none for this operation"
     if autopsy.mechanism == UNKNOWN and found:
         yield "the mechanism, because none that nangrid knows fits"

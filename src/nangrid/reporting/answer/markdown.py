@@ -51,13 +51,13 @@ def _event(card: EventCard) -> Iterator[str]:
     yield ""
     for cause in card.causes:
         yield f"- cause: {together(list(map(_code, cause.levels)))}: {_text(cause.text)}{_runs(cause.cells)}"
-    yield f"- how sure: {_text(str(card.certainty))}"
+    yield f"- how sure is the cause: {_text(str(card.certainty))}"
     for cure in card.cures[:3]:
         word = "partial cure" if cure.partial else "cure"
         yield f"- {word}: {together(list(map(_code, cure.levels)))}: {_text(cure.text)}{_runs(cure.cells)}"
     for futile in card.no_help:
         levels = f"{futile.factor}={','.join(futile.levels)}"
-        yield f"- does not help: {_code(levels)}: {_text(futile.text)}{_runs(futile.cells)}"
+        yield f"- does not help alone: {_code(levels)}: {_text(futile.text)}{_runs(futile.cells)}"
 
 
 def _finding(finding: Finding) -> Iterator[str]:
