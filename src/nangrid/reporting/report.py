@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -203,5 +204,6 @@ def _drawn(evidence: Evidence, events: Sequence[str]) -> list[DrawnAutopsy]:
         autopsy = evidence.autopsies[cells[0]]
         finding = finding_of(autopsy, Path("cells") / cells[0])
         figure = autopsy_figure(autopsy, layers)
-        drawn.append(DrawnAutopsy(event, cells[0], autopsy, finding, explain(autopsy), figure, len(cells)))
+        lines = explain(replace(autopsy, suggestions=[]))  # the cards say which changes helped
+        drawn.append(DrawnAutopsy(event, cells[0], autopsy, finding, lines, figure, len(cells)))
     return drawn
