@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from nangrid.cell.cache import entry
 from nangrid.cell.config import ModelConfig
@@ -28,6 +29,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def tiny(cache: Path) -> Checkpoint:
     return locate_checkpoint(TINY)
+
+
+def test_making_a_model_prints_no_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANGRID_CACHE", str(tmp_path))
+    enable_progress_bar()
+    locate_checkpoint(TINY)
+    assert capfd.readouterr().err == ""
 
 
 def test_tiny_model_loads_like_any_checkpoint(tiny: Checkpoint) -> None:
