@@ -73,6 +73,9 @@ def _lock(folder: Path) -> AbstractContextManager[object]:
 
 
 def _make(folder: Path, build: Callable[[Path], None]) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

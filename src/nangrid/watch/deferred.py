@@ -93,10 +93,7 @@ class DeferredInspector(Inspector):
 
     @torch.no_grad()
     def gradients(
-        self,
-        scale: Tensor | float = NO_SCALE,
-        of: Trainables | None = None,
-        clipped: Tensor | float | None = None,
+        self, scale: Tensor | float = NO_SCALE, of: Trainables | None = None, clipped: Tensor | float | None = None
     ) -> None:
         """Measure the gradients."""
         self._pending.recorder.copy_new_trainables()
@@ -104,7 +101,8 @@ class DeferredInspector(Inspector):
         self.clocks.note_reached(by_name)
         self._warn_without_gradient()
         self._pending.update.measure("gradient", extent(by_name.values()) * (1.0 if clipped is None else clipped))
-        self._pending.update.measure("scale", torch.as_tensor(scale))
+        if isinstance(scale, Tensor) or scale != NO_SCALE:  # a number would be copied to the device at every step
+            self._pending.update.measure("scale", torch.as_tensor(scale))
 
     def norm(self, norm: Tensor | float) -> None:
         """Keep the gradient norm before clipping."""
@@ -141,7 +139,7 @@ class DeferredInspector(Inspector):
             self.clocks.begin(self._pending.step)
             super().skipped(losses)
         if self.clocks.onset is None:
-            self.clocks.readings.pop()  # the step goes on with the next batch
+            self.clocks.readings.pop()  # the step continues with the next batch
 
     def _read(self, in_flight: int) -> list[StepReading]:
         readings, self._early = self._early, []

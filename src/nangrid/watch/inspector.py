@@ -166,10 +166,7 @@ class Inspector:
             self.merged_records.write_autopsy(self.autopsy, ".")  # the other ranks are not there
 
     def gradients(
-        self,
-        scale: Tensor | float = NO_SCALE,
-        of: Trainables | None = None,
-        clipped: Tensor | float | None = None,
+        self, scale: Tensor | float = NO_SCALE, of: Trainables | None = None, clipped: Tensor | float | None = None
     ) -> None:
         """Check the gradients; examine a loss or gradient onset here, while the parameters are still clean.
 
@@ -202,7 +199,8 @@ class Inspector:
         """
         if not skipped:
             self._skipping = False
-        if not skipped or self._skipping or self.out_dir is None:
+            return
+        if self._skipping or self.out_dir is None:
             return
         self._skipping = True
         with self._replay():

