@@ -196,19 +196,19 @@ class Grid:
             levels: Combination(levels, tuple(cells), tuple(event_of(c, autopsies.get(c.cell_id)) for c in cells))
             for levels, cells in by_levels.items()
         }
-        series = losses or {r.cell_id: [_loss(r)] * r.steps_done for r in records}
-        self.excess = self._excess(series)
+        self.losses = losses or {r.cell_id: [_loss(r)] * r.steps_done for r in records}
+        self.excess = self._excess()
         """Per combination that trains, by how many tolerances its loss is above the best: up to 1 is no worse."""
         self._verdicts: dict[Levels, list[EventVerdict]] = {}
         self._autopsies = autopsies
 
-    def _excess(self, losses: Mapping[str, Sequence[float]]) -> dict[Levels, float]:
+    def _excess(self) -> dict[Levels, float]:
         """Losses are compared among combinations of the same data, vocabulary and model."""
         tasks: dict[Levels, dict[tuple[Levels, Any], Sequence[float]]] = {}
         for combination in (c for c in self.combinations.values() if c.trains):
             task = tuple(pair for pair in combination.levels if pair[0].split(".")[0] in _CHANGES_THE_TASK)
             for seed, (record, _) in combination.by_seed.items():
-                tasks.setdefault(task, {})[combination.levels, seed] = losses.get(record.cell_id, ())
+                tasks.setdefault(task, {})[combination.levels, seed] = self.losses.get(record.cell_id, ())
         return {levels: value for series in tasks.values() for levels, value in excess(series).items()}
 
     def events(self) -> list[Event]:

@@ -22,7 +22,7 @@ def rates(times: pd.DataFrame) -> pd.DataFrame:
     for levels, cells in groups:
         usable = cells[~cells["flagged"]]
         met, n = int(usable["event"].notna().sum()), len(usable)
-        lower, upper = clopper_pearson(met, n) if n else (0.0, 1.0)
+        lower, upper = _interval(met, n)
         events = ", ".join(sorted(usable["event"].dropna().unique()))
         row = dict(zip(factors, levels if isinstance(levels, tuple) else (levels,), strict=True))
         flagged = int(cells["flagged"].sum())
@@ -33,6 +33,15 @@ def rates(times: pd.DataFrame) -> pd.DataFrame:
             | {"events": events, "flagged": flagged}
         )
     return pd.DataFrame(rows)
+
+
+def _interval(met: int, seeds: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval; where no seed or every seed met it, the one-sided bound."""
+    if seeds == 0:
+        return 0.0, 1.0
+    if met in (0, seeds):
+        return (0.0, unseen(seeds)) if met == 0 else (1 - unseen(seeds), 1.0)
+    return clopper_pearson(met, seeds)
 
 
 def unseen(seeds: int) -> float:

@@ -13,12 +13,11 @@ from nangrid.analysis.losses import late_loss, no_worse, tolerance
 from nangrid.diagnosis.budget import Budget
 from nangrid.diagnosis.minimal_sets import Changes, OutOfRunsError
 from nangrid.grid.collect import GridOutcome
-from nangrid.grid.exit_reason import LOG
 from nangrid.grid.launch import CellsFailedError
 from nangrid.grid.local import LocalExecutor
 from nangrid.grid.plan import CellPlan
 from nangrid.records.autopsy import Autopsy
-from nangrid.records.cell import CellRecord
+from nangrid.records.cell import LOG, CellRecord
 from nangrid.records.defaults import MAX_RUNS
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, autopsy_of

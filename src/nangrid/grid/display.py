@@ -9,10 +9,9 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
-from nangrid.records.cell import CellRecord
+from nangrid.records.cell import LOG, CellRecord
 from nangrid.reporting.console import CleanConsole
 
 NOTEBOOK = "JPY_PARENT_PID"

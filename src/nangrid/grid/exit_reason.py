@@ -16,9 +16,8 @@ from pathlib import Path
 
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
-from nangrid.records.cell import CLOCKS, CellError, CellRecord, Seconds, Trains
+from nangrid.records.cell import CLOCKS, LOG, CellError, CellRecord, Seconds, Trains
 
-LOG = "log.txt"
 TAIL_LINES = 40
 
 OUT_OF_MEMORY = "OutOfMemory"

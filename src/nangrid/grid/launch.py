@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nangrid.grid.collect import GridOutcome
-from nangrid.grid.exit_reason import LOG
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
-from nangrid.records.cell import RESULT, CellRecord
+from nangrid.records.cell import LOG, RESULT, CellRecord
 from nangrid.records.errors import InputError
 from nangrid.records.grid import GridDirectory, read_or_report
 from nangrid.records.pace import format_duration, pace

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from nangrid.cell.script.config import ScriptConfig
-from nangrid.grid.exit_reason import LOG, ExitReason, TimeLimitError, failed_record
+from nangrid.grid.exit_reason import ExitReason, TimeLimitError, failed_record
 from nangrid.grid.lock import acquire, set_aside
 from nangrid.grid.other_python import run_with
 from nangrid.grid.plan import CellPlan, is_done, requested_plan
 from nangrid.grid.progress import report_steps
 from nangrid.grid.request import read_request
-from nangrid.records.cell import write_record
+from nangrid.records.cell import LOG, write_record
 from nangrid.records.errors import InputError, RecordError
 from nangrid.records.grid import read_verified
 

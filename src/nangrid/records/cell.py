@@ -15,6 +15,7 @@ from nangrid.records.safety.names import is_level, is_name
 
 SCHEMA = 1
 RESULT = "result.json"
+LOG = "log.txt"
 REQUEST = "request.json"
 """Written into a cell's directory before the cell starts: its configuration."""
 

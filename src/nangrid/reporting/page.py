@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nangrid.analysis.verdict.meanings import meaning
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain import operands
@@ -81,6 +82,8 @@ class Page:
     records: Sequence[CellRecord]
     commands: Mapping[str, str]
     """Command that reruns each cell, by cell_id."""
+    files: Mapping[str, Sequence[str]]
+    """Files of each cell to which its row links, by cell_id."""
     events: Sequence[str] = field(default_factory=list)
     """Events in the order of their colours."""
 
@@ -93,7 +96,7 @@ def render(page: Page) -> str:
     environment.filters |= {"table": _table, "svg": Markup, "paragraphs": _paragraphs, "operands": operands}
     marks = {event: _NAMED[MARKERS[number % len(MARKERS)]] for number, event in enumerate(page.events)}
     ledgers = _distinct_ledgers(page.records)
-    levels = _level_fields(page.records, page.factors)
+    levels = _levels(page.records, page.factors)
     return environment.get_template("report.html.jinja").render(
         page=page,
         map=_onset_map(page),
@@ -201,19 +204,19 @@ def _mark(cell: dict[str, Any]) -> _Mark:
     return _Mark(f"step {cell['time']}", str(cell["event"]), f"{seed}{cell['event']} at step {cell['time']} ({name})")
 
 
-def _level_fields(records: Sequence[CellRecord], factors: Sequence[str]) -> list[tuple[str, str]]:
-    """What a level stands for: for each level of a varying group, its fields that differ between the group's levels."""
+def _levels(records: Sequence[CellRecord], factors: Sequence[str]) -> list[tuple[str, str]]:
+    """What each level of a varying group stands for, in words; where none are known, by the fields that differ."""
     described = []
     for factor in factors:
-        rows = {str(r.factors[factor]): r.factors for r in records if factor in r.factors}
-        fields = [key for key in next(iter(rows.values()), {}) if key.startswith(f"{factor}.")]
-        differing = [key for key in fields if len({str(levels.get(key)) for levels in rows.values()}) > 1]
-        if differing and not set(differing) & set(factors):
-            described += [
-                (f"{factor}={level}", ", ".join(f"{key}={levels.get(key)}" for key in differing))
-                for level, levels in rows.items()
-            ]
-    return described
+        rows = {str(r.factors[factor]): r for r in records if factor in r.factors}
+        fields = [key for key in next(iter(rows.values())).factors if key.startswith(f"{factor}.")] if rows else []
+        differing = [key for key in fields if len({str(row.factors.get(key)) for row in rows.values()}) > 1]
+        if set(differing) & set(factors):
+            continue
+        for level, row in rows.items():
+            as_fields = ", ".join(f"{key}={row.factors.get(key)}" for key in differing)
+            described.append((f"{factor}={level}", meaning(factor, level, row) or as_fields))
+    return [(level, text) for level, text in described if text]
 
 
 def _distinct_ledgers(records: Sequence[CellRecord]) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from nangrid.analysis.headroom import forecast, in_fp16, room
 from nangrid.analysis.histories import column
 from nangrid.analysis.limits import MACHINE, PACKAGES
 from nangrid.analysis.survival import common_horizon
-from nangrid.records.cell import CellRecord
+from nangrid.records.autopsy import AUTOPSY
+from nangrid.records.cell import LOG, RESULT, CellRecord
 from nangrid.records.explain import explain
 from nangrid.records.explain.finding import finding_of
 from nangrid.records.headroom import LIMITS
@@ -66,8 +67,13 @@ def page_of(evidence: Evidence) -> Page:
         limits=evidence.limits,
         records=evidence.records,
         commands={record.cell_id: rerun_command(record) for record in evidence.records},
+        files={record.cell_id: _files(evidence.path / "cells" / record.cell_id) for record in evidence.records},
         events=events,
     )
+
+
+def _files(cell: Path) -> list[str]:
+    return [name for name in (RESULT, AUTOPSY, LOG) if (cell / name).exists()]
 
 
 def events_of(evidence: Evidence) -> list[str]:
@@ -130,7 +136,8 @@ def _survival(evidence: Evidence) -> Section:
     lead = [
         "Share of runs still finite after each step (Kaplan-Meier), per level and pooled over all other factors; ticks "
         "mark censored runs. The first table gives the share of failing seeds per combination, with Clopper and "
-        "Pearson's 95 % interval. The second gives the share of runs that end in each event (Aalen-Johansen)."
+        "Pearson's 95 % interval (one-sided where none or all of them fail). The second gives the share of runs that "
+        "end in each event (Aalen-Johansen)."
     ]
     shares = [
         frame.pivot(index=["level", "cells"], columns="event", values="share").reset_index().assign(factor=factor)

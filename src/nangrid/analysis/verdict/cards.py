@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 
 from nangrid.analysis.causes import (
     UNTRAINED,
@@ -20,7 +21,9 @@ from nangrid.analysis.causes import (
 )
 from nangrid.analysis.claims import ONE_RUN, graded
 from nangrid.analysis.claims import Grade as ClaimGrade
+from nangrid.analysis.losses import late_loss
 from nangrid.analysis.verdict.cures import CURES_SHOWN, CureGroup, event_names, few, grouped_cures, minimal_cures
+from nangrid.analysis.verdict.meanings import codes
 from nangrid.records.cell import CellRecord
 from nangrid.records.explain.certainty import Certainty, Grade
 from nangrid.records.mechanisms import TITLES
@@ -41,7 +44,7 @@ def event_cards(grid: Grid, reference: Combination | None, cell_id: str = "") ->
         cards = [_card(grid, EventVerdict(event, _failing(grid, event), (), (), ())) for event in grid.events()]
         cards = [replace(card, certainty=_NOTHING_TRAINS) for card in cards]
     else:
-        cards = [_card(grid, verdict, cell_id) for verdict in grid.event_verdicts(reference)]
+        cards = [_card(grid, verdict, reference, cell_id) for verdict in grid.event_verdicts(reference)]
     return [card for card in cards if not cell_id or cell_id in card.happened.cells]
 
 
@@ -59,7 +62,7 @@ def _failing(grid: Grid, event: Event) -> list[Combination]:
     return [c for c in grid.combinations.values() if c.onsets(event)]
 
 
-def _card(grid: Grid, verdict: EventVerdict, cell_id: str = "") -> EventCard:
+def _card(grid: Grid, verdict: EventVerdict, reference: Combination | None = None, cell_id: str = "") -> EventCard:
     cured = [c for c in verdict.failing if not cell_id or cell_id in _ids(c.records)]
     of_them = replace(verdict, failing=cured, cures={c.levels: verdict.cures.get(c.levels, ()) for c in cured})
     groups = grouped_cures(grid, of_them, of_them.cures)
@@ -71,7 +74,7 @@ def _card(grid: Grid, verdict: EventVerdict, cell_id: str = "") -> EventCard:
         happened=_happened(grid, verdict.event),
         causes=[_cause(cause, verdict.event) for cause in causes[:CURES_SHOWN]],
         certainty=_certainty(verdict),
-        cures=[_cure(group) for group in minimal_cures(groups)],
+        cures=[_cure(group, _worse(grid, group, reference)) for group in minimal_cures(groups)],
         no_help=list(_no_help(verdict.futile)),
         undecided=[line for cause in verdict.causes for line in _undecided(cause)],
     )
@@ -128,38 +131,52 @@ def _undecided(cause: Cause) -> Iterator[str]:
         yield f"whether {alone if levels else 'the reference fails this way, too'}"
 
 
-def _cure(group: CureGroup) -> CureCard:
+def _cure(group: CureGroup, worse: str) -> CureCard:
     cells = _ids(record for combination in group.finite for record in combination.records)
     noun = "combinations" if len(cells) > len(group.finite) else "runs"
-    some = "all" if len(group.results) == group.total else f"{len(group.results)} of the"
-    tried = f"tried on {some} {group.total} failing {noun}; " if group.total > 1 else ""
     steps = min(cure.steps for cure in group.cures)
     ends = Counter(event_names(result) for result in group.results if result in group.failing)
-    others = [_worse(group)] if group.worse else []
+    others = [worse] if worse else []
     others += [f"{count} {'fails' if count == 1 else 'fail'} by {event}" for event, count in ends.most_common()]
     short = [] if all(cure.enough for cure in group.cures) else ["too few steps to be sure"]
     single = [ONE_RUN] if group.one_run else []
-    text = "; ".join([f"{tried}{_stay(group, noun)} finite for {steps} steps", *others, *short, *single])
+    text = "; ".join([f"{_stay(group, noun)} finite for {steps} steps", *others, *short, *single])
     grade = Grade.LIKELY if short or single else Grade.PROVEN
-    return CureCard(_spelled(group.changes), grade, bool(group.failing), text, cells)
+    levels = _spelled(group.changes)
+    code = codes(levels, group.results[0].records[0])
+    return CureCard(levels, grade, bool(group.failing), text, cells, code)
 
 
 def _stay(group: CureGroup, noun: str) -> str:
-    """How many of the combinations stay finite, as subject and verb."""
-    finite = sum(result in group.finite for result in group.results)
+    """On how many of the failing combinations it was tried, and how many of these stay finite, as subject and verb."""
+    finite, tried = sum(result in group.finite for result in group.results), len(group.results)
     if group.total == 1:
         return f"the {noun[:-1]} with it stays"
-    if finite < len(group.results):
-        return f"{finite} {'stays' if finite == 1 else 'stay'}"
-    return {1: "it stays", 2: "both stay"}.get(finite, "all stay")
+    if finite == tried == group.total:
+        return f"with it, {'both' if tried == 2 else f'all {tried}'} failing {noun} stay"
+    some = f"all {tried}" if tried == group.total else f"{tried} of the {group.total}"
+    stay = f"{finite} {'stays' if finite == 1 else 'stay'}"
+    if finite == tried:
+        stay = {1: "it stays", 2: "both stay"}.get(tried, "all stay")
+    return f"tried on {some} failing {noun}; {stay}"
 
 
-def _worse(group: CureGroup) -> str:
-    """That some of the finite runs do not train as well as the reference."""
+def _worse(grid: Grid, group: CureGroup, reference: Combination | None) -> str:
+    """That some of the finite runs do not train as well as the reference, and to which losses; empty if none is so."""
+    if not group.worse or reference is None:
+        return ""
     worse = sum(result in group.worse for result in group.results)
     one_each = few([combination.records[0].cell_id for combination in group.worse])
     of = "it" if len(group.results) == 1 else f"{worse} of them ({one_each})"
-    return f"{of} {'trains' if worse == 1 else 'train'} worse than the reference"
+    losses = sorted({f"{_loss(grid, combination):.3g}" for combination in group.worse}, key=float)
+    to = losses[0] if len(losses) == 1 else f"{losses[0]} to {losses[-1]}"
+    verb = "trains" if worse == 1 else "train"
+    return f"{of} {verb} worse than the reference (loss {to} against {_loss(grid, reference):.3g})"
+
+
+def _loss(grid: Grid, combination: Combination) -> float:
+    """The median over its seeds of the mean of the last few losses."""
+    return median(late_loss(grid.losses.get(record.cell_id, ()), record.steps_done) for record in combination.records)
 
 
 def _no_help(futile: Sequence[FutileChange]) -> Iterator[FutileCard]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nangrid.records.autopsy import Autopsy, TensorRecord, TokenRecord
 
@@ -19,6 +20,11 @@ KINDS = {
     "nonfinite_input": "non-finite input",
 }
 """Kinds of IEEE 754 that read otherwise than they are spelled."""
+_RESULTS: dict[str, tuple[str, Callable[[float, float], float]]] = {
+    "add": ("sum", operator.add),
+    "sub": ("difference", operator.sub),
+    "mul": ("product", operator.mul),
+}
 
 
 def explain(autopsy: Autopsy) -> str:
@@ -109,7 +115,20 @@ def _nonfinite(operand: TensorRecord) -> str:
 
 
 def _limit(autopsy: Autopsy) -> str:
-    return f"; largest {autopsy.dtype}: {format_number(autopsy.dtype_max)}" if autopsy.kind == "overflow" else ""
+    """The largest number of the dtype where that was exceeded."""
+    if autopsy.kind != "overflow":
+        return ""
+    return f"{_result(autopsy)}; largest {autopsy.dtype}: {format_number(autopsy.dtype_max)}"
+
+
+def _result(autopsy: Autopsy) -> str:
+    """The sum, difference or product of two numbers, which a reader would otherwise add up."""
+    known = _RESULTS.get(autopsy.op.removeprefix("aten.").partition(".")[0].rstrip("_"))
+    operands = [operand.at for operand in autopsy.inputs if operand.at is not None]
+    if known is None or len(operands) != 2 or len(autopsy.inputs) != 2:
+        return ""
+    name, operation = known
+    return f", {name} {format_number(operation(*operands))}"
 
 
 def token_list(tokens: list[TokenRecord], *, with_text: bool = True) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nangrid.records.explain.certainty import Certainty, Grade
 
-SCHEMA = 1
+SCHEMA = 2
 FAILED, HEALTHY, CRASHED, UNFINISHED = "failed", "healthy", "crashed", "unfinished"
 
 
@@ -47,6 +47,8 @@ class CureCard:
     """What the runs showed."""
     cells: list[str]
     """The runs that stayed finite."""
+    code: list[str] = field(default_factory=list)
+    """What to type in a script that uses transformers and PEFT; empty where no single statement does it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class EventCard:
     """The one to try first comes first."""
     no_help: list[FutileCard]
     undecided: list[str]
+
+    @property
+    def first_cures(self) -> list[CureCard]:
+        """At most three cures to show, none of them larger than the one to try first."""
+        return [cure for cure in self.cures if len(cure.levels) <= len(self.cures[0].levels)][:3]
 
 
 @dataclass(frozen=True)
@@ -155,9 +162,13 @@ def shows(finding: Finding, card: EventCard) -> bool:
     return bool(set(card.happened.cells) & set(Path(finding.autopsy).parts))
 
 
-def change_first(answer: Answer) -> list[str]:
-    """What to change, the first to try comes first: what other runs have proven, then what the replay advises."""
+def change_first(answer: Answer) -> list[tuple[str, str]]:
+    """What to change and how a script does it, the first to try comes first.
+
+    What other runs have proven comes before what the replay advises, of which no code is known.
+    """
     cures = [cure for card in answer.events for cure in card.cures]
     known = {cure.levels[0] for cure in cures if len(cure.levels) == 1}
     advice = [text for finding in answer.findings for text in finding.change if text not in known]
-    return [*(f"{together(cure.levels)}: {cure.text}" for cure in cures), *advice]
+    proven = [(f"{together(cure.levels)}: {cure.text}", "; ".join(cure.code)) for cure in cures]
+    return [*proven, *((text, "") for text in advice)]

@@ -9,7 +9,7 @@ from nangrid.records.cell import CellRecord
 from nangrid.records.diagnosis import ClaimRecord
 from nangrid.records.output.answer import Answer
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

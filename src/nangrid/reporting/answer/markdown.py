@@ -39,7 +39,7 @@ def as_markdown(answer: Answer) -> str:
     for finding in findings:
         parts += ["", *_finding(finding)]
     if answer.about not in ("grid", "diagnosis"):
-        parts += _list("Change first", change_first(answer))
+        parts += _list("Change first", [text for text, _ in change_first(answer)])
     if answer.diagnosis:
         parts += ["", "```text", *(line.replace("```", "'''") for line in answer.diagnosis), "```"]
     parts += _list("Not checked", answer.unchecked)
@@ -52,9 +52,10 @@ def _event(card: EventCard) -> Iterator[str]:
     for cause in card.causes:
         yield f"- cause: {together(list(map(_code, cause.levels)))}: {_text(cause.text)}{_runs(cause.cells)}"
     yield f"- how sure is the cause: {_text(str(card.certainty))}"
-    for cure in card.cures[:3]:
+    for cure in card.first_cures:
         word = "partial cure" if cure.partial else "cure"
         yield f"- {word}: {together(list(map(_code, cure.levels)))}: {_text(cure.text)}{_runs(cure.cells)}"
+        yield from (f"  - in a script: {_code(code)}" for code in cure.code)
     for futile in card.no_help:
         levels = f"{futile.factor}={','.join(futile.levels)}"
         yield f"- does not help alone: {_code(levels)}: {_text(futile.text)}{_runs(futile.cells)}"

@@ -8,6 +8,8 @@ from nangrid.analysis.causes import Event, event_of
 from nangrid.analysis.claims import Grade as ClaimGrade
 from nangrid.analysis.evidence import Judged, judge
 from nangrid.analysis.verdict import counted, event_cards, event_sentence, paragraph, title_of
+from nangrid.analysis.verdict.meanings import codes
+from nangrid.records.cell import CellRecord
 from nangrid.records.diagnosis import ClaimRecord, DiagnosisRecord
 from nangrid.records.explain.certainty import Certainty, Grade
 from nangrid.records.explain.finding import finding_of
@@ -80,7 +82,7 @@ def _unchecked(judged: Judged, cards: list[EventCard]) -> list[str]:
 def _of_diagnosis(directory: GridDirectory, judged: Judged, record: DiagnosisRecord, *, with_text: bool) -> Answer:
     failing = next((r for r in judged.records if r.cell_id == record.failing), judged.records[0])
     findings = _findings(directory, judged, [[record.failing]], with_text=with_text)
-    card = _card_of(record, event_of(failing, judged.autopsies.get(failing.cell_id)))
+    card = _card_of(record, failing, event_of(failing, judged.autopsies.get(failing.cell_id)))
     return Answer(
         about="diagnosis",
         path=str(directory.path),
@@ -105,7 +107,7 @@ def _without_tokens(lines: Sequence[str]) -> Iterator[str]:
             yield line
 
 
-def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
+def _card_of(record: DiagnosisRecord, failing: CellRecord, event: Event | None) -> EventCard:
     """The claims of a diagnosis as a card."""
     causes = [claim for claim in record.claims if claim.kind == "cause"]
     cures = [claim for claim in record.claims if claim.kind == "cure"]
@@ -118,7 +120,7 @@ def _card_of(record: DiagnosisRecord, event: Event | None) -> EventCard:
         happened=Statement(f"{runs} this way.", cells),
         causes=[_cause(claim) for claim in causes],
         certainty=_certainty(causes),
-        cures=[_cure(claim) for claim in cures],
+        cures=[_cure(claim, failing) for claim in cures],
         no_help=[],
         undecided=[],
     )
@@ -133,10 +135,10 @@ def _cause(claim: ClaimRecord) -> CauseCard:
     return CauseCard(claim.levels, grade, f"{claim.count} of {claim.seeds} seeds fail; {claim.grade}", claim.cells)
 
 
-def _cure(claim: ClaimRecord) -> CureCard:
+def _cure(claim: ClaimRecord, failing: CellRecord) -> CureCard:
     grade, partial = _GRADES.get(claim.grade, Grade.UNKNOWN), claim.count < claim.seeds
     text = f"{claim.count} of {claim.seeds} seeds train; {claim.grade}"
-    return CureCard(claim.levels, grade, partial, text, claim.cells)
+    return CureCard(claim.levels, grade, partial, text, claim.cells, codes(claim.levels, failing))
 
 
 def _certainty(causes: list[ClaimRecord]) -> Certainty:

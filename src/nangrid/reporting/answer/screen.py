@@ -32,9 +32,10 @@ def _of_grid(answer: Answer) -> Iterator[Part]:
         yield f"{number}. event", f"{card.title}. {card.happened.text}"
         if finding is not None:
             yield "   where", f"{finding.where}: {finding.operation}"
-        yield from _cause("   cause", card)
+        yield from _cause("   cause", card, "")
         for cure in card.cures[:1]:
             yield "   change", f"{together(cure.levels)}: {cure.text}"
+            yield "   in code", "; ".join(cure.code)
         yield "   no help", _alone(card)
     if (more := len(answer.events) - _EVENTS) > 0:
         yield "", f"and {more} rarer events: --json lists them"
@@ -48,21 +49,22 @@ def _of_run(answer: Answer) -> Iterator[Part]:
         yield "tokens", finding.tokens
         yield "why", f"{finding.mechanism}: {finding.why}"
     for card in answer.events[:1]:
-        yield from _cause("cause", card)
+        yield from _cause("cause", card, " by runs of this grid")
     for finding in answer.findings[:1]:
         yield "how sure", f"where: {finding.origin}"
         yield "", f"why: {finding.reason}"
-    changes = change_first(answer)
-    yield from (("change first" if number == 0 else "or", text) for number, text in enumerate(changes[:_MOST]))
+    for number, (text, code) in enumerate(change_first(answer)[:_MOST]):
+        yield "change first" if number == 0 else "or", text
+        yield "in code", code
     yield "no help", "; ".join(filter(None, map(_alone, answer.events)))
     yield "ruled out", _joined([line for finding in answer.findings for line in finding.ruled_out])
     unchecked = [line for finding in answer.findings for line in finding.unchecked]
     yield "not checked", _joined([*unchecked, *answer.unchecked])
 
 
-def _cause(head: str, card: EventCard) -> Iterator[Part]:
+def _cause(head: str, card: EventCard, by: str) -> Iterator[Part]:
     for cause in card.causes[:1]:
-        yield head, f"{together(cause.levels)}: {cause.text} ({card.certainty.grade})"
+        yield head, f"{together(cause.levels)}: {cause.text} ({card.certainty.grade}{by})"
     if not card.causes:
         yield head, str(card.certainty)
 
