@@ -73,12 +73,14 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.loads: list[str] = []
+        self.links: list[str] = []
         self.text: list[str] = []
         self.scripts = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [str(value) for key, value in attrs if key in ("src", "href") and not str(value).startswith("#")]
+        named = [str(value) for key, value in attrs if key in ("src", "href") and not str(value).startswith("#")]
+        (self.links if tag == "a" else self.loads).extend(named)
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -97,6 +99,7 @@ def test_the_page_says_it_without_a_network(make_grid: MakeGrid, capsys: pytest.
     assert report([str(path), "--no-notebook"]) == 0
     page = read(path / "report.html")
     assert page.loads == [] and page.tags.count("svg") == 4, "survival, effects, traces, one autopsy"
+    assert len(page.links) == 18 and all((path / link).exists() for link in page.links), "12 results, 6 autopsies"
     text = " ".join(page.text)
     assert "fp16-activation-overflow (forward overflow): 6 of 12 cells" in text
     assert "sufficient: dtype=fp16 (3 of 3 seeds" in text and "cure: dtype=bf16" in text
@@ -118,7 +121,9 @@ def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGr
     assert said in html and html.index(said) < html.index('class="card"') < html.index('id="map"')
     card = html[html.index('class="card"') : html.index("</article>")]
     shown, folded = card.split("<dt>Cure</dt>")[1].split("<details>", 1)
-    assert shown.count("both stay finite for 16 steps") == 3 and "<summary>1 more</summary>" in folded
+    assert shown.count("both failing runs stay finite for 16 steps") == 3
+    assert "In a script: <code>TrainingArguments(bf16=True)</code>" in shown.replace('<span class="dim">', "")
+    assert "<summary>1 larger or less helpful</summary>" in folded
     links = set(re.findall(r'href="#([\w-]+)"', html))
     assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
 

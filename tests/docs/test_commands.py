@@ -79,7 +79,7 @@ def stand_ins(failed: Path, default_grid: Path, tmp_path: Path) -> dict[str, str
         "chats.jsonl": str(chats),
         "outputs/grid/cells/30e24def/kept/100": str(kept),
         "outputs/grid/cells/30e24def": str(failed),
-        "outputs/default/cells/30e24def": str(failed),
+        "outputs/default/cells/2769c279": str(failed),
         "outputs/default": str(default_grid),
         "outputs/peft1715": str(default_grid),
         "outputs/look": str(default_grid),

@@ -14,7 +14,7 @@ def test_an_overflow_is_explained() -> None:
     assert explain(make_autopsy()).splitlines() == [
         "origin: aten.add.Tensor in model.layers.7 (modeling_gemma3.py:416), forward",
         "    overflow",
-        "  at [0, 0, 163]: self 54080, other 13184; largest float16: 65504",
+        "  at [0, 0, 163]: self 54080, other 13184, sum 67264; largest float16: 65504",
         "  tokens: '<bos>' (id 2, position 0)",
         "  3 parameters affected: a.weight, b.weight, ...",
         "  fp16-activation-overflow: An activation passed 65504, the largest float16.",

@@ -110,7 +110,7 @@ def test_a_cell_whose_server_fails_from_the_start_is_kept_for_later(
     failing_cell(tmp_path, make_record, "online")
     assert time.monotonic() - began < 6
     said = capfd.readouterr().err
-    assert said.startswith("warning: the cell's W&B run is kept offline (upload it with `wandb sync ")
+    assert said.startswith("warning: the W&B run is kept offline (upload it with `wandb sync ")
     assert said.count("\n") == 1
 
     server.status = 200

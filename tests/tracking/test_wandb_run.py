@@ -152,7 +152,7 @@ def test_online_without_a_key_goes_offline_and_says_so_once(
     run.finish(make_record())
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith(f"warning: the cell's W&B run is kept offline (upload it with `wandb sync {tmp_path}/")
+    assert err.startswith(f"warning: the W&B run is kept offline (upload it with `wandb sync {tmp_path}/")
     assert "No API key configured" in err
     assert err.count("\n") == 1
     assert any(entry["type"] == "history" for entry in inspect(tmp_path))

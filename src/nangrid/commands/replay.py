@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Reproduce the recorded autopsy:
-  python -m src.replay outputs/default/cells/30e24def...
+  python -m src.replay outputs/default/cells/2769c279...
 Would the failing step have survived in bf16?
-  python -m src.replay outputs/default/cells/30e24def... dtype=bf16
+  python -m src.replay outputs/default/cells/2769c279... dtype=bf16
 Would this finite step have failed in fp16?
   python -m src.replay outputs/late/cells/403f6431.../kept/16 dtype=fp16
 """

@@ -13,7 +13,7 @@ from nangrid.reporting.answer import answer_about, as_markdown, as_screen
 
 EPILOG = """\
 python -m src.why outputs/default                  a grid, or a diagnosis
-python -m src.why outputs/default/cells/30e24def   one cell
+python -m src.why outputs/default/cells/2769c279   one cell
 python -m src.why autopsy                          the out_dir= of a watch
 python -m src.why out --markdown                   for an issue on GitHub
 

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nangrid.cell.config import TrackerConfig
 from nangrid.grid.collect import GridOutcome
 from nangrid.grid.plan import CellPlan, is_done, one_grid, plan_cell
 from nangrid.records.cell import LOG, RESULT, CellRecord
@@ -88,9 +89,19 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execu
         print_cell(records[0], plans[0].directory())
     elif records:
         judged = print_grid(grid, records)
+        _track(plans[0].cell_config.tracker, grid, judged)
     if (collected := _COLLECTED.get()) is not None:
         collected.append(Finished(grid, records, judged))
     _raise_failures(plans, outcome)
+
+
+def _track(tracker: TrackerConfig, grid: GridDirectory, judged: Judged | None) -> None:
+    """Give the grid a run of its own in W&B, next to those of its cells."""
+    if tracker.name == "none" or judged is None:
+        return
+    from nangrid.reporting.tracked import track_grid
+
+    track_grid(grid, judged, mode=tracker.mode, project=tracker.project, entity=tracker.entity)
 
 
 def _plan(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Executor) -> list[CellPlan]:

@@ -57,8 +57,8 @@ class WandbRun:
     `start` makes the run. The first failure is reported on stderr and ends the run, but not the cell.
     """
 
-    def __init__(self, start: Callable[[], Any], factors: Mapping[str, Any]) -> None:
-        self._factors = factors
+    def __init__(self, start: Callable[[], Any], factors: Mapping[str, Any], *, what: str = "the cell") -> None:
+        self._factors, self._what = factors, what
         self._actions: SimpleQueue[Action | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, args=(start,), daemon=True)
         self._thread.start()
@@ -81,21 +81,22 @@ class WandbRun:
                 _show(run, finding)
             if record.onset is not None:
                 run.alert(*alert(record, finding, self._factors), level="WARN")
-            _finish(run, 0)
+            finish_run(run, 0)
 
-        self._end(finish)
+        self.end(finish)
 
     def crash(self) -> None:
         """End the run with exit code 1."""
-        self._end(lambda run: _finish(run, 1))
+        self.end(lambda run: finish_run(run, 1))
 
-    def _end(self, last: Action) -> None:
+    def end(self, last: Action) -> None:
+        """Do this as the last thing with the run; it finishes the run by `finish_run`."""
         self._actions.put(last)
         self._actions.put(None)
         # W&B limits how long it waits for its server (up to twice here), but not for its own local service
         self._thread.join(3 * _PATIENCE_S)
         if self._thread.is_alive():
-            _warn("the cell continues without W&B", "its service does not answer")
+            _warn(f"{self._what} continues without W&B", "its service does not answer")
 
     def _work(self, start: Callable[[], Any]) -> None:
         try:
@@ -103,7 +104,7 @@ class WandbRun:
             while action := self._actions.get():
                 action(run)
         except Exception as error:  # no error of W&B may cost the cell
-            _warn("the cell continues without W&B", error)
+            _warn(f"{self._what} continues without W&B", error)
 
 
 def open_run(
@@ -138,7 +139,7 @@ def open_run(
         "group": grid_id,
         "config": config,
     }
-    return WandbRun(lambda: _start(mode, options), config)
+    return WandbRun(lambda: start_run(mode, options), config)
 
 
 def run_id(grid_id: str, cell_id: str) -> str:
@@ -146,7 +147,8 @@ def run_id(grid_id: str, cell_id: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{grid_id}-{cell_id}")[-_ID_LENGTH:]
 
 
-def _start(mode: str, options: dict[str, Any]) -> Any:
+def start_run(mode: str, options: dict[str, Any]) -> Any:
+    """Open a run with these options of `wandb.init`; one that the server rejects is kept offline."""
     from wandb import teardown
 
     # W&B also sends its own errors to a server, and waits for that one at the end of a process
@@ -156,7 +158,7 @@ def _start(mode: str, options: dict[str, Any]) -> Any:
             return _init("online", options)
         except Exception as error:
             sync = f"{typed('wandb sync', options['dir'])}/wandb/offline-run-*"
-            _warn(f"the cell's W&B run is kept offline (upload it with `{sync}`)", error)
+            _warn(f"the W&B run is kept offline (upload it with `{sync}`)", error)
             teardown()  # its local service still holds the id
     return _init("offline", options)
 
@@ -199,7 +201,8 @@ def _show(run: Any, finding: Finding) -> None:
     run.log_artifact(kept)
 
 
-def _finish(run: Any, exit_code: int) -> None:
+def finish_run(run: Any, exit_code: int) -> None:
+    """Finish the run; a warning names the command that uploads what the server did not accept."""
     log = Path(run.settings.log_internal)
     upload = typed("wandb sync --include-online", run.settings.sync_dir)
     try:

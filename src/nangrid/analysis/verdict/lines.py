@@ -152,7 +152,7 @@ def _futile_lines(futile: Sequence[FutileChange]) -> list[str]:
 
 
 def _proof(combination: Combination, event: Event) -> str:
-    """The runs that failed: `run 0d288941`, or `2 of 3 seeds, ...`."""
+    """The runs that failed: `run 161fec23`, or `2 of 3 seeds, ...`."""
     return f"{_rate(combination, event) or 'run '}{_ids(combination)}"
 
 

@@ -1,0 +1,35 @@
+"""A grid has a W&B run of its own, next to those of its cells."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from runs import inspect, merged
+
+from nangrid.analysis.evidence import judge
+from nangrid.records.grid import GridDirectory
+from nangrid.reporting.tracked import track_grid
+
+RECORDS = Path(__file__).parents[2] / "docs" / "default" / "records.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> GridDirectory:
+    folder = tmp_path_factory.mktemp("records")
+    with tarfile.open(RECORDS) as archive:
+        archive.extractall(folder, filter="data")
+    return GridDirectory.at(folder / "default")
+
+
+def test_it_carries_the_verdict_and_a_row_per_cell(grid: GridDirectory, capfd: pytest.CaptureFixture[str]) -> None:
+    track_grid(grid, judge(grid), mode="offline", project="nangrid", entity=None)
+    assert capfd.readouterr() == ("", "")
+    read = inspect(grid.path)
+    run = next(entry["run"] for entry in read if entry["type"] == "run")
+    assert (run["run_group"], run["display_name"], run["job_type"]) == (grid.grid_id, "verdict", "grid")
+    told = merged(read, "summary", lambda summary: summary["update"])
+    assert told["verdict"] == "8 of 14 runs failed, in 3 ways."
+    assert told["event_1"].endswith("dtype=fp16 causes it, and dtype=bf16 cures it.")
+    assert told["onsets.nrows"] == 14
+    (table,) = grid.path.rglob("onsets_*.table.json")
+    assert '"fp16-gradient-overflow"' in table.read_text() and f'{grid.grid_id}-161fec23a567"' in table.read_text()
