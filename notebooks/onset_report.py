@@ -43,7 +43,7 @@ horizon = common_horizon(evidence.times)
 # ## Answer
 
 # %%
-print(textwrap.fill(evidence.paragraph, 100))
+print(textwrap.fill(" ".join(evidence.sentences), 100))
 
 # %% [markdown]
 # ## The verdict with every proof

@@ -18,7 +18,7 @@ from nangrid.analysis.limits import limits
 from nangrid.analysis.onsets import onset_table, varying_factors
 from nangrid.analysis.rates import rates
 from nangrid.analysis.survival import durations, factors_of, incidence, survival_curves
-from nangrid.analysis.verdict import event_cards, every_cure, paragraph, verdict
+from nangrid.analysis.verdict import event_cards, every_cure, sentences, verdict
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
 from nangrid.records.diagnosis import DiagnosisRecord, read_diagnoses
@@ -47,8 +47,8 @@ class Evidence:
     """The reference's levels, or the first levels where nothing trains."""
     reference: str
     """The levels of the reference; empty if nothing trains."""
-    paragraph: str
-    """What the grid shows, in plain English."""
+    sentences: Sequence[str]
+    """What the grid shows, in plain English: first how many runs failed, then one sentence per event."""
     cards: Sequence[EventCard]
     diagnosed: bool
     """Whether the verdict begins with the result of a search."""
@@ -131,7 +131,7 @@ def gather(directory: GridDirectory, hypotheses: Path | None, reference: Sequenc
         times=times,
         base=base,
         reference=format_levels(best.levels) if chosen or grid.reference else "",
-        paragraph=paragraph(records, cards),
+        sentences=sentences(records, cards),
         cards=cards,
         diagnosed=bool(judged.diagnoses),
         verdict=[

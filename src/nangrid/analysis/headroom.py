@@ -48,7 +48,7 @@ def in_fp16(frame: pd.DataFrame) -> str:
         return "No sampled value would overflow in fp16."
     token = f" at {first['text']!r}, position {first['position']}" if first["position"] >= 0 else ""
     what = f"the {first['kind']} of {first['module']} in step {first['step']} ({first['absmax']:.3g}{token})"
-    return f"In fp16 the first to overflow would be {what}."
+    return f"In fp16 the first to overflow, in the order of the forward pass, would be {what}."
 
 
 def forecast(frame: pd.DataFrame, limit: float = LIMITS["fp16"]) -> pd.DataFrame:

@@ -150,7 +150,8 @@ def _fails(prediction: Prediction, cells: list[CellRecord], _: Mapping[str, Hist
     failing = [c for c in cells if _failed(c)]
     evidence = failing or [c for c in cells if c.steps_done >= _LONG]
     if not evidence:
-        return NOT_TESTABLE, "no such cell", []
+        short = f"none of {len(cells)} such cells fails, or takes {_LONG} steps"
+        return NOT_TESTABLE, short if cells else "no such cell", []
     says = f"{len(failing)} of {len(cells)} cells fail"
     return (SUPPORTED if failing else NOT_REPRODUCED), says, [c.cell_id for c in evidence]
 

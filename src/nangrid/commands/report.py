@@ -107,7 +107,7 @@ def _executed(process: Popen[str], page: str) -> bool:
 def _print(evidence: Evidence) -> None:
     console = CleanConsole()
     console.print(grid_summary(evidence.onsets, onset_pivot(evidence.onsets)))
-    console.print(evidence.paragraph, markup=False, highlight=False)
+    console.print(" ".join(evidence.sentences), markup=False, highlight=False)
     lines = ["", *evidence.verdict, "", *evidence.limits, ""]
     if evidence.headroom:
         cell_id, samples = evidence.headroom

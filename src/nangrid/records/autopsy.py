@@ -130,6 +130,8 @@ class Autopsy:
     """Per rank, the parameters whose gradients are non-finite, but finite in the rank's own computation."""
     ablated: bool | None = None
     """Whether the clock no longer trips once zeros replace what the origin made non-finite; None if not tried."""
+    rivals: int | None = None
+    """Number of other operations for which `ablated` needed zeros as well, because each fails the step by itself."""
     schema: int = SCHEMA
 
 

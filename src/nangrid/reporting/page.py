@@ -60,8 +60,8 @@ class Page:
     title: str
     facts: Mapping[str, str]
     """Shown under the title: cells, machine, versions."""
-    paragraph: str
-    """What the grid shows, in plain English."""
+    sentences: Sequence[str]
+    """What the grid shows, in plain English: first how many runs failed, then one sentence per event."""
     cards: Sequence[EventCard]
     reference: str
     """The levels with which the others are compared; empty if nothing trains."""

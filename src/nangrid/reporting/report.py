@@ -52,7 +52,7 @@ def page_of(evidence: Evidence) -> Page:
     return Page(
         title=f"nangrid: {evidence.grid_id}",
         facts=_facts(evidence),
-        paragraph=evidence.paragraph,
+        sentences=evidence.sentences,
         cards=evidence.cards,
         reference=evidence.reference,
         diagnosed=evidence.diagnosed,

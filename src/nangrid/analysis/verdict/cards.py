@@ -63,9 +63,13 @@ def _failing(grid: Grid, event: Event) -> list[Combination]:
 
 
 def _card(grid: Grid, verdict: EventVerdict, reference: Combination | None = None, cell_id: str = "") -> EventCard:
-    cured = [c for c in verdict.failing if not cell_id or cell_id in _ids(c.records)]
-    of_them = replace(verdict, failing=cured, cures={c.levels: verdict.cures.get(c.levels, ()) for c in cured})
-    groups = grouped_cures(grid, of_them, of_them.cures)
+    groups = grouped_cures(grid, verdict, verdict.cures)
+    if cell_id:
+        helpful = [group.changes for group in groups]
+        cured = [c for c in verdict.failing if cell_id in _ids(c.records)]
+        of_it = replace(verdict, failing=cured, cures={c.levels: verdict.cures.get(c.levels, ()) for c in cured})
+        # of changes that cure it, the one that cures more of the others comes first, as on the card of the grid
+        groups = sorted(grouped_cures(grid, of_it, of_it.cures), key=lambda group: helpful.index(group.changes))
     causes: list[Cause | SeenCause] = [*verdict.causes, *verdict.seen]
     return EventCard(
         event=str(verdict.event),

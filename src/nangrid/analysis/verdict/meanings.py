@@ -18,7 +18,7 @@ class Meaning:
 
 
 _CAST = "for p in filter(lambda p: p.requires_grad, model.parameters()): p.data = p.data.float()"
-_ROWS = "rows = model.get_input_embeddings().weight.data; rows[-n_new:] = rows[:-n_new].mean(0)"
+_ROWS = "rows = model.get_input_embeddings().weight.data; rows[-n_new:] = rows[:-n_new].mean(0)  # n_new: tokens added"
 
 MEANINGS = {
     "dtype=fp32": Meaning("everything in float32", "from_pretrained(..., dtype=torch.float32)"),
@@ -30,7 +30,8 @@ MEANINGS = {
         "from_pretrained(..., dtype=torch.float16)",
     ),
     "dtype=silent_fp16": Meaning(
-        "weights stored in float16, computation in bfloat16 (autocast): what a 4-bit load without a dtype gave in 2024"
+        "weights, and adapters of embedding and head, stored in float16; computation in bfloat16 (autocast): what a "
+        "4-bit load without a dtype gave in 2024"
     ),
     "dtype=amp_bf16": Meaning("weights in float32, computation in bfloat16 (autocast)", "TrainingArguments(bf16=True)"),
     "dtype=amp_fp16": Meaning(

@@ -13,7 +13,12 @@ _EVENTS_TOLD = 3
 
 def paragraph(records: Sequence[CellRecord], cards: Sequence[EventCard]) -> str:
     """How many runs failed, and per event what causes it and what cures it, in short sentences."""
-    return " ".join([counted(records, cards), *map(event_sentence, cards[:_EVENTS_TOLD]), *_rest(cards)])
+    return " ".join(sentences(records, cards))
+
+
+def sentences(records: Sequence[CellRecord], cards: Sequence[EventCard]) -> list[str]:
+    """The sentences of the paragraph: first how many runs failed, then one per event."""
+    return [counted(records, cards), *map(event_sentence, cards[:_EVENTS_TOLD]), *_rest(cards)]
 
 
 def counted(records: Sequence[CellRecord], cards: Sequence[EventCard]) -> str:

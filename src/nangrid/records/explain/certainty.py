@@ -52,13 +52,18 @@ def origin_certainty(autopsy: Autopsy) -> Certainty:
     """How sure the origin is.
 
     proven: the replay repeated the failing step to the last bit, and the clock no longer trips once zeros replace what
-    the origin made non-finite (ablation), or the step is finite once its operation is changed. unknown: no replay met a
+    the origin made non-finite (ablation), or the step is finite once its operation is changed. Where several operations
+    each fail the step by themselves, zeros replace what all of them made non-finite. unknown: no replay met a
     non-finite value. likely: anything between.
     """
     if not (autopsy.op or autopsy.preexisting):
         return Certainty(Grade.UNKNOWN, "no replay met a non-finite value")
     if not autopsy.reproduced:
         return Certainty(Grade.LIKELY, "the replay did not repeat the step to the last bit")
+    if autopsy.rivals:
+        others = "another operation" if autopsy.rivals == 1 else f"{autopsy.rivals} other operations"
+        only = f"only with zeros in place of what {others} made non-finite as well, {_quiet(autopsy.clock)}"
+        return Certainty(Grade.PROVEN, f"this operation fails the step by itself; {only}")
     if autopsy.ablated:
         return Certainty(Grade.PROVEN, f"with zeros in place of its non-finite numbers, {_quiet(autopsy.clock)}")
     if finite_changes(autopsy):

@@ -79,8 +79,8 @@ def _ruled_out(autopsy: Autopsy) -> Iterator[str]:
     if autopsy.reproduced:
         yield "a random glitch (the replay repeated the step to the last bit)"
     if autopsy.untrained:
-        start = "it is the first step" if autopsy.step == 0 else "the untrained weights fail on this batch as well"
-        yield f"the course of the training ({start})"
+        start = "it is the first step" if autopsy.step == 0 else "the untrained weights fail on this batch, too"
+        yield f"drift during the training ({start})"
     if autopsy.untrained is False:
         yield "this batch alone (on the untrained weights it is finite)"
     if autopsy.inputs and not autopsy.preexisting and not any(o.n_nan or o.n_inf for o in autopsy.inputs):
@@ -99,6 +99,6 @@ def _unchecked(autopsy: Autopsy) -> Iterator[str]:
     if found and autopsy.ablated is None:
         yield "whether the step is finite with zeros in place of the operation's non-finite numbers"
     if autopsy.op and not autopsy.cures:
-        yield "whether a change of the code there helps: nangrid knows none for this operation"
+        yield "whether a change of the code there helps: nangrid knows none to try for this operation"
     if autopsy.mechanism == UNKNOWN and found:
         yield "the mechanism, because none that nangrid knows fits"

@@ -159,9 +159,9 @@ def together(levels: Sequence[str]) -> str:
     return f"{first} with {' and '.join(others)}" if others else first
 
 
-def shows(finding: Finding, card: EventCard) -> bool:
-    """Whether the finding is about a run that fails by this event."""
-    return bool(set(card.happened.cells) & set(Path(finding.autopsy).parts))
+def shows(finding: Finding, card: EventCard) -> str:
+    """The run that the finding is about, if it is one that fails by this event; else empty."""
+    return next((cell for cell in card.happened.cells if cell in Path(finding.autopsy).parts), "")
 
 
 def change_first(answer: Answer) -> list[tuple[str, str]]:

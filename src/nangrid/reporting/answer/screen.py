@@ -31,7 +31,7 @@ def _of_grid(answer: Answer) -> Iterator[Part]:
         finding = next((finding for finding in answer.findings if shows(finding, card)), None)
         yield f"{number}. event", f"{card.title}. {card.happened.text}"
         if finding is not None:
-            yield "   where", f"{finding.where}: {finding.operation}"
+            yield "   where", f"run {shows(finding, card)[:8]}: {finding.where}: {finding.operation}"
         yield from _cause("   cause", card, "")
         for cure in card.cures[:1]:
             yield "   change", f"{together(cure.levels)}: {cure.text}"

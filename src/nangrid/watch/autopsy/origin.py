@@ -36,6 +36,8 @@ class Origin:
     """The operations from the origin to the value that tripped the clock."""
     reader: Write | None = None
     """The first operation that read the tensor, where the origin is a tensor non-finite before the step."""
+    rivals: frozenset[tuple[int, int]] = frozenset()
+    """Other producers (`Write.at`), if the clock trips with zeros in place of what they made non-finite."""
 
 
 def find_origin(
@@ -52,8 +54,11 @@ def find_origin(
     likely = min(search.root(end) for end in ends)
     producers = sorted({producer for end in ends for producer in search.producers(end)})
 
+    def all_but(kept: Iterable[int]) -> frozenset[tuple[int, int]]:
+        return frozenset(writes[i].at for i in set(producers).difference(kept) if writes[i].producer)
+
     def trips_by(kept: Iterable[int]) -> bool:
-        others = frozenset(writes[i].at for i in set(producers).difference(kept) if writes[i].producer)
+        others = all_but(kept)
         return not others or still_trips_without(others)
 
     # Of several on one line the earliest is the origin. One run tells whether any before the likely one counts.
@@ -63,11 +68,13 @@ def find_origin(
     first = earlier if earlier and tells and trips_by(earlier) else []
     candidates = [*first, likely, *(producer for producer in producers if producer > likely)][:MOST_TRIED]
     # If only several producers together trip the clock, such as inf - inf, the likely one stands.
-    index = next((candidate for candidate in candidates if trips_by([candidate])), likely)
+    alone = next((candidate for candidate in candidates if trips_by([candidate])), None)
+    index = likely if alone is None else alone
     steps = next(filter(None, (search.path(end, index) for end in ends)))
     path = [writes[step] for step in steps]
     reader = path[1] if writes[index].preexisting and len(path) > 1 else None
-    return Origin(index, writes[index], tuple(write.op for write in path), reader)
+    rivals = frozenset[tuple[int, int]]() if alone is None else all_but([alone])
+    return Origin(index, writes[index], tuple(write.op for write in path), reader, rivals)
 
 
 def _with_data_told_from_masks(writes: list[Write]) -> list[Write]:

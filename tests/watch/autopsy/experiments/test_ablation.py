@@ -17,13 +17,14 @@ def test_the_step_is_finite_without_its_origin(tmp_path: Path) -> None:
     assert (origin_certainty(autopsy).grade, mechanism_certainty(autopsy).grade) == (Grade.PROVEN, Grade.PROVEN)
 
 
-def test_a_second_origin_leaves_the_first_unproven(tmp_path: Path) -> None:
-    """Two operations produce a NaN on their own, and no change of one of them mends the step."""
+def test_of_two_origins_each_is_shown_to_fail_by_itself(tmp_path: Path) -> None:
+    """Two operations produce a NaN on their own, so that no change of one of them mends the step."""
     autopsy = diagnose(
         Calculation(lambda x: torch.acos(x * 9).sum() + torch.atanh(x * 9).sum()), [ROW], tmp_path, lambda out: out
     )
-    assert autopsy.ablated is False
-    assert origin_certainty(autopsy).grade == Grade.LIKELY
+    assert (autopsy.op, autopsy.ablated, autopsy.rivals) == ("aten.acos.default", True, 1)
+    assert origin_certainty(autopsy).grade == Grade.PROVEN
+    assert "with zeros in place of what another operation made non-finite as well" in origin_certainty(autopsy).because
     assert mechanism_certainty(autopsy).grade == Grade.LIKELY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +14,28 @@ from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, rerun
 from nangrid.watch.state.snapshot import Snapshot
 
 
-def quiet_without(step: Step, snapshot: Snapshot, replayed: Replay) -> bool | None:
-    """Whether the clock no longer trips then; None if there is no origin, or one whose values the snapshot lacks.
+def quiet_without(step: Step, snapshot: Snapshot, replayed: Replay) -> tuple[bool | None, int | None]:
+    """Whether the clock no longer trips then, and in place of how many other operations zeros were needed as well.
 
-    A later clock may trip: the derivative of log at 0 is infinite even if the loss has a 0 in place of the -inf.
+    None if there is no origin, or one whose values the snapshot lacks. The others each fail by themselves, as the
+    origin does. A later clock may trip: the derivative of log at 0 is infinite even if the loss has a 0 in place of the
+    -inf.
     """
-    if replayed.origin is None:
-        return None
-    write = replayed.origin.write
-    if write.producer is not None:
-        return rerun(step, snapshot, Ablation({write.at})).clock != replayed.clock
-    cleaned = with_zeros(snapshot, write.preexisting)
-    return None if cleaned is None else rerun(step, cleaned).clock != replayed.clock
+    origin = replayed.origin
+    if origin is None:
+        return None, None
+
+    def is_quiet(at: Collection[tuple[int, int]]) -> bool:
+        return rerun(step, snapshot, Ablation(at)).clock != replayed.clock
+
+    if origin.write.producer is not None:
+        if is_quiet({origin.write.at}):
+            return True, None
+        if origin.rivals and is_quiet({origin.write.at, *origin.rivals}):
+            return True, len(origin.rivals)
+        return False, None
+    cleaned = with_zeros(snapshot, origin.write.preexisting)
+    return (None if cleaned is None else rerun(step, cleaned).clock != replayed.clock), None
 
 
 def with_zeros(snapshot: Snapshot, preexisting: str) -> Snapshot | None:

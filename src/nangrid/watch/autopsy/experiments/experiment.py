@@ -31,7 +31,8 @@ def experiment(
         call = _caught(step, snapshot, replayed)
         autopsy = _with_cures(step, snapshot, replayed, autopsy)
         autopsy = _with_variants(step, snapshot, replayed, autopsy, call, compiled)
-        autopsy = replace(autopsy, ablated=quiet_without(step, snapshot, replayed))
+        ablated, rivals = quiet_without(step, snapshot, replayed)
+        autopsy = replace(autopsy, ablated=ablated, rivals=rivals)
     except Exception:  # the user's code runs again and may raise anything: the autopsy stands
         logger.info("the experiments on step %d ended early", snapshot.step, exc_info=True)
     if call is None:
