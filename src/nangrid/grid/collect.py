@@ -29,6 +29,8 @@ class GridOutcome:
     """Why cells could not be built as requested, by cell_id; they have no record."""
     stopped: dict[str, str] = field(default_factory=dict)
     """Why cells are unfinished (killed from outside, a full disk), by cell_id."""
+    ran: set[str] = field(default_factory=set)
+    """The cells that were not done before, by cell_id."""
 
 
 class Collector:
@@ -50,6 +52,7 @@ class Collector:
                 self._store(plan, record)
             else:
                 write_request(plan, self.grid.grid_id)
+                self.outcome.ran.add(plan.cell_id)
                 waiting.append(plan)
         return waiting
 

@@ -89,7 +89,8 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execu
         print_cell(records[0], plans[0].directory())
     elif records:
         judged = print_grid(grid, records)
-        _track(plans[0].cell_config.tracker, grid, judged)
+        if outcome.ran:
+            _track(plans[0].cell_config.tracker, grid, judged)
     if (collected := _COLLECTED.get()) is not None:
         collected.append(Finished(grid, records, judged))
     _raise_failures(plans, outcome)
