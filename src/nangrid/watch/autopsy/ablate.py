@@ -11,30 +11,45 @@ from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
 from nangrid.watch.autopsy.operands import operands, written_tensors
 from nangrid.watch.state.tensors import is_finite, wide
 
+Writes = Collection[tuple[int, int]]
+"""Writes, as `Write.at` addresses them: the number of the operation, and which of its outputs."""
+
 
 class Ablation(TorchDispatchMode):
-    """Replaces what chosen writes made non-finite by zeros; see `Write.at` for how a write is addressed.
+    """Replaces what chosen writes made non-finite by zeros.
 
     Operations are counted as the tracer counts them.
     """
 
-    def __init__(self, ablated: Collection[tuple[int, int]]) -> None:
+    def __init__(self, ablated: Writes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ablated = ablated
-        self._ablated_operations = {number for number, _ in ablated}
         self._operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and zero what it made non-finite, if it is one of the chosen."""
         kwargs = kwargs or {}
         self._operations += 1
-        if self._operations not in self._ablated_operations:
-            return func(*args, **kwargs)
+        outputs = outputs_of(self._operations, self.ablated)
         # Operands from before the call: an in-place operation overwrites them.
-        before = copies(func, args, kwargs)
+        before = copies(func, args, kwargs) if outputs else ((), {})
         result = func(*args, **kwargs)
-        for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
-            if (self._operations, which) in self.ablated and not is_finite(tensor):
-                read = [wide(t) for _, at, t in operands(func, *before) if place is None or at in (place, None)]
-                tensor.masked_fill_(newly_nonfinite(func, read, wide(tensor)), 0)
+        zero_introduced(func, before, args, kwargs, result, outputs)
         return result
+
+
+def outputs_of(operation: int, writes: Writes) -> set[int]:
+    """Which outputs of the operation with this number are among the writes."""
+    return {which for number, which in writes if number == operation}
+
+
+def zero_introduced(
+    func: Any, before: tuple[Any, Any], args: Any, kwargs: Any, result: Any, outputs: Collection[int]
+) -> None:
+    """Zero, in these outputs of an operation that has run, what is non-finite though its operands `before` were not."""
+    if not outputs:
+        return
+    for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
+        if which in outputs and not is_finite(tensor):
+            read = [wide(t) for _, at, t in operands(func, *before) if place is None or at in (place, None)]
+            tensor.masked_fill_(newly_nonfinite(func, read, wide(tensor)), 0)

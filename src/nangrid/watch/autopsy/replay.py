@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten_with_path
 
-from nangrid.watch.autopsy.ablate import Ablation
+from nangrid.watch.autopsy.ablate import Ablation, Writes
 from nangrid.watch.autopsy.collectives import without_collectives
 from nangrid.watch.autopsy.origin import Origin, find_origin, is_intentional
 from nangrid.watch.autopsy.places import keep_places
@@ -117,17 +117,20 @@ class Replay:
     origin: Origin | None = None
 
 
-def replay(step: Step, snapshot: Snapshot) -> Replay:
-    """Run the snapshot's step under the tracer and find the origin of its first non-finite number."""
+def replay(step: Step, snapshot: Snapshot, ablated: Writes = ()) -> Replay:
+    """Run the snapshot's step under the tracer and find the origin of its first non-finite number.
+
+    `ablated`: writes in place of whose non-finite numbers there are zeros.
+    """
     with _replaying(step, snapshot, snapshot.parameters, snapshot.state), keep_places(step.model) as places:
-        tracer = Tracer(places)
+        tracer = Tracer(places, ablated)
         tracer.register(_named_tensors(step, snapshot))
         replayed, tripping = _run_under(tracer, step, snapshot, tracer.progress)
         ends = [write for tensor in tripping if (write := tracer.writer(tensor)) is not None]
     if replayed.clock == RAISED:
         ends = _last_before_raising(step, snapshot, tracer)
     replayed.origin = find_origin(
-        tracer.writes, ends, lambda writes: _still_trips_without(writes, step, snapshot, replayed.clock)
+        tracer.writes, ends, lambda writes: _still_trips_without({*writes, *ablated}, step, snapshot, replayed.clock)
     )
     return replayed
 
@@ -154,9 +157,7 @@ def fails(step: Step, snapshot: Snapshot) -> bool:
     return rerun(step, snapshot).clock in ("loss", "gradient")
 
 
-def _still_trips_without(
-    writes: Collection[tuple[int, int]], step: Step, snapshot: Snapshot, clock: str | None
-) -> bool:
+def _still_trips_without(writes: Writes, step: Step, snapshot: Snapshot, clock: str | None) -> bool:
     try:
         return rerun(step, snapshot, Ablation(writes)).clock == clock
     except Exception:  # the loop may reject numbers that it never had: this says nothing about the origin

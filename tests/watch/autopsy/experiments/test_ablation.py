@@ -28,6 +28,14 @@ def test_of_two_origins_each_is_shown_to_fail_by_itself(tmp_path: Path) -> None:
     assert mechanism_certainty(autopsy).grade == Grade.LIKELY
 
 
+def test_an_operation_that_fails_once_the_origin_does_not_is_found(tmp_path: Path) -> None:
+    """With a 0 in place of the number that float16 cannot hold, the sum of the others is too large for it."""
+    parts = torch.tensor([6e4, 6e4, 7e4])
+    autopsy = diagnose(Calculation(lambda x: (x.sum() * 0 + parts).half().sum()), [ROW], tmp_path, lambda out: out)
+    assert (autopsy.op, autopsy.ablated, autopsy.rivals) == ("aten._to_copy.default", True, 1)
+    assert origin_certainty(autopsy).grade == Grade.PROVEN
+
+
 @pytest.mark.parametrize("place", ["batch", "parameter"])
 def test_what_was_nonfinite_before_the_step_is_tested_as_well(place: str, tmp_path: Path) -> None:
     model, row = Calculation(lambda x: x), ROW.clone()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from nangrid.watch.autopsy.ablate import Ablation
-from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, rerun
+from nangrid.watch.autopsy.ablate import Ablation, Writes
+from nangrid.watch.autopsy.origin import Origin
+from nangrid.watch.autopsy.replay import Replay, Step, batch_tensors, replay, rerun
 from nangrid.watch.state.snapshot import Snapshot
+
+MOST_ROUNDS = 3
+"""Times that operations are sought which fail the step without the origin."""
 
 
 def quiet_without(step: Step, snapshot: Snapshot, replayed: Replay) -> tuple[bool | None, int | None]:
@@ -24,18 +27,27 @@ def quiet_without(step: Step, snapshot: Snapshot, replayed: Replay) -> tuple[boo
     origin = replayed.origin
     if origin is None:
         return None, None
-
-    def is_quiet(at: Collection[tuple[int, int]]) -> bool:
-        return rerun(step, snapshot, Ablation(at)).clock != replayed.clock
-
     if origin.write.producer is not None:
-        if is_quiet({origin.write.at}):
-            return True, None
-        if origin.rivals and is_quiet({origin.write.at, *origin.rivals}):
-            return True, len(origin.rivals)
-        return False, None
+        return _quiet_without_rivals(step, snapshot, replayed.clock, origin)
     cleaned = with_zeros(snapshot, origin.write.preexisting)
     return (None if cleaned is None else rerun(step, cleaned).clock != replayed.clock), None
+
+
+def _quiet_without_rivals(step: Step, snapshot: Snapshot, clock: str | None, origin: Origin) -> tuple[bool, int | None]:
+    def is_quiet(writes: Writes) -> bool:
+        return rerun(step, snapshot, Ablation(writes)).clock != clock
+
+    at, rivals = {origin.write.at}, set(origin.rivals)
+    if is_quiet(at):
+        return True, None
+    for _ in range(MOST_ROUNDS):
+        if rivals and is_quiet(at | rivals):
+            return (False, None) if is_quiet(rivals) else (True, len(rivals))
+        other = replay(step, snapshot, at | rivals).origin
+        if other is None or other.write.producer is None:
+            break
+        rivals |= {other.write.at, *other.rivals}
+    return False, None
 
 
 def with_zeros(snapshot: Snapshot, preexisting: str) -> Snapshot | None:
