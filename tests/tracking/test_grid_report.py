@@ -24,10 +24,10 @@ def test_the_report_has_verdict_onset_map_and_links(tmp_path: Path) -> None:
     assert made["description"] == "8 of 14 runs failed, in 3 ways."
     assert "dtype=fp16 causes it, and dtype=bf16 cures it" in texts[0] and "<bos>" not in texts[0]
     (row,) = [line for line in texts[1].splitlines() if "2769c279" in line]
-    run = "http://127.0.0.1:9/me/nangrid/runs/default-40f8c3d2-2769c279f826"
+    run = "http://127.0.0.1:9/me/nangrid/runs/default-d2bbf41c-2769c279f826"
     assert row.startswith("| fp16 | zero | paged_adamw_8bit | none | step 0 (loss) | fp16-activation-overflow |")
     assert run in row and len(texts[1].splitlines()) == 2 + 14
-    assert texts[2].endswith("http://127.0.0.1:9/me/nangrid/groups/default-40f8c3d2)")
+    assert texts[2].endswith("http://127.0.0.1:9/me/nangrid/groups/default-d2bbf41c)")
 
 
 def test_a_directory_without_a_grid_is_refused(tmp_path: Path) -> None:
