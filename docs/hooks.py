@@ -30,9 +30,10 @@ YAML = {"None": "null", "True": "true", "False": "false"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add each study's report page, which `src.report` makes from the committed records."""
+    """Add the report page of each study, which `src.report` makes from the committed records, and these records."""
     for study in STUDIES:
-        files.append(File.generated(config, f"studies/{study}/report.html", content=report_page(study)))
+        for name, content in report_files(study).items():
+            files.append(File.generated(config, f"studies/{study}/{name}", content=content))
     return files
 
 
@@ -46,14 +47,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 @cache
-def report_page(study: str) -> bytes:
-    """The page, with the directory named as a reader's own run would have it."""
+def report_files(study: str) -> dict[str, bytes]:
+    """The page, with the directory named as a reader's own run would have it, and the records of the cells."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(ROOT / "docs" / study / "records.tar.xz") as archive:
             archive.extractall(folder, filter="data")
         _typed("report", f"{folder}/{study}", "--no-notebook")
-        page = (Path(folder) / study / "report.html").read_text()
-        return page.replace(f"{folder}/", "outputs/").encode()
+        grid = Path(folder) / study
+        records = {str(path.relative_to(grid)): path.read_bytes() for path in grid.glob("cells/*/*.json")}
+        page = (grid / "report.html").read_text().replace(f"{folder}/", "outputs/")
+        return records | {"report.html": page.encode()}
 
 
 def _typed(command: str, *arguments: str) -> str:
