@@ -27,7 +27,7 @@ ROUNDS = {"gemma3-270m": 9, "tiny": 25}
 REPLAYS = 3
 SAMPLE_EVERY, RUN = 10, 200
 """Steps between two headroom samples, and steps per run."""
-VARIANTS = ("plain", "watch", "headroom", "set_detect_anomaly", "DebugUnderflowOverflow")
+VARIANTS = ("plain", "watch", "light", "headroom", "set_detect_anomaly", "DebugUnderflowOverflow")
 
 
 def measure(model: str) -> dict[str, Any]:
@@ -48,6 +48,7 @@ class Comparison:
         from nangrid.watch import Headroom
         from nangrid.watch.autopsy.examine import Background
         from nangrid.watch.inspector import Inspector
+        from nangrid.watch.state.recorder import SnapshotPolicy
 
         class Timed(Headroom):
             spent = 0.0
@@ -65,13 +66,14 @@ class Comparison:
         self.trainer = cell.trainer
         self.trainer.current_gradient_accumulation_steps = 1
         self.batches = iter(self.trainer.get_train_dataloader())
-        self.inspector = Inspector(step, None, Background())
+        self.inspector = self.full = Inspector(step, None, Background())
+        self.light = Inspector(step, None, Background(), SnapshotPolicy(light=True))
         self.inside = 0.0
         self.number = 0
 
     def run(self, rounds: int) -> dict[str, Any]:
         steps: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        inside: list[float] = []
+        inside: dict[str, list[float]] = {"watch": [], "light": []}
         sampling: list[float] = []
         for turn in range(rounds + 1):
             batch = next(self.batches)
@@ -80,7 +82,8 @@ class Comparison:
                 getattr(self, f"_{variant}")(batch)
                 if turn:  # the first round warms up
                     steps[variant].append(time.process_time() - began)
-                    inside += [self.inside] if variant == "watch" else []
+                    if variant in inside:
+                        inside[variant].append(self.inside)
                     sampling += [self.headroom.spent] if variant == "headroom" else []
         seconds = {"inside": inside, "headroom": sampling, "replays": self._replays(), "preflight": [self.preflight]}
         return {"steps": steps, **seconds}
@@ -107,7 +110,11 @@ class Comparison:
         self.inside += time.process_time() - began
 
     def _watch(self, batch: Any) -> None:
-        self.inside = 0.0
+        self.inside, self.inspector = 0.0, self.full
+        self._plain(batch, watched=True)
+
+    def _light(self, batch: Any) -> None:
+        self.inside, self.inspector = 0.0, self.light
         self._plain(batch, watched=True)
 
     def _headroom(self, batch: Any) -> None:
@@ -140,7 +147,7 @@ class Comparison:
         from nangrid.watch.autopsy.replay import replay
         from nangrid.watch.state.snapshot import MicroBatch
 
-        batch = next(self.batches)
+        batch, self.inspector = next(self.batches), self.full
         self.inspector.begin(self.number)
         self.inspector.micro_batch(batch, num_items_in_batch=None)
         snapshot = self.inspector.recorder.snapshot("loss", {}, [])
@@ -212,17 +219,18 @@ def interval(values: list[float]) -> str:
 
 def cost_table(costs: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"| cost relative to a plain step | {' | '.join(costs)} | at most |", "| --- | ---: | ---: | ---: |"]
-    shares = []
-    for cost in costs.values():
-        plain = median(cost["steps"]["plain"])
-        shares.append(f"{100 * median(cost['inside']) / plain:.2f} %")
-    lines.append(f"| **the watch, snapshot included** | {' | '.join(shares)} | 1 %, tiny 3 % |")
+    for variant, what, most in (
+        ("watch", "the watch, snapshot included", "1 %, tiny 3 %"),
+        ("light", "the watch, snapshot=light", "0.5 %"),
+    ):
+        shares = [median(c["inside"][variant]) / median(c["steps"]["plain"]) for c in costs.values()]
+        lines.append(f"| **{what}** | {' | '.join(f'{100 * share:.2f} %' for share in shares)} | {most} |")
     headrooms = [median(c["headroom"]) / median(c["steps"]["plain"]) / SAMPLE_EVERY for c in costs.values()]
     lines.append(
         f"| **headroom, sampled every 10 steps** | {' | '.join(f'{100 * share:.2f} %' for share in headrooms)} | |"
     )
     both = [
-        share + median(c["inside"]) / median(c["steps"]["plain"])
+        share + median(c["inside"]["watch"]) / median(c["steps"]["plain"])
         for share, c in zip(headrooms, costs.values(), strict=True)
     ]
     once = [c["preflight"][0] / (RUN * median(c["steps"]["plain"])) for c in costs.values()]
