@@ -123,7 +123,7 @@ def test_the_page_begins_with_the_answer_and_links_to_the_runs(make_grid: MakeGr
     shown, folded = card.split("<dt>Cure</dt>")[1].split("<details>", 1)
     assert shown.count("both failing runs stay finite for 16 steps") == 3
     assert "In a script: <code>TrainingArguments(bf16=True)</code>" in shown.replace('<span class="dim">', "")
-    assert "<summary>1 larger or less helpful</summary>" in folded
+    assert "<summary>1 more, larger or less helpful</summary>" in folded
     links = set(re.findall(r'href="#([\w-]+)"', html))
     assert {link for link in links if link.startswith("run-")} and all(f'id="{link}"' in html for link in links)
 
