@@ -257,7 +257,7 @@ def head(cells: Sequence[Cell]) -> list[str]:
         f"`python bench/early_warning.py`: {len(cells)} cells, {machine}, {packages},",
         f"trainscope {version('trainscope')}.",
         "",
-        "A warning counts if it comes at a step before the onset: k of n failures, and the median lead (least to most).",
+        "A warning counts if it comes at a step before the onset: k of n failures, and the median lead (least, most).",
         "A false alarm is a warning in a run that stays finite: k of n runs, and the 95 % interval of the rate.",
         "The limit of 20 steps in the last row was chosen after some of the runs were seen: 6 of the failures that",
         "build up, 88 of the tiny runs and one healthy run of Gemma.",

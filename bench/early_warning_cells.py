@@ -1,8 +1,8 @@
 """Trains the cells of bench/early_warning.py and records, per step, every number that a detector reads.
 
 Late failures of the real model are of two kinds. `arrives`: a batch whose prompt leaves no room for a label makes the
-loss NaN, or a batch with a new token, whose embedding row is zero, raises the fp16 gradient a hundredfold. The seeds are
-those whose order of the data brings the first such batch after step 50: chosen by the order alone, before any training.
+loss NaN, or a batch with a new token, whose embedding row is zero, raises the fp16 gradient a hundredfold. The seeds
+are those whose order of the data brings the first such batch after step 50: chosen by the order alone, before training.
 `builds up`: the warm-up raises the learning rate, the adapter's weights grow, and its fp16 output overflows.
 """
 
@@ -46,9 +46,9 @@ def cells(folder: Path) -> Iterator[tuple[str, str]]:
         yield "builds up", f"{WARM_UP} dtype.adapter=fp16 optim.lr={('0.3', '0.35')[seed % 2]} seed={seed}"
     for dtype, rate, seed in product(TINY_DTYPES, RATES, range(5)):
         yield "healthy, tiny", f"{TINY} dtype={dtype} optim.lr={rate} seed={seed}"
-    for seed in range(5):
+    for seed in range(2):
         yield "healthy, real", f"{WARM_UP.replace('=110', '=70')} dtype.adapter=fp16 optim.lr=1e-3 seed={seed}"
-        yield "healthy, real", f"{ZERO_ROWS.replace('=zero', '=mean').replace('=80', '=70')} seed={seed}"
+    yield "healthy, real", f"{ZERO_ROWS.replace('=zero', '=mean').replace('=80', '=70')} seed=0"
 
 
 def write_samples(path: Path) -> Path:
