@@ -38,7 +38,7 @@ from nangrid.reporting.palette import BLUE, GREEN, ORANGE, VERMILION
 from nangrid.watch import growth as rule
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "outputs" / "early_warning"
+RUNS = Path("outputs/early_warning")
 RECORDS = ROOT / "bench" / "results" / "early_warning.jsonl.xz"
 RESULT = RECORDS.with_name("early_warning.md")
 FIGURE = ROOT / "docs" / "assets" / "early_warning.svg"
