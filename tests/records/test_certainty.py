@@ -17,6 +17,8 @@ FINITE, FAILING = [Trial("in float32", True)], [Trial("in float32", False)]
         ({"ablated": True, "cures": FINITE}, Grade.PROVEN, Grade.PROVEN),
         ({"ablated": None, "cures": FINITE}, Grade.PROVEN, Grade.PROVEN),
         ({"ablated": True, "cures": FAILING}, Grade.PROVEN, Grade.LIKELY),
+        ({"ablated": True, "rivals": 3, "cures": FINITE}, Grade.PROVEN, Grade.PROVEN),
+        ({"ablated": True, "rivals": 1, "cures": FAILING}, Grade.PROVEN, Grade.LIKELY),
         ({"ablated": True, "cures": FINITE, "mechanism": "divergence"}, Grade.PROVEN, Grade.LIKELY),
         ({"ablated": True, "mechanism": "unknown"}, Grade.PROVEN, Grade.UNKNOWN),
         ({"ablated": False}, Grade.LIKELY, Grade.LIKELY),

@@ -60,14 +60,14 @@ def origin_certainty(autopsy: Autopsy) -> Certainty:
         return Certainty(Grade.UNKNOWN, "no replay met a non-finite value")
     if not autopsy.reproduced:
         return Certainty(Grade.LIKELY, "the replay did not repeat the step to the last bit")
+    if autopsy.ablated and not autopsy.rivals:
+        return Certainty(Grade.PROVEN, f"with zeros in place of its non-finite numbers, {_quiet(autopsy.clock)}")
+    if finite_changes(autopsy):
+        return Certainty(Grade.PROVEN, "with this operation changed, the step is finite")
     if autopsy.rivals:
         others = "another operation" if autopsy.rivals == 1 else f"{autopsy.rivals} other operations"
         only = f"only with zeros in place of what {others} made non-finite as well, {_quiet(autopsy.clock)}"
         return Certainty(Grade.PROVEN, f"this operation fails the step by itself; {only}")
-    if autopsy.ablated:
-        return Certainty(Grade.PROVEN, f"with zeros in place of its non-finite numbers, {_quiet(autopsy.clock)}")
-    if finite_changes(autopsy):
-        return Certainty(Grade.PROVEN, "with this operation changed, the step is finite")
     if autopsy.ablated is None:
         return Certainty(Grade.LIKELY, "the replay repeated the step to the last bit, but no experiment tested it")
     return Certainty(Grade.LIKELY, "with zeros in place of its non-finite numbers, the step still fails")
