@@ -123,7 +123,7 @@ def test_a_diagnosis_is_told_by_its_claims(grid: Path, tmp_path: Path, capsys: C
     write_diagnosis(copy, DiagnosisRecord(failing, reference, lines, claims))
     words = screen(copy, capsys)
     assert "A search compared a failing run with one that trains." in words
-    assert "cause dtype=silent_fp16 with optim=adamw_torch: 3 of 3 seeds fail; proven (proven)" in words
+    assert "cause dtype=silent_fp16 with optim=adamw_torch: 3 of 3 seeds fail (proven)" in words
     value = answer(next((copy / "diagnoses").iterdir()), capsys)
     assert (value["about"], value["events"][0]["cures"][0]["levels"]) == ("diagnosis", ["dtype=bf16"])
     assert value["diagnosis"] == [lines[0], lines[3]], "no text of the data"

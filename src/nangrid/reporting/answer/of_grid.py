@@ -132,7 +132,8 @@ _GRADES: dict[str, Grade] = {ClaimGrade.PROVEN: Grade.PROVEN, ClaimGrade.SEEN: G
 
 def _cause(claim: ClaimRecord) -> CauseCard:
     grade = _GRADES.get(claim.grade, Grade.UNKNOWN)
-    return CauseCard(claim.levels, grade, f"{claim.count} of {claim.seeds} seeds fail; {claim.grade}", claim.cells)
+    chance = "" if grade == Grade.PROVEN else f"; {claim.grade}"
+    return CauseCard(claim.levels, grade, f"{claim.count} of {claim.seeds} seeds fail{chance}", claim.cells)
 
 
 def _cure(claim: ClaimRecord, failing: CellRecord) -> CureCard:
