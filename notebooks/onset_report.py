@@ -62,7 +62,7 @@ evidence.onsets.drop(columns=["error"])
 # %% [markdown]
 # ## Rates over seeds
 #
-# With Clopper and Pearson's 95 % intervals.
+# With Clopper and Pearson's 95 % intervals, one-sided where none or all of the seeds fail.
 
 # %%
 with_headings(evidence.rates)
