@@ -1,7 +1,9 @@
 import logging
 import os
 import signal
+import tarfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +41,15 @@ def heeded_signals() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="module")
+def default_grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed records of the default grid."""
+    folder = tmp_path_factory.mktemp("records")
+    with tarfile.open(Path(__file__).parents[1] / "docs" / "default" / "records.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "default"
 
 
 @pytest.fixture(scope="session")

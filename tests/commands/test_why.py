@@ -2,7 +2,6 @@
 
 import json
 import math
-import tarfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +30,8 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("records")
-    with tarfile.open(ROOT / "docs" / "default" / "records.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "default"
+def grid(default_grid: Path) -> Path:
+    return default_grid
 
 
 def shown(path: Path, captured: Captured, *options: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 from nangrid.cell.config import CONF_DIR
@@ -16,10 +15,8 @@ def printed(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_report_has_verdict_onset_map_and_links(tmp_path: Path) -> None:
-    with tarfile.open(ROOT / "docs" / "default" / "records.tar.xz") as records:
-        records.extractall(tmp_path, filter="data")
-    made = json.loads(printed(str(tmp_path / "default")).stdout)
+def test_the_report_has_verdict_onset_map_and_links(default_grid: Path) -> None:
+    made = json.loads(printed(str(default_grid)).stdout)
     texts = [block["content"] for block in made["spec"]["blocks"] if block["type"] == "markdown-block"]
     assert made["description"] == "8 of 14 runs failed, in 3 ways."
     assert "dtype=fp16 causes it, and dtype=bf16 cures it" in texts[0] and "<bos>" not in texts[0]

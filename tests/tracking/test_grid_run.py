@@ -1,6 +1,5 @@
 """A grid has a W&B run of its own, next to those of its cells."""
 
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,9 @@ from nangrid.commands.run import main as run
 from nangrid.records.grid import GridDirectory
 from nangrid.reporting.tracked import track_grid
 
-RECORDS = Path(__file__).parents[2] / "docs" / "default" / "records.tar.xz"
 
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> GridDirectory:
-    folder = tmp_path_factory.mktemp("records")
-    with tarfile.open(RECORDS) as archive:
-        archive.extractall(folder, filter="data")
-    return GridDirectory.at(folder / "default")
-
-
-def test_it_carries_the_verdict_and_a_row_per_cell(grid: GridDirectory, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_carries_the_verdict_and_a_row_per_cell(default_grid: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    grid = GridDirectory.at(default_grid)
     track_grid(grid, judge(grid), mode="offline", project="nangrid", entity=None)
     assert capfd.readouterr() == ("", "")
     read = inspect(grid.path)
