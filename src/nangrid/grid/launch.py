@@ -97,7 +97,7 @@ def launch(composed: Iterable[tuple[dict[str, Any], list[str]]], executor: Execu
 
 
 def _track(tracker: TrackerConfig, grid: GridDirectory, judged: Judged | None) -> None:
-    """Give the grid a run of its own in W&B, next to those of its cells."""
+    """Log the grid's answer as one more W&B run, next to those of its cells."""
     if tracker.name == "none" or judged is None:
         return
     from nangrid.reporting.tracked import track_grid

@@ -1,4 +1,4 @@
-"""Logs the answer of a grid as a W&B run of its own, in the group of its cells."""
+"""Logs the answer of a grid as one more W&B run, in the group of its cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says what a level of conf/ stands for, and what sets it in a script of your own."""
+"""Says what a level of conf/ stands for, and which code sets it in a user's script."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def meaning(factor: str, level: str, record: CellRecord) -> str:
 
 
 def codes(levels: Sequence[str], record: CellRecord) -> list[str]:
-    """What to type in a script of your own for these levels; nothing if one of them has no statement.
+    """The code that sets these levels in a user's script; empty if one of them has none.
 
     `record` is a run of the grid: the levels of a script are its author's, whatever they are called.
     """

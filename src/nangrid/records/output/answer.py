@@ -86,9 +86,12 @@ class EventCard:
     @property
     def first_cures(self) -> list[CureCard]:
         """At most three cures to show: none larger, and none less complete, than the one to try first."""
-        first = self.cures[:1]
-        as_good = (c for c in self.cures[1:] if len(c.levels) <= len(first[0].levels) and c.partial <= first[0].partial)
-        return [*first, *as_good][:3]
+        as_good = (
+            cure
+            for cure in self.cures
+            if len(cure.levels) <= len(self.cures[0].levels) and cure.partial <= self.cures[0].partial
+        )
+        return list(as_good)[:3]
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ class Ablation(TorchDispatchMode):
 
     def __init__(self, ablated: Writes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ablated = ablated
+        self._outputs = outputs_by_operation(ablated)
         self._operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and zero what it made non-finite, if it is one of the chosen."""
         kwargs = kwargs or {}
         self._operations += 1
-        outputs = outputs_of(self._operations, self.ablated)
+        outputs = self._outputs.get(self._operations, set())
         # Operands from before the call: an in-place operation overwrites them.
         before = copies(func, args, kwargs) if outputs else ((), {})
         result = func(*args, **kwargs)
@@ -38,9 +38,12 @@ class Ablation(TorchDispatchMode):
         return result
 
 
-def outputs_of(operation: int, writes: Writes) -> set[int]:
-    """Which outputs of the operation with this number are among the writes."""
-    return {which for number, which in writes if number == operation}
+def outputs_by_operation(writes: Writes) -> dict[int, set[int]]:
+    """The outputs among the writes, by the number of their operation."""
+    outputs: dict[int, set[int]] = {}
+    for number, which in writes:
+        outputs.setdefault(number, set()).add(which)
+    return outputs
 
 
 def zero_introduced(

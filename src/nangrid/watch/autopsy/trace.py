@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nangrid.watch.autopsy.ablate import Writes, outputs_of, zero_introduced
+from nangrid.watch.autopsy.ablate import Writes, outputs_by_operation, zero_introduced
 from nangrid.watch.autopsy.ieee import NONFINITE_INPUT, ieee_kind
 from nangrid.watch.autopsy.introduced import copies, newly_nonfinite
 from nangrid.watch.autopsy.lineage import Lineages
@@ -103,7 +103,7 @@ class Tracer(TorchDispatchMode):
         """`ablated`: writes in place of whose non-finite numbers there are zeros; see `Ablation`."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.places = places
-        self.ablated = ablated
+        self._ablated = outputs_by_operation(ablated)
         self.progress = Progress()
         self.writes: list[Write] = []
         self._labels: dict[int, str] = {}
@@ -149,7 +149,7 @@ class Tracer(TorchDispatchMode):
         overwrites = bool(schema(func).written) or not schema(func).trusted
         reads = self._reads(func, args, kwargs, before) if overwrites else None
         result = func(*args, **kwargs)
-        zero_introduced(func, before, args, kwargs, result, outputs_of(self._operations, self.ablated))
+        zero_introduced(func, before, args, kwargs, result, self._ablated.get(self._operations, ()))
         allocates = schema(func).name in _ALLOCATIONS
         for which, (place, tensor) in enumerate(written_tensors(func, args, kwargs, result)):
             if allocates:

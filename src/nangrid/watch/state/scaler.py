@@ -22,7 +22,7 @@ def scale_of(scaler: torch.amp.GradScaler | None) -> Tensor | float:
 
 
 def unscaled(number: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
-    """The unscaled value of a scaled loss, in its own dtype."""
+    """The unscaled value of a scaled loss, in the loss's dtype."""
     scale = scale_of(scaler)
     if isinstance(scale, Tensor):
         scale = scale.to(number.device, non_blocking=True)
