@@ -41,6 +41,7 @@ from nangrid.watch.ranks.alone import alone
 from nangrid.watch.ranks.group import Ranks
 from nangrid.watch.ranks.merge import merge, of_rank
 from nangrid.watch.ranks.sharded import is_sharded
+from nangrid.watch.ranks.zero import zero_of
 from nangrid.watch.run_directory import RunDirectory
 from nangrid.watch.state.recorder import Recorder, SnapshotPolicy
 from nangrid.watch.state.scaler import NO_SCALE
@@ -104,7 +105,10 @@ class Inspector:
         """Why a failing step has no autopsy or no snapshot."""
         self.replaying = False
         self.replay_seconds = 0.0
-        self._sharded = is_sharded(step.model)
+        zero = zero_of(step) is not None
+        self._sharded = is_sharded(step.model) or zero
+        self._alone_again = ranks is not None or zero
+        """Whether the step is replayed apart from what the ranks do together."""
         self._losses: list[Tensor] = []
         self._unmended = False
         """Whether a backward pass has left non-finite gradients, which a loop may mend."""
@@ -184,7 +188,7 @@ class Inspector:
         if self._tripped_now("loss", "gradient"):
             outcome = {"loss": digest(self._losses)}
             # A loop may have clipped or scaled its gradients since the backward pass, where its replay stops.
-            if of is None and not skipped and self.ranks is None:
+            if of is None and not skipped and not self._alone_again:
                 outcome["gradients"] = digest(gradients(self.step.trainables).values())
             self._examine(outcome)
 
@@ -245,7 +249,7 @@ class Inspector:
             self._agree()  # each rank has updated other elements
         if self._tripped_now("parameter", "optimizer_state"):
             outcome = {"parameters": digest(self.step.trainables.values())}
-            if self.ranks is None:  # else the update is replayed alone
+            if not self._alone_again:  # else the update is replayed without the backward pass
                 outcome["loss"] = digest(self._losses)
             self._examine(outcome)
 
@@ -374,9 +378,9 @@ class Inspector:
             return unreplayed(snapshot, f"The replay raised {type(error).__name__}.", live)
 
     def _alone(self, snapshot: Snapshot) -> AbstractContextManager[tuple[Step, Snapshot]]:
-        if self.ranks is None:
+        if not self._alone_again:
             return nullcontext((self.step, snapshot))
-        return alone(self.step, snapshot, late=self.late, together=self.ranks.together)
+        return alone(self.step, snapshot, late=self.late, together=self.ranks is None or self.ranks.together)
 
     @contextmanager
     def _replay(self) -> Iterator[None]:

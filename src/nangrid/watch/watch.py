@@ -22,7 +22,8 @@ from nangrid.watch.batches import BatchLoop
 from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.ranks.wrappers import bare, refuse_join, refuse_parallelism
+from nangrid.watch.ranks.wrappers import bare, engine_among, refuse_join, refuse_parallelism
+from nangrid.watch.ranks.zero import ZeroOptimizer
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.recorder import SnapshotPolicy
 from nangrid.watch.state.scaler import scale_of
@@ -127,6 +128,9 @@ class Watch:
         self._given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         self._optimizers = [unwrapped(given) for given in self._given]
         refuse_parallelism(self._models, self._optimizers)
+        engine = engine_among(self._models)
+        if engine is not None:
+            self._optimizers = [ZeroOptimizer(engine)]
         model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
@@ -327,7 +331,8 @@ class _Loop:
         self._optimizer = optimizer
         self.scaler = scaler
         self.max_grad_norm = max_grad_norm
-        self.trainables = trainables(model)
+        # DeepSpeed trains fragments of the model's parameters.
+        self.trainables = optimizer.trainables if isinstance(optimizer, ZeroOptimizer) else trainables(model)
         self.closure: Callable[..., Tensor] = lambda: torch.zeros(())
 
     @property

@@ -1,0 +1,48 @@
+"""DeepSpeed's ZeRO 1 and 2 on two gloo ranks: each holds a part of the flat parameters, and replays the module."""
+
+import pytest
+from two_ranks import Found, found_by
+
+from nangrid.records.autopsy import Autopsy, read_autopsy
+
+pytest.importorskip("deepspeed")
+
+found = found_by("zero_loops.py")
+
+
+def failing(found: Found, name: str) -> Autopsy:
+    autopsy = found.merged(name)
+    assert autopsy.reproduced and autopsy.rank == 1
+    return autopsy
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_healthy_run_is_unchanged(found: Found, stage: int) -> None:
+    assert [noted[f"healthy{stage}"] for noted in found.noted] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["zero_input", "half_zero_input"])
+def test_forward_of_one_rank(found: Found, name: str) -> None:
+    autopsy = failing(found, name)
+    assert (autopsy.step, autopsy.micro_batch, autopsy.op) == (1, 1, "aten.log.default")
+    assert autopsy.by_communication
+
+
+@pytest.mark.parametrize("name", ["ones", "half_ones"])
+def test_gradient_of_one_rank(found: Found, name: str) -> None:
+    autopsy = failing(found, name)
+    assert (autopsy.phase, autopsy.op, autopsy.mechanism) == ("backward", "aten.div.Tensor", "derivative-at-pole")
+
+
+@pytest.mark.parametrize("name", ["without_labels", "half_without_labels"])
+def test_batch_without_labels_on_one_rank(found: Found, name: str) -> None:
+    autopsy = failing(found, name)
+    assert (autopsy.clock, autopsy.mechanism, autopsy.by_communication) == ("loss", "empty-labels", {})
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "half_weight_decay"])
+def test_update_of_the_fragments_of_one_rank(found: Found, name: str) -> None:
+    autopsy = failing(found, name)
+    assert (autopsy.clock, autopsy.phase, autopsy.op) == ("parameter", "optimizer", "aten.mul_.Tensor")
+    healthy = read_autopsy(found.folder / name / "rank0")
+    assert healthy is not None and not healthy.op

@@ -1,0 +1,86 @@
+"""Loops over an engine of DeepSpeed (ZeRO 1 and 2) on two ranks; the fault is on rank 1."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from faults import ones, without_labels, zero_input
+from torch import Tensor, nn
+from two_ranks import ending, note
+
+from nangrid import Watch
+
+
+class Scene:
+    """A model in an engine, and six batches of each rank's own."""
+
+    def __init__(self, stage: int = 2, half: bool = False) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3, bias=False))
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        configuration = {
+            "train_micro_batch_size_per_gpu": 4,
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": 1.0,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": half},
+        }
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=configuration)
+        self.rank = dist.get_rank()
+        torch.manual_seed(self.rank)
+        self.inputs = [torch.rand(4, 3) + 0.1 for _ in range(6)]
+        self.labels = [torch.randint(0, 3, (4,)) for _ in range(6)]
+        self.losses: list[float] = []
+
+    def train(self, batches: Callable[[Any], Any]) -> None:
+        for x, y in batches(list(zip(self.inputs, self.labels, strict=True))):
+            out = self.engine(torch.log(x).to(self.engine.module[0].weight.dtype)).float()
+            # The slope of a root is infinite at 0.
+            loss = nn.functional.cross_entropy(out, y) + (torch.log(x).sum() * out.mean()).pow(2).sqrt()
+            self.losses.append(loss.item())
+            self.engine.backward(loss)
+            self.engine.step()
+
+
+def weight_decay(s: Scene) -> None:
+    """The first update overflows in the elements that this rank holds."""
+    if s.rank == 1:
+        s.optimizer.param_groups[0].update(lr=100.0, weight_decay=3e38)
+
+
+def healthy(folder: Path, **how: Any) -> bool:
+    """Whether the watch leaves every bit of a finite run alone."""
+    found: list[list[Tensor]] = []
+    for watched in (True, False):
+        scene = Scene(**how)
+        watch = Watch(scene.engine, scene.optimizer, folder) if watched else None
+        scene.train(watch.batches if watch else iter)
+        found.append([torch.tensor(scene.losses), *scene.engine.module.parameters()])
+    return all(map(torch.equal, *found)) and not folder.exists()
+
+
+def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path) -> dict[str, Any]:
+    """How a loop ends."""
+    fault(scene)
+    watch = Watch(scene.engine, scene.optimizer, folder)
+    return ending(lambda: scene.train(watch.batches))
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    folder = Path(sys.argv[1])
+    found: dict[str, Any] = {
+        f"healthy{stage}": healthy(folder / f"healthy{stage}", stage=stage, half=stage == 1) for stage in (1, 2)
+    }
+    for fault in (zero_input, ones, without_labels, weight_decay):
+        found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
+        found["half_" + fault.__name__] = stopped(Scene(1, half=True), fault, folder / ("half_" + fault.__name__))
+    note(found)
