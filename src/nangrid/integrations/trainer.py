@@ -11,8 +11,9 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.inspector import FailedEvalBatch, Inspector
 from nangrid.watch.ranks.sharded import is_sharded
-from nangrid.watch.ranks.wrappers import refuse_parallelism
+from nangrid.watch.ranks.wrappers import engine_among, refuse_parallelism
+from nangrid.watch.ranks.zero import ZeroOptimizer
 from nangrid.watch.state.loop_objects import Restore, attributes
 from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
@@ -48,11 +50,18 @@ class TrainerStep:
         self._training_step = trainer.training_step
         self._prediction_step = trainer.prediction_step
         self._get_grad_norm = trainer._get_grad_norm
+        self.zero: ZeroOptimizer | None = None
+        """The optimizer of DeepSpeed, if the trainer uses it."""
+
+    def use(self, engine: Any) -> None:
+        """Train by an engine of DeepSpeed."""
+        self.zero = ZeroOptimizer(engine)
+        self.trainables = self.zero.trainables
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer, which the trainer makes when training begins."""
-        return unwrapped(self.trainer.optimizer)
+        return unwrapped(self.trainer.optimizer) if self.zero is None else cast(torch.optim.Optimizer, self.zero)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -90,6 +99,8 @@ class TrainerStep:
 
     def clip(self) -> Tensor:
         """Clip as the trainer does; the norm before clipping."""
+        if self.zero is not None:
+            return torch.zeros(())  # DeepSpeed clips within its step
         clips = self.trainer.args.max_grad_norm > 0
         norm = self.trainer._clip_grad_norm(self.trainer.model_wrapped) if clips else None
         return torch.as_tensor(self._get_grad_norm(self.trainer.model_wrapped, grad_norm=norm))
@@ -139,7 +150,18 @@ class TrainerWatch(TrainerCallback):
             raise InputError(
                 "watch_trainer does not support fully_shard: use DistributedDataParallel, or your own loop."
             )
+        if engine_among([model]) is not None:
+            self._follow(model)
         self.inspector = inspector_for(self.step, self.out_dir, self.background, self.policy)
+
+    def _follow(self, engine: Any) -> None:
+        """Read what an engine of DeepSpeed steps on, which it does within the trainer's last backward pass."""
+        self.step.use(engine)
+        assert self.step.zero is not None
+        self.policy = replace(self.policy, initial=None)
+        _before(self.trainer.accelerator, "backward", self._read_loss)
+        self.step.zero.register_step_pre_hook(lambda *_: self._read_gradients())
+        self.step.zero.register_step_post_hook(lambda *_: self._read_update())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open a step."""
@@ -149,6 +171,14 @@ class TrainerWatch(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check parameters and optimizer state after the optimizer step."""
+        if self.step.zero is None:
+            self._read_update()
+
+    def _read_loss(self, loss: Tensor) -> None:
+        if not self.inspector.replaying:
+            self.inspector.loss(loss)
+
+    def _read_update(self) -> None:
         self._lr = float(self.step.optimizer.param_groups[0]["lr"])
         self.inspector.updated()
 
@@ -213,7 +243,8 @@ class TrainerWatch(TrainerCallback):
             except Exception as error:
                 self.inspector.raised(error)
                 raise
-            self.inspector.loss(loss)
+            if self.step.zero is None:
+                self.inspector.loss(loss)
             return loss
 
         trainer.training_step = training_step
@@ -251,6 +282,18 @@ def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
         result = original(*args, **kwargs)
         then(result)
         return result
+
+    setattr(obj, method, watched)
+
+
+def _before(obj: Any, method: str, then: Callable[[Any], None]) -> None:
+    """Call `then` with the first argument of `obj.method` before it runs, on this instance only."""
+    original = getattr(obj, method)
+
+    @functools.wraps(original)
+    def watched(first: Any, *args: Any, **kwargs: Any) -> Any:
+        then(first)
+        return original(first, *args, **kwargs)
 
     setattr(obj, method, watched)
 

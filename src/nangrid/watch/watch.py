@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class Watch:
         refuse_parallelism(self._models, self._optimizers)
         engine = engine_among(self._models)
         if engine is not None:
-            self._optimizers = [ZeroOptimizer(engine)]
+            self._optimizers = [cast(torch.optim.Optimizer, ZeroOptimizer(engine))]
         model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))

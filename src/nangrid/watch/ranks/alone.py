@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nangrid.watch.autopsy.replay import AFTER_UPDATE, RAISED, NotRepeatableError, Step, repeating
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, EVALUATION, RAISED, NotRepeatableError, Step, repeating
 from nangrid.watch.ranks.sharded import holding, is_sharded, whole
 from nangrid.watch.ranks.zero import plain_fragments, whole_parameters, zero_of
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot
@@ -26,7 +26,9 @@ def alone(step: Step, snapshot: Snapshot, *, late: bool, together: bool) -> Iter
     ranks do the same now.
     """
     if snapshot.clock not in AFTER_UPDATE:
-        with _whole(step, snapshot, late=late, together=together and snapshot.clock != RAISED) as bare:
+        # Only ranks whose own evaluation failed examine it, with the parameters as they are.
+        late, together = late and snapshot.clock != EVALUATION, together and snapshot.clock not in (RAISED, EVALUATION)
+        with _whole(step, snapshot, late=late, together=together) as bare:
             yield step, bare
         return
     if late:
