@@ -270,7 +270,10 @@ class TrainerWatch(TrainerCallback):
     def _read_gradients(self) -> None:
         """Check the gradients, unless a replay unscales them."""
         if not self.inspector.replaying:
-            self.inspector.gradients(scale_of(self.trainer.accelerator.scaler))
+            scaler = self.trainer.accelerator.scaler if self.step.zero is None else self.step.zero.scale
+            # DeepSpeed unscales within its step.
+            factor = None if self.step.zero is None else self.step.zero.grad_scale
+            self.inspector.gradients(scale_of(scaler), clipped=None if factor is None else factor.reciprocal())
 
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:

@@ -182,7 +182,7 @@ class Inspector:
         self._warn_without_gradient()
         searching = bool(scale > 1)
         self.clocks.gradients(searching, of, 1.0 if clipped is None else float(clipped))
-        skipped = searching and not math.isfinite(self.clocks.reading.max_gradient)
+        skipped = searching and self._anywhere(not math.isfinite(self.clocks.reading.max_gradient))
         self._skips(skipped)
         self._agree()
         if self._tripped_now("loss", "gradient"):
@@ -191,6 +191,10 @@ class Inspector:
             if of is None and not skipped and not self._alone_again:
                 outcome["gradients"] = digest(gradients(self.step.trainables).values())
             self._examine(outcome)
+
+    def _anywhere(self, found: bool) -> bool:
+        """Whether any rank has found it, where each holds other elements."""
+        return not self.ranks.least(not found) if self._sharded and self.ranks is not None else found
 
     def skipped(self, losses: Sequence[Tensor]) -> None:
         """Note that a GradScaler has skipped the current step, before whose end `losses` were not noted yet."""

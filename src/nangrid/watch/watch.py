@@ -23,7 +23,7 @@ from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
 from nangrid.watch.ranks.wrappers import bare, engine_among, refuse_join, refuse_parallelism
-from nangrid.watch.ranks.zero import ZeroOptimizer
+from nangrid.watch.ranks.zero import ZeroOptimizer, zero_of
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.recorder import SnapshotPolicy
 from nangrid.watch.state.scaler import scale_of
@@ -170,7 +170,8 @@ class Watch:
             refuse_join(model)
         if self._batch_loop is None:
             step = BodyStep(self._loop.model, self._optimizers, self._loop.trainables)
-            step.live_scaler = self.scaler
+            zero = zero_of(step)
+            step.live_scaler = self.scaler if zero is None else cast(torch.amp.GradScaler, zero.scale)
             self.inspector.step = step
             self._batch_loop = BatchLoop(step, self.inspector, self._observer, self._raise_on_onset)
         self.started_at = self.started_at or time.perf_counter()

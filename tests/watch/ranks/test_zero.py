@@ -22,6 +22,10 @@ def test_healthy_run_is_unchanged(found: Found, stage: int) -> None:
     assert [noted[f"healthy{stage}"] for noted in found.noted] == [True, True]
 
 
+def test_search_for_the_loss_scale_is_no_failure(found: Found) -> None:
+    assert [noted["fp16_searching"] for noted in found.noted] == [True, True]
+
+
 @pytest.mark.parametrize("name", ["zero_input", "half_zero_input"])
 def test_forward_of_one_rank(found: Found, name: str) -> None:
     autopsy = failing(found, name)
@@ -29,7 +33,7 @@ def test_forward_of_one_rank(found: Found, name: str) -> None:
     assert autopsy.by_communication
 
 
-@pytest.mark.parametrize("name", ["ones", "half_ones"])
+@pytest.mark.parametrize("name", ["ones", "half_ones", "fp16_ones"])
 def test_gradient_of_one_rank(found: Found, name: str) -> None:
     autopsy = failing(found, name)
     assert (autopsy.phase, autopsy.op, autopsy.mechanism) == ("backward", "aten.div.Tensor", "derivative-at-pole")

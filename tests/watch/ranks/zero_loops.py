@@ -21,7 +21,7 @@ from nangrid import Watch
 class Scene:
     """A model in an engine, and six batches of each rank's own."""
 
-    def __init__(self, stage: int = 2, half: bool = False) -> None:
+    def __init__(self, stage: int = 2, dtype: str = "", **of_dtype: Any) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3, bias=False))
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -31,8 +31,9 @@ class Scene:
             "gradient_clipping": 1.0,
             "zero_optimization": {"stage": stage},
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": half},
         }
+        if dtype:
+            configuration[dtype] = {"enabled": True, **of_dtype}
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=configuration)
         self.rank = dist.get_rank()
         torch.manual_seed(self.rank)
@@ -78,9 +79,12 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     folder = Path(sys.argv[1])
     found: dict[str, Any] = {
-        f"healthy{stage}": healthy(folder / f"healthy{stage}", stage=stage, half=stage == 1) for stage in (1, 2)
+        f"healthy{stage}": healthy(folder / f"healthy{stage}", stage=stage, dtype="bf16" if stage == 1 else "") for stage in (1, 2)
     }
     for fault in (zero_input, ones, without_labels, weight_decay):
         found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
-        found["half_" + fault.__name__] = stopped(Scene(1, half=True), fault, folder / ("half_" + fault.__name__))
+        found["half_" + fault.__name__] = stopped(Scene(1, "bf16"), fault, folder / ("half_" + fault.__name__))
+    deepspeed.get_accelerator().is_fp16_supported = lambda: True  # it is, but slow
+    found["fp16_ones"] = stopped(Scene(2, "fp16", initial_scale_power=4), ones, folder / "fp16_ones")
+    found["fp16_searching"] = healthy(folder / "fp16_searching", dtype="fp16")
     note(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -49,7 +48,7 @@ def refuse_parallelism(models: Iterable[Any], optimizers: Iterable[Any]) -> None
     for name in filter(None, found):
         raise InputError(
             f"Watch does not support {name}: use DistributedDataParallel, fully_shard over all ranks, or DeepSpeed's ZeRO "
-            "1 or 2 in bfloat16 or float32."
+            "1 or 2."
         )
 
 
@@ -67,7 +66,7 @@ def _engine(engine: Any) -> str | None:
         return "DeepSpeed without ZeRO" if stage == 0 else f"ZeRO {stage} of DeepSpeed"
     named = {
         "ZeRO-Offload": zero.cpu_offload,
-        "DeepSpeed with fp16": zero.dtype is torch.float16,
+        "a loss scaler of one's own in DeepSpeed": zero.custom_loss_scaler,
         "DeepSpeed with experts": any(getattr(zero, "is_moe_param_group", [])),
         "tensor parallelism": zero.model_parallel_world_size > 1,
     }

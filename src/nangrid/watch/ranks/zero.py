@@ -63,8 +63,32 @@ class Fragment(nn.Parameter):
         self._read = value
 
 
+class LossScale:
+    """The scale of DeepSpeed's losses, as a GradScaler would tell it; replays run with a scale of 1."""
+
+    _scale = None
+    """No tensor on a device."""
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    def get_scale(self) -> float:
+        """The factor between a loss and the root of its backward pass."""
+        return float(self._zero.loss_scale)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: DeepSpeed's step is not run again."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing, see `ZeroOptimizer.bare_engine`."""
+
+
 class ZeroOptimizer:
     """The optimizer of an engine of DeepSpeed, with the fragments of this rank as its parameters."""
+
+    found_inf = None
+    """As a fused optimizer of torch, it skips a step by itself."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -79,6 +103,7 @@ class ZeroOptimizer:
         self._before: OrderedDict[int, Any] = OrderedDict()
         self._after: OrderedDict[int, Any] = OrderedDict()
         self._zero = engine.optimizer
+        self.scale = LossScale(self._zero)
         self._step = self._zero.step
         self._zero.step = self._stepping
         self._zero.optimizer.register_step_pre_hook(self._reading)
@@ -88,6 +113,12 @@ class ZeroOptimizer:
 
     def _fragments_of(self, group: int) -> list[Fragment]:
         return [f for f in self._fragments() if f._of._hp_mapping.param_group_index == group]  # type: ignore[attr-defined]
+
+    @property
+    def grad_scale(self) -> Tensor | None:
+        """What the gradients are multiplied by, as a fused optimizer of torch has it; None for 1."""
+        scale = self.scale.get_scale()
+        return None if scale == 1 else torch.tensor(scale)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -178,6 +209,7 @@ class ZeroOptimizer:
     @contextmanager
     def bare_engine(self) -> Iterator[None]:
         """Within the block the engine computes gradients of this rank alone, and its step only reports."""
+        scale = self._zero.loss_scale
         hooks = [(p, dict(p._post_accumulate_grad_hooks or {})) for p in trainables(self.engine.module).values()]
         with ExitStack() as stack:
             for name in ("_backward_prologue", "_backward_epilogue"):
@@ -187,9 +219,11 @@ class ZeroOptimizer:
                 for number, hook in all_hooks.items():
                     if _is_of_deepspeed(hook):
                         del parameter._post_accumulate_grad_hooks[number]
+            self._zero.loss_scale = 1.0
             try:
                 yield
             finally:
+                self._zero.loss_scale = scale
                 for parameter, all_hooks in hooks:
                     if all_hooks:
                         parameter._post_accumulate_grad_hooks.update(all_hooks)
