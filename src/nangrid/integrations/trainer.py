@@ -25,14 +25,14 @@ from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import FailedEvalBatch, Inspector
+from nangrid.watch.inspector import Inspector
 from nangrid.watch.ranks.sharded import is_sharded
 from nangrid.watch.ranks.wrappers import engine_among, refuse_parallelism
 from nangrid.watch.ranks.zero import ZeroOptimizer
 from nangrid.watch.state.loop_objects import Restore, attributes
 from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
-from nangrid.watch.state.recorder import SnapshotPolicy, shallow
+from nangrid.watch.state.recorder import FailedEvalBatch, SnapshotPolicy, shallow
 from nangrid.watch.state.scaler import scale_of
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
@@ -53,10 +53,11 @@ class TrainerStep:
         self.zero: ZeroOptimizer | None = None
         """The optimizer of DeepSpeed, if the trainer uses it."""
 
-    def use(self, engine: Any) -> None:
-        """Train by an engine of DeepSpeed."""
-        self.zero = ZeroOptimizer(engine)
-        self.trainables = self.zero.trainables
+    def use(self, engine: Any) -> ZeroOptimizer:
+        """Train by an engine of DeepSpeed; its optimizer."""
+        self.zero = zero = ZeroOptimizer(engine)
+        self.trainables = zero.trainables
+        return zero
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -156,12 +157,11 @@ class TrainerWatch(TrainerCallback):
 
     def _follow(self, engine: Any) -> None:
         """Read what an engine of DeepSpeed steps on, which it does within the trainer's last backward pass."""
-        self.step.use(engine)
-        assert self.step.zero is not None
+        zero = self.step.use(engine)
         self.policy = replace(self.policy, initial=None)
         _before(self.trainer.accelerator, "backward", self._read_loss)
-        self.step.zero.register_step_pre_hook(lambda *_: self._read_gradients())
-        self.step.zero.register_step_post_hook(lambda *_: self._read_update())
+        zero.register_step_pre_hook(lambda *_: self._read_scaled_gradients(zero))
+        zero.register_step_post_hook(lambda *_: self._read_update())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open a step."""
@@ -270,10 +270,13 @@ class TrainerWatch(TrainerCallback):
     def _read_gradients(self) -> None:
         """Check the gradients, unless a replay unscales them."""
         if not self.inspector.replaying:
-            scaler = self.trainer.accelerator.scaler if self.step.zero is None else self.step.zero.scale
-            # DeepSpeed unscales within its step.
-            factor = None if self.step.zero is None else self.step.zero.grad_scale
-            self.inspector.gradients(scale_of(scaler), clipped=None if factor is None else factor.reciprocal())
+            self.inspector.gradients(scale_of(self.trainer.accelerator.scaler))
+
+    def _read_scaled_gradients(self, zero: ZeroOptimizer) -> None:
+        """Check the gradients of DeepSpeed, which unscales them within its step."""
+        if not self.inspector.replaying:
+            scale = zero.scale.get_scale()
+            self.inspector.gradients(scale, clipped=1 / scale)
 
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:

@@ -5,8 +5,6 @@ from two_ranks import Found, found_by
 
 from nangrid.records.autopsy import Autopsy, read_autopsy
 
-pytest.importorskip("deepspeed")
-
 found = found_by("zero_loops.py")
 in_libraries = found_by("zero_libraries.py")
 
@@ -51,6 +49,11 @@ def test_update_of_the_fragments_of_one_rank(found: Found, name: str) -> None:
     assert (autopsy.clock, autopsy.phase, autopsy.op) == ("parameter", "optimizer", "aten.mul_.Tensor")
     healthy = read_autopsy(found.folder / name / "rank0")
     assert healthy is not None and not healthy.op
+
+
+def test_rank_of_an_update_that_is_not_replayed(found: Found) -> None:
+    autopsy = found.merged("light")
+    assert (autopsy.rank, autopsy.reproduced, autopsy.parameters) == (1, False, ["0.bias", "2.weight"])
 
 
 def test_loop_of_accelerate(in_libraries: Found) -> None:

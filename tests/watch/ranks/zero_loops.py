@@ -68,22 +68,25 @@ def healthy(folder: Path, **how: Any) -> bool:
     return all(map(torch.equal, *found)) and not folder.exists()
 
 
-def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path) -> dict[str, Any]:
+def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path, snapshot: str = "full") -> dict[str, Any]:
     """How a loop ends."""
     fault(scene)
-    watch = Watch(scene.engine, scene.optimizer, folder)
+    watch = Watch(scene.engine, scene.optimizer, folder, snapshot=snapshot)
     return ending(lambda: scene.train(watch.batches))
 
 
 if __name__ == "__main__":
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled
     dist.init_process_group("gloo")
     folder = Path(sys.argv[1])
     found: dict[str, Any] = {
-        f"healthy{stage}": healthy(folder / f"healthy{stage}", stage=stage, dtype="bf16" if stage == 1 else "") for stage in (1, 2)
+        f"healthy{stage}": healthy(folder / f"healthy{stage}", stage=stage, dtype="bf16" if stage == 1 else "")
+        for stage in (1, 2)
     }
     for fault in (zero_input, ones, without_labels, weight_decay):
         found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
         found["half_" + fault.__name__] = stopped(Scene(1, "bf16"), fault, folder / ("half_" + fault.__name__))
+    found["light"] = stopped(Scene(), weight_decay, folder / "light", snapshot="light")
     deepspeed.get_accelerator().is_fp16_supported = lambda: True  # it is, but slow
     found["fp16_ones"] = stopped(Scene(2, "fp16", initial_scale_power=4), ones, folder / "fp16_ones")
     found["fp16_searching"] = healthy(folder / "fp16_searching", dtype="fp16")

@@ -30,8 +30,10 @@ _OPTIMIZERS = {
 
 def bare(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel or DeepSpeed; its parameters have the names that the user knows."""
-    inner = isinstance(model, DistributedDataParallel) or type(model).__name__ == ENGINE
-    return bare(model.module) if inner else model
+    if isinstance(model, DistributedDataParallel) or type(model).__name__ == ENGINE:
+        inner: Any = model.module
+        return bare(inner)
+    return model
 
 
 def engine_among(models: Sequence[Any]) -> Any:
@@ -47,8 +49,8 @@ def refuse_parallelism(models: Iterable[Any], optimizers: Iterable[Any]) -> None
     found += [_engine(model) for model in models if type(model).__name__ == ENGINE]
     for name in filter(None, found):
         raise InputError(
-            f"Watch does not support {name}: use DistributedDataParallel, fully_shard over all ranks, or DeepSpeed's ZeRO "
-            "1 or 2."
+            f"Watch does not support {name}: use DistributedDataParallel, fully_shard over all ranks, or DeepSpeed's "
+            "ZeRO 1 or 2."
         )
 
 
