@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, WholeStep, nonfinite
 from nangrid.watch.autopsy.trace import Progress
+from nangrid.watch.ranks.sharded import has_unreduced_gradients
 from nangrid.watch.ranks.zero import zero_of
 from nangrid.watch.state.loop_objects import restorers
 from nangrid.watch.state.optimizers import together
@@ -69,7 +70,7 @@ class BodyStep(WholeStep):
     def holds_gradients(self) -> bool:
         """Whether the next backward pass adds to gradients."""
         # ZeRO moves them to buffers of its own, and zeroes them when it steps.
-        return zero_of(self) is not None or bool(gradients(self.trainables))
+        return zero_of(self) is not None or bool(gradients(self.trainables)) or has_unreduced_gradients(self.model)
 
     def trained_by(self, optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:
         """The trainables of one of the optimizers, by name; of all for none."""

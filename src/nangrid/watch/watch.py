@@ -207,7 +207,7 @@ class Watch:
 
     def _open(self) -> None:
         if self._calls == 0:
-            _refuse_for_closures(self._given, self._batch_loop)
+            _refuse_for_closures(self._given, self._batch_loop, engine_among(self._models))
         step = self._calls // self.accumulate
         self._observer.begin(step)
         self._began = time.perf_counter()
@@ -289,9 +289,13 @@ def _check_loss(loss: Any) -> None:
         raise InputError(f"The closure returned a loss of shape {list(loss.shape)}: let it return one number.")
 
 
-def _refuse_for_closures(optimizers: Sequence[torch.optim.Optimizer], batch_loop: BatchLoop | None) -> None:
+def _refuse_for_closures(
+    optimizers: Sequence[torch.optim.Optimizer], batch_loop: BatchLoop | None, engine: Any
+) -> None:
     if batch_loop is not None:
         raise InputError("This Watch follows a loop by watch.batches: make another one for watch.step.")
+    if engine is not None:
+        raise InputError("The engine of DeepSpeed steps by itself: use `for batch in watch.batches(loader)`.")
     if len(optimizers) > 1:
         raise InputError("watch.step takes one optimizer: use `for batch in watch.batches(loader)` with several.")
     gradient_state = getattr(optimizers[0], "gradient_state", None)
