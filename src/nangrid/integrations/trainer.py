@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import Trainer, TrainerCallback
 
-from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
@@ -148,9 +147,9 @@ class TrainerWatch(TrainerCallback):
         model, optimizer = self.trainer.model_wrapped, self.step.optimizer
         refuse_parallelism([model], [optimizer])
         if is_sharded(model):
-            raise InputError(
-                "watch_trainer does not support fully_shard: use DistributedDataParallel, or your own loop."
-            )
+            # It has other parameters than before it was sharded.
+            self.step.model, self.step.trainables = model, trainables(model)
+            self.policy = replace(self.policy, initial=None)
         if engine_among([model]) is not None:
             self._follow(model)
         self.inspector = inspector_for(self.step, self.out_dir, self.background, self.policy)

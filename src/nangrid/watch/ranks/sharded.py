@@ -19,8 +19,9 @@ _FSDP = "torch.distributed.fsdp"
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of the model are spread over the ranks."""
-    return any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    """Whether parameters of the model are spread over the ranks, also while fully_shard has gathered them."""
+    spread = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    return spread or any(map(fsdp_state, model.modules()))
 
 
 def has_unreduced_gradients(model: nn.Module) -> bool:
