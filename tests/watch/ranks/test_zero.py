@@ -53,3 +53,9 @@ def test_update_of_the_fragments_of_one_rank(found: Found, name: str) -> None:
 def test_rank_of_an_update_that_is_not_replayed(found: Found) -> None:
     autopsy = found.merged("light")
     assert (autopsy.rank, autopsy.reproduced, autopsy.parameters) == (1, False, ["0.bias", "2.weight"])
+
+
+def test_example_of_the_guide(found: Found) -> None:
+    autopsy = found.merged("example/autopsy")
+    assert autopsy.reproduced and (autopsy.clock, autopsy.op) == ("loss", "aten.log.default")
+    assert autopsy.source.startswith("deepspeed_loop.py:")

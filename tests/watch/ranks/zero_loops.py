@@ -1,6 +1,7 @@
 """Loops over an engine of DeepSpeed (ZeRO 1 and 2) on two ranks; the fault is on rank 1."""
 
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch
 import torch.distributed as dist
 from faults import ones, without_labels, zero_input
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from two_ranks import ending, note
 
 from nangrid import Watch
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "deepspeed_loop.py"
 
 
 class Scene:
@@ -75,6 +79,24 @@ def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path, snapshot
     return ending(lambda: scene.train(watch.batches))
 
 
+def example(folder: Path) -> dict[str, Any]:
+    """The example of the guide, as it is, with parameters in two groups; a sample of rank 1 is negative."""
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    nn.init.constant_(model.weight, 0.5)
+    inputs = torch.rand(24, 3) + 1
+    inputs[[6, 7]] = -2  # one of them is in rank 1's second batch
+    configuration = {
+        "train_micro_batch_size_per_gpu": 2,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
+        "zero_optimization": {"stage": 2},
+    }
+    train = runpy.run_path(str(EXAMPLE))["train"]
+    return ending(lambda: train(model, TensorDataset(inputs, torch.rand(24, 3)), configuration))
+
+
 if __name__ == "__main__":
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled
     dist.init_process_group("gloo")
@@ -90,4 +112,5 @@ if __name__ == "__main__":
     deepspeed.get_accelerator().is_fp16_supported = lambda: True  # it is, but slow
     found["fp16_ones"] = stopped(Scene(2, "fp16", initial_scale_power=4), ones, folder / "fp16_ones")
     found["fp16_searching"] = healthy(folder / "fp16_searching", dtype="fp16")
+    found["example"] = example(folder / "example")
     note(found)
