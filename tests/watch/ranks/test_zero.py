@@ -59,3 +59,10 @@ def test_example_of_the_guide(found: Found) -> None:
     autopsy = found.merged("example/autopsy")
     assert autopsy.reproduced and (autopsy.clock, autopsy.op) == ("loss", "aten.log.default")
     assert autopsy.source.startswith("deepspeed_loop.py:")
+
+
+def test_other_engines_are_refused_by_name(found: Found) -> None:
+    names = ["DeepSpeed without ZeRO", "ZeRO 3 of DeepSpeed", "round_robin_gradients of DeepSpeed"]
+    for noted in found.noted:
+        for name, message in zip(names, noted["refused"], strict=True):
+            assert message.startswith(f"Watch does not support {name}: use DistributedDataParallel,")

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from two_ranks import ending, note
 
 from nangrid import Watch
+from nangrid.records.errors import InputError
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "deepspeed_loop.py"
 
@@ -25,7 +26,7 @@ EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "deepspeed_loop.py"
 class Scene:
     """A model in an engine, and six batches of each rank's own."""
 
-    def __init__(self, stage: int = 2, dtype: str = "", **of_dtype: Any) -> None:
+    def __init__(self, stage: int = 2, dtype: str = "", zero: dict[str, Any] | None = None, **of_dtype: Any) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3, bias=False))
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -33,7 +34,7 @@ class Scene:
             "train_micro_batch_size_per_gpu": 4,
             "gradient_accumulation_steps": 2,
             "gradient_clipping": 1.0,
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {"stage": stage, **(zero or {})},
             "zero_allow_untested_optimizer": True,
         }
         if dtype:
@@ -79,6 +80,16 @@ def stopped(scene: Scene, fault: Callable[[Scene], None], folder: Path, snapshot
     return ending(lambda: scene.train(watch.batches))
 
 
+def refused(**how: Any) -> str:
+    """Why a Watch of such an engine is refused."""
+    scene = Scene(**how)
+    try:
+        Watch(scene.engine, scene.optimizer)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def example(folder: Path) -> dict[str, Any]:
     """The example of the guide, as it is, with parameters in two groups; a sample of rank 1 is negative."""
     folder.mkdir(exist_ok=True)
@@ -112,5 +123,6 @@ if __name__ == "__main__":
     deepspeed.get_accelerator().is_fp16_supported = lambda: True  # it is, but slow
     found["fp16_ones"] = stopped(Scene(2, "fp16", initial_scale_power=4), ones, folder / "fp16_ones")
     found["fp16_searching"] = healthy(folder / "fp16_searching", dtype="fp16")
+    found["refused"] = [refused(stage=0), refused(stage=3), refused(zero={"round_robin_gradients": True})]
     found["example"] = example(folder / "example")
     note(found)

@@ -69,6 +69,7 @@ def _engine(engine: Any) -> str | None:
     named = {
         "ZeRO-Offload": zero.cpu_offload,
         "a loss scaler of one's own in DeepSpeed": zero.custom_loss_scaler,
+        "round_robin_gradients of DeepSpeed": zero.round_robin_gradients,
         "DeepSpeed with experts": any(getattr(zero, "is_moe_param_group", [])),
         "tensor parallelism": zero.model_parallel_world_size > 1,
     }
