@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 
 from accelerate import FullyShardedDataParallelPlugin
-from spread_libraries import found_by_ranks, use
-from two_ranks import note
+from spread_libraries import note_found, use
 
 if __name__ == "__main__":
     use("FSDP")
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     spread = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
-    note(found_by_ranks(Path(sys.argv[1]), {"fsdp_plugin": plugin}, **spread))
+    note_found(Path(sys.argv[1]), {"fsdp_plugin": plugin}, **spread)

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
 from library_loops import BAD, Classifier, InOrder, samples, stopped_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from two_ranks import ending
+from two_ranks import ending, note
 
 from nangrid import Watch
 from nangrid.integrations import watch_trainer
@@ -78,8 +79,8 @@ def accelerated(folder: Path, **plugin: Any) -> dict[str, Any]:
     return ending(train)
 
 
-def found_by_ranks(folder: Path, plugin: dict[str, Any], **spread: Any) -> dict[str, Any]:
-    """What both libraries have found; `spread`: how a Trainer spreads the model."""
+def note_found(folder: Path, plugin: dict[str, Any], **spread: Any) -> None:
+    """Leave what both libraries have found for the test; `spread`: how a Trainer spreads the model."""
     found: dict[str, Any] = {"accelerate": accelerated(folder / "accelerate", **plugin)}
     found["healthy"] = healthy(folder / "healthy", **spread)
     found["labels"] = stopped_trainer(trainer(folder, "labels", **spread), folder / "labels")
@@ -87,4 +88,5 @@ def found_by_ranks(folder: Path, plugin: dict[str, Any], **spread: Any) -> dict[
     found["root"] = stopped_trainer(accumulating, folder / "root")
     evaluating = trainer(folder, "evaluation", eval_strategy="steps", eval_steps=2, **spread)
     found["evaluation"] = stopped_trainer(evaluating, folder / "evaluation")
-    return found
+    note(found)
+    dist.destroy_process_group()  # else torch 2.11 may abort when the interpreter ends

@@ -8,8 +8,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
 from accelerate import DeepSpeedPlugin
-from spread_libraries import found_by_ranks, use
-from two_ranks import note
+from spread_libraries import note_found, use
 
 CONFIGURATION = {
     "zero_optimization": {"stage": 2},
@@ -23,4 +22,4 @@ if __name__ == "__main__":
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled
     use("DEEPSPEED")
     plugin = DeepSpeedPlugin(zero_stage=1, gradient_accumulation_steps=2, gradient_clipping=1.0)
-    note(found_by_ranks(Path(sys.argv[1]), {"deepspeed_plugin": plugin}, deepspeed=CONFIGURATION))
+    note_found(Path(sys.argv[1]), {"deepspeed_plugin": plugin}, deepspeed=CONFIGURATION)
