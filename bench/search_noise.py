@@ -52,6 +52,8 @@ class Noise:
     """Whether these are the same seeds in all cells."""
     instead: bool = False
     """Whether the causes do not act in these seeds, with the further change or without."""
+    behind: bool = False
+    """Whether the other event comes second where a cause acts; with same_seeds a cause acts in the same seeds, too."""
 
 
 SCENARIOS = {
@@ -70,6 +72,15 @@ SCENARIOS = {
     "no cause, q = 10 %, 3 seeds": Noise(q=0.1, has_cause=False),
 }
 COMPETING = {
+    "behind, p=.67": Noise(p=0.67, other=1.0, behind=True),
+    "behind, p=.67, same": Noise(p=0.67, other=1.0, behind=True, same_seeds=True),
+    "behind, p=.8, same": Noise(p=0.8, other=1.0, behind=True, same_seeds=True),
+    "behind, p=.5, same": Noise(p=0.5, other=1.0, behind=True, same_seeds=True),
+    "behind, p=.5, same, 5 seeds": Noise(p=0.5, seeds=5, other=1.0, behind=True, same_seeds=True),
+    "behind, no cause, q=2%": Noise(q=0.02, has_cause=False, other=1.0, behind=True),
+    "behind, no cause, q=10%": Noise(q=0.10, has_cause=False, other=1.0, behind=True),
+    "behind, no cause, q=30%": Noise(q=0.30, has_cause=False, other=1.0, behind=True),
+    "behind, no cause, q=10%, other 50%": Noise(q=0.10, has_cause=False, other=.5, behind=True, same_seeds=True),
     "other event in 20 % of runs": Noise(other=0.2),
     "in 50 % of runs": Noise(other=0.5),
     "in 20 % of seeds": Noise(other=0.2, same_seeds=True),
@@ -112,18 +123,18 @@ class Table:
         sizes = [draw.choice([1, 1, 2, 2, 3]) for _ in range(draw.choice([1, 1, 2]))] if noise.has_cause else []
         causes = {frozenset(f"f{i}=1" for i in draw.sample(range(CHANGES), size)) for size in sizes}
         causes = {cause for cause in causes if not any(other < cause for other in causes)}
-        return cls(name, list(causes), frozenset({f"f{draw.randrange(CHANGES)}=1"}), noise)
+        return cls(name, list(causes), frozenset(f"f{i}=1" for i in draw.sample(range(CHANGES), draw.choice([1, 2, 3]))), noise)
 
     def fails(self, levels: Levels, seed: int) -> bool | Event:
         """Whether a run fails: with the event, or with another one that comes first."""
         chance = random.Random(f"{self.name} {sorted(levels)} {seed}")
-        acts = any(cause <= levels and chance.random() < self.noise.p for cause in self.causes)
-        fails = acts or chance.random() < self.noise.q
-        if not self.noise.other:
-            return fails
         where = seed if self.noise.same_seeds else f"{sorted(levels)} {seed}"
-        others = random.Random(f"{self.name} other {where}").random() < self.noise.other
-        if others and self.other <= levels:
+        other = random.Random(f"{self.name} other {where}")
+        draw = random.Random(f"{self.name} {seed}") if self.noise.behind and self.noise.same_seeds else chance
+        acts = any(cause <= levels and draw.random() < self.noise.p for cause in self.causes)
+        fails = acts or chance.random() < self.noise.q
+        others = other.random() < self.noise.other
+        if others and self.other <= levels and not (fails and self.noise.behind):
             return OTHER
         return fails and not (others and self.noise.instead)
 
@@ -131,7 +142,6 @@ class Table:
 def judge(found: Diagnosis, table: Table) -> Counter[str]:
     """What was claimed wrongly, and what was kept."""
     causes = table.causes
-    failing = [*causes, table.other] if table.noise.other else causes
     proven = [
         {changes for changes, claim in claims.items() if claim.grade is Grade.PROVEN}
         for claims in (found.cause_claims, found.cure_claims)
@@ -143,7 +153,8 @@ def judge(found: Diagnosis, table: Table) -> Counter[str]:
     cured = [frozenset(f"f{i}=1" for i in range(CHANGES) if i not in changes) for changes in proven[1]]
     return Counter(
         false_cause=any(not any(cause <= claim for cause in causes) for claim in claimed),
-        false_cure=any(cause <= rest for cause in failing for rest in cured),
+        false_cure=any(cause <= rest for cause in causes for rest in cured),
+        leaves_other=bool(table.noise.other) and any(table.other <= rest for rest in cured),
         too_large=any(cause < claim and cause not in open_ for cause in causes for claim in claimed),
         kept=sum(cause in claimed for cause in causes),
         causes=len(causes),
