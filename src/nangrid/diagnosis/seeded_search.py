@@ -51,7 +51,7 @@ class LeftOutSeed:
     seed: int
     event: Event
     """The event that comes first."""
-    without_event: list[Changes]
+    finite: list[Changes]
     """Causes that do not fail with this seed."""
 
 
@@ -96,53 +96,62 @@ class SeededSearch:
         """Whether every seed agrees with the answers, up to this search's horizon.
 
         Each cause must fail, and no set that the answers call harmless. Only the largest harmless sets are run: by
-        monotony they decide every smaller one. A cure must train with every seed, whatever the failing cell fails
-        with. OutOfRunsError if the budget is spent.
+        monotony they decide every smaller one. OutOfRunsError if the budget is spent.
         """
-        everything = self.problem.all_changes
-        without_event = [everything - cure for cure in answers.causes.cures]
-        cured = [everything - cure for cure in answers.cures.cures]
         clash = (answers.clash.smaller, answers.clash.larger) if answers.clash else ()
-        sets = dict.fromkeys([frozenset(), *cured, *answers.causes.causes, *without_event, *clash])
-        keys = [(changes, seed) for changes in sets for seed in self.seeds]
+        sets = dict.fromkeys([frozenset(), *answers.causes.causes, *self._cured(answers), *self._harmless(answers), *clash])
+        keys = [(changes, seed) for seed in self.seeds for changes in sets]
         if any(key not in self.oracle.results for key in keys):
             number = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
             self.log(f"confirming with {number} for {self.oracle.horizon} steps")
         self.oracle.run(keys)
-        # a crash, or another event that came first, disagrees with nothing
-        return (
-            not any(self.has_event(changes, seed) for changes in without_event for seed in self.seeds)
-            and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
-            and self._causes_fail(answers.causes.causes)
-        )
+        return all(self._agrees(answers, seed) for seed in self.seeds) and self._replacements_agree(answers, list(sets))
 
-    def _causes_fail(self, causes: Sequence[Changes]) -> bool:
-        """Whether every seed agrees with the causes.
+    def _agrees(self, answers: Answers, seed: int) -> bool:
+        """Whether one seed agrees. A crash, or another event that came first, disagrees with nothing."""
+        if any(self.has_event(changes, seed) for changes in self._harmless(answers)):
+            return False
+        if any(self.trains(changes, seed) is False for changes in self._cured(answers)):
+            return False
+        outcomes = [self.has_event(cause, seed) for cause in answers.causes.causes]
+        return all(outcomes) or self._leave_out(answers, seed) or False not in outcomes
 
-        A seed with which the failing cell has another event first cannot show whether a cause fails like the failing
-        cell. It is left out, and the next seed takes its place, for at most as many seeds as there are.
-        """
-        seeds = list(self.seeds)
-        for seed in seeds:  # it grows
-            outcomes = [self.has_event(cause, seed) for cause in causes]
-            if all(outcomes):
-                if self._reference(seed).event is not None:
+    def _replacements_agree(self, answers: Answers, sets: Sequence[Changes]) -> bool:
+        """Whether further seeds agree, which take the place of those left out, as long as most seeds tell."""
+        number, first = len(self.seeds), self.seeds[-1] + 1
+        for seed in range(first, first + number // 2):
+            if seed - self.seeds[0] - len(self.left_out) == number:
+                break
+            # the failing cell comes first: a seed that is left out is not run elsewhere
+            if not self._leave_out(answers, seed):
+                self.oracle.run([(changes, seed) for changes in sets])
+                ends_apart = self.has_event(self.problem.all_changes, seed) and self._reference(seed).event is None
+                if not ends_apart or not self._agrees(answers, seed):
                     return False
-                continue
-            failing = self.oracle.result(self.problem.all_changes, seed)
-            if failing is None or failing.event in (None, self.event):
-                if False in outcomes:
-                    return False
-                continue
-            without_event = [cause for cause, outcome in zip(causes, outcomes, strict=True) if outcome is False]
-            self.left_out[seed] = LeftOutSeed(seed, failing.event, without_event)
-            self.log(f"leaving out seed={seed}: {failing.event} comes first in {self.problem.sides[0]}")
-            if len(seeds) < 2 * len(self.seeds):
-                seeds.append(seeds[-1] + 1)
         return True
 
+    def _leave_out(self, answers: Answers, seed: int) -> bool:
+        """Whether another event comes first in the failing cell.
+
+        The seed is then left out of the causes: it cannot show whether they fail like the failing cell.
+        """
+        failing = self.oracle.result(self.problem.all_changes, seed)
+        if failing is None or failing.event in (None, self.event):
+            return False
+        run = [cause for cause in answers.causes.causes if (cause, seed) in self.oracle.results]
+        finite = [cause for cause in run if self.has_event(cause, seed) is False]
+        self.left_out[seed] = LeftOutSeed(seed, failing.event, finite)
+        self.log(f"leaving out seed={seed}: {failing.event} comes first in {self.problem.sides[0]}")
+        return True
+
+    def _harmless(self, answers: Answers) -> list[Changes]:
+        return [self.problem.all_changes - cure for cure in answers.causes.cures]
+
+    def _cured(self, answers: Answers) -> list[Changes]:
+        return [self.problem.all_changes - cure for cure in answers.cures.cures]
+
     def has_event(self, changes: Changes, seed: int) -> bool | None:
-        """Whether one cell fails with the event; None if it crashed, if another event came first, or without its seed."""
+        """Whether one cell fails with the event; None if it crashed, if another came first, or if its seed is left out."""
         if seed in self.left_out:
             return None
         result = self.oracle.result(changes, seed)
