@@ -80,7 +80,7 @@ COMPETING = {
     "behind, no cause, q=2%": Noise(q=0.02, has_cause=False, other=1.0, behind=True),
     "behind, no cause, q=10%": Noise(q=0.10, has_cause=False, other=1.0, behind=True),
     "behind, no cause, q=30%": Noise(q=0.30, has_cause=False, other=1.0, behind=True),
-    "behind, no cause, q=10%, other 50%": Noise(q=0.10, has_cause=False, other=.5, behind=True, same_seeds=True),
+    "behind, no cause, q=10%, other 50%": Noise(q=0.10, has_cause=False, other=0.5, behind=True, same_seeds=True),
     "other event in 20 % of runs": Noise(other=0.2),
     "in 50 % of runs": Noise(other=0.5),
     "in 20 % of seeds": Noise(other=0.2, same_seeds=True),
@@ -123,7 +123,9 @@ class Table:
         sizes = [draw.choice([1, 1, 2, 2, 3]) for _ in range(draw.choice([1, 1, 2]))] if noise.has_cause else []
         causes = {frozenset(f"f{i}=1" for i in draw.sample(range(CHANGES), size)) for size in sizes}
         causes = {cause for cause in causes if not any(other < cause for other in causes)}
-        return cls(name, list(causes), frozenset(f"f{i}=1" for i in draw.sample(range(CHANGES), draw.choice([1, 2, 3]))), noise)
+        return cls(
+            name, list(causes), frozenset(f"f{i}=1" for i in draw.sample(range(CHANGES), draw.choice([1, 2, 3]))), noise
+        )
 
     def fails(self, levels: Levels, seed: int) -> bool | Event:
         """Whether a run fails: with the event, or with another one that comes first."""

@@ -125,7 +125,7 @@ def test_a_seed_in_which_another_event_comes_first_is_replaced(ask: Ask, tmp_pat
     assert not found.stochastic and [left_out.seed for left_out in found.left_out] == [1]
     cause, cure = found.cause_claims[frozenset({0})], found.cure_claims[frozenset({0})]
     assert (cause.grade, cause.rate.count, cause.rate.seeds) == (Grade.PROVEN, 3, 3)
-    assert (cure.grade, cure.rate.count, cure.rate.seeds) == (Grade.PROVEN, 4, 4), "it trains with the seed left out, too"
+    assert (cure.grade, cure.rate.count, cure.rate.seeds) == (Grade.PROVEN, 4, 4), "also with the seed left out"
     ((record,), _) = read_diagnoses(tmp_path)
     said = "seed 1 is left out of the causes: the failing run fails with unexplained parameter first; a=1 alone did not"
     assert any(said in line for line in record.lines)

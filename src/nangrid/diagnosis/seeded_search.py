@@ -99,7 +99,9 @@ class SeededSearch:
         monotony they decide every smaller one. OutOfRunsError if the budget is spent.
         """
         clash = (answers.clash.smaller, answers.clash.larger) if answers.clash else ()
-        sets = dict.fromkeys([frozenset(), *answers.causes.causes, *self._cured(answers), *self._harmless(answers), *clash])
+        sets = dict.fromkeys(
+            [frozenset(), *answers.causes.causes, *self._cured(answers), *self._harmless(answers), *clash]
+        )
         keys = [(changes, seed) for seed in self.seeds for changes in sets]
         if any(key not in self.oracle.results for key in keys):
             number = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
@@ -151,7 +153,7 @@ class SeededSearch:
         return [self.problem.all_changes - cure for cure in answers.cures.cures]
 
     def has_event(self, changes: Changes, seed: int) -> bool | None:
-        """Whether one cell fails with the event; None if it crashed, if another came first, or if its seed is left out."""
+        """Whether one cell fails with the event; None if it crashed, another came first, or its seed is left out."""
         if seed in self.left_out:
             return None
         result = self.oracle.result(changes, seed)
