@@ -10,8 +10,8 @@ undecided. "kept": true causes that are claimed and graded as proven. "refused":
 first seeds.
 
 Then another event competes, in cells that hold one to three changes of its own: it comes "first" in some runs, or in
-all runs in which no cause acts ("otherwise"). Runs are drawn by cell and seed, or by seed alone ("seeds", "same seeds").
-"leaves other": a cure graded as proven leaves the other event's cause.
+all runs in which no cause acts ("otherwise"). Runs are drawn by cell and seed, or by seed alone ("seeds"). "leaves
+other": a cure graded as proven leaves the other event's cause.
 
 The last table has the first tables beside BugDoc, which runs each cell once, and mlbisect, which averages seeds.
 "found all": the claimed causes hold exactly the cells with a cause. "false": a table with a claim that holds a cell
@@ -238,8 +238,8 @@ def main() -> None:
         "",
         *rows(FEW_RUNS),
         "",
-        "Another event competes: it comes first in some runs, or in all runs in which no cause acts. A cure that leaves",
-        "its cause trained with every seed: three runs seldom show what comes in one run of five.",
+        "Another event competes: it comes first in some runs, or in all runs in which no cause acts. A cure that",
+        "leaves its cause trained with every seed: three runs seldom show what comes in one run of five.",
         "",
         *rows(COMPETING, (*CLAIMS, "leaves_other")),
         "",
