@@ -87,7 +87,9 @@ Where = dict[int, str]
 class Table:
     """A truth table and the records that its runs left."""
 
-    def __init__(self, rng: Random, most_events: int = 1, monotone: bool = True, null: bool = False, follows: bool = False) -> None:
+    def __init__(
+        self, rng: Random, most_events: int = 1, monotone: bool = True, null: bool = False, follows: bool = False
+    ) -> None:
         """`null`: no factor acts. `follows`: a level has another event in all runs, unless one of these comes first."""
         self.levels = _levels(rng)
         self.names = list(NAMES[: len(self.levels)])
