@@ -214,13 +214,15 @@ class CureTests:
     def proven(self, failing: Levels, left: Levels) -> bool:
         """Whether the runs that hold `left` fail less often than those that hold the causes in `failing`.
 
-        The failing combination itself must fail more often than combinations that hold no cause.
+        The failing combination itself must fail more often than combinations that hold no cause, and what is left must
+        not: where another event always fails, to fail less often is not to train.
         """
         if self.runs.agree:
             return True
-        own = self.runs.count(self.runs.holding(failing))
-        fails = chance(own, self.runs.count(self.runs.without(self.causes))) <= ALPHA
-        return fails and chance(*self.counts(failing, left)) <= self.level(left)
+        own, spared = self.runs.count(self.runs.holding(failing)), self.runs.count(self.runs.without(self.causes))
+        held, rest = self.counts(failing, left)
+        still_fails = chance(rest, spared) <= ALPHA
+        return chance(own, spared) <= ALPHA and chance(held, rest) <= self.level(left) and not still_fails
 
     def level(self, left: Levels) -> float:
         """The part of ALPHA for one of the few cures that a verdict prints.
