@@ -219,10 +219,10 @@ class CureTests:
         """
         if self.runs.agree:
             return True
-        own, spared = self.runs.count(self.runs.holding(failing)), self.runs.count(self.runs.without(self.causes))
-        held, rest = self.counts(failing, left)
-        still_fails = chance(rest, spared) <= ALPHA
-        return chance(own, spared) <= ALPHA and chance(held, rest) <= self.level(left) and not still_fails
+        free, chosen = self.runs.without(self.causes), self._holding(left)
+        fails = chance(self.runs.count(self.runs.holding(failing)), self.runs.count(free)) <= ALPHA
+        still_fails = chance(self.runs.count(chosen), self.runs.count(free & ~chosen)) <= ALPHA
+        return fails and not still_fails and chance(*self.counts(failing, left)) <= self.level(left)
 
     def level(self, left: Levels) -> float:
         """The part of ALPHA for one of the few cures that a verdict prints.
@@ -235,11 +235,13 @@ class CureTests:
     def counts(self, failing: Levels, left: Levels) -> tuple[Count, Count]:
         """Runs that hold a cause that is in `failing`, and those that hold what the changes left and no cause."""
         held = [cause for cause in self.causes if set(cause) <= set(failing)]
+        return self.runs.count(~self.runs.without(held)), self.runs.count(self._holding(left))
+
+    def _holding(self, left: Levels) -> Bools:
         rest = tuple(pair for pair in left if pair not in self.runs.reference)
         # a part of a cause may be what is at work, and then runs that hold the cause are evidence about the part
         apart = [cause for cause, parts in self.causes.items() if not any(set(part) <= set(rest) for part in parts)]
-        chosen = self.runs.holding(rest) & self.runs.without(apart)
-        return self.runs.count(~self.runs.without(held)), self.runs.count(chosen)
+        return self.runs.holding(rest) & self.runs.without(apart)
 
     def more(self, failing: Levels, left: Levels, seeds: int) -> int | None:
         """How many more seeds would tell."""
