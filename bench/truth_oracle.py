@@ -14,8 +14,9 @@ from nangrid.diagnosis.minimal_sets import OutOfRunsError
 from nangrid.diagnosis.oracle import CellKey, DiagnosisProblem
 
 EVENT = Event("fp16-activation-overflow", "forward", "overflow")
-Truth = Callable[[frozenset[str], int], bool]
-"""Whether a cell with these levels, those of the reference left out, fails with this seed."""
+OTHER = Event("adam-eps-underflow", "optimizer", "invalid")
+Truth = Callable[[frozenset[str], int], bool | Event]
+"""Whether a cell with these levels, those of the reference left out, fails with this seed: with EVENT, or another."""
 
 
 class Result:
@@ -23,17 +24,17 @@ class Result:
 
     autopsy = SimpleNamespace(reproduced=True)
 
-    def __init__(self, fails: bool) -> None:
-        self.event = EVENT if fails else None
+    def __init__(self, fails: bool | Event) -> None:
+        self.event = EVENT if fails is True else fails or None
         self.plan = SimpleNamespace(cell_id="")
         frozen = SimpleNamespace(frozen_from=None)
         self.record = SimpleNamespace(
             cell_id="", first_step=0, steps_survived=0, steps_done=16, onset=True if fails else None, trains=frozen
         )
 
-    def has(self, event: Event) -> bool:
-        """Whether it failed with this event."""
-        return self.event == event
+    def has(self, event: Event) -> bool | None:
+        """Whether it failed with this event; None if another came first."""
+        return None if self.event not in (None, event) else self.event == event
 
     def trains(self, reference: Any, references: Any) -> bool:
         """Whether it does not fail."""

@@ -58,6 +58,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "3 seeds, no factor acts, q = 10 %": {"seeds": 3, "q": 0.10, "null": True},
     "5 seeds, p = 0.67": {"seeds": 5, "p": 0.67},
     "5 seeds, p = 0.67, q = 2 %": {"seeds": 5, "p": 0.67, "q": 0.02},
+    "3 seeds, another event follows": {"seeds": 3, "follows": True},
+    "3 seeds, p = 0.67, another event follows": {"seeds": 3, "p": 0.67, "follows": True},
+    "5 seeds, p = 0.67, another event follows": {"seeds": 5, "p": 0.67, "follows": True},
+    "3 seeds, no factor acts, q = 2 %, another event follows": {"seeds": 3, "q": 0.02, "null": True, "follows": True},
+    "3 seeds, no factor acts, q = 10 %, another event follows": {"seeds": 3, "q": 0.10, "null": True, "follows": True},
     "1 seed, q = 2 %": {"q": 0.02},
     "1 seed, no factor acts, q = 5 %": {"q": 0.05, "null": True},
     "60 % of cells, 1 seed, q = 2 %": {"keep": 0.6, "q": 0.02},
@@ -68,6 +73,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "1 seed, no factor acts, q = 5 %, each autopsy names three factors": {"q": 0.05, "null": True, "named": 3},
 }
 
+FOLLOWING = "F"
 NAMES = ("dtype", "init", "optim", "upcast", "targets", "checkpointing")
 HEAD = (
     "| grids | verdicts | false cause: before | after | false cure: before | after | causes kept: before | after "
@@ -81,8 +87,10 @@ Where = dict[int, str]
 class Table:
     """A truth table and the records that its runs left."""
 
-    def __init__(self, rng: Random, most_events: int = 1, monotone: bool = True, null: bool = False) -> None:
-        """`null`: no factor acts."""
+    def __init__(
+        self, rng: Random, most_events: int = 1, monotone: bool = True, null: bool = False, follows: bool = False
+    ) -> None:
+        """`null`: no factor acts. `follows`: a level has another event in all runs, unless one of these comes first."""
         self.levels = _levels(rng)
         self.names = list(NAMES[: len(self.levels)])
         self.events: dict[str, tuple[int, list[Where], list[Where]]] = {}
@@ -92,6 +100,8 @@ class Table:
             causes = [self._where(rng, rng.choice([1, 1, 2, 2, 3])) for _ in range(number_of_causes)]
             blocks = [] if monotone or null else [self._where(rng, 1)]
             self.events[f"E{number}"] = (onset, causes, blocks)
+        if follows:
+            self.events[FOLLOWING] = (4, [self._where(rng, 1)], [])
 
     def _where(self, rng: Random, size: int) -> Where:
         return {i: rng.choice(self.levels[i][1:]) for i in rng.sample(range(len(self.levels)), size)}
@@ -126,7 +136,8 @@ class Table:
             met = [
                 (onset, event)
                 for event, (onset, *_) in self.events.items()
-                if (self.has(event, cell) and rng.random() < p) or (q and rng.random() < q)
+                if (self.has(event, cell) and (event == FOLLOWING or rng.random() < p))
+                or (event != FOLLOWING and q and rng.random() < q)
             ]
             onset, event = min(met, default=(None, None))
             factors = dict(zip(self.names, cell, strict=True)) | {"seed": seed}
@@ -229,7 +240,7 @@ def _true_causes(table: Table, event: str, base: Cell) -> list[Any]:
 def measure(name: str, tables: int) -> dict[str, float]:
     """One row: the verdicts, and the shares of them with a false cause or cure."""
     settings = SCENARIOS[name]
-    truth = {key: settings[key] for key in ("most_events", "monotone", "null") if key in settings}
+    truth = {key: settings[key] for key in ("most_events", "monotone", "null", "follows") if key in settings}
     noise = {key: value for key, value in settings.items() if key not in truth}
     total: Counter[str] = Counter()
     for number in range(tables):

@@ -53,3 +53,29 @@ def test_with_one_seed_what_other_runs_contradict_is_only_seen(make_record: Make
     grid = Grid(records, {})
     assert grid.reference and proven(grid) == ([], 0)
     assert [len(verdict.seen) for verdict in grid.event_verdicts(grid.reference)] == [1]
+
+
+@pytest.mark.parametrize("number", [4, 6, 9])
+def test_what_another_event_always_follows_is_no_rule(make_record: MakeRecord, number: int) -> None:
+    """A loss fails by chance; every other fp16 run fails in its parameters, so that all that tell had the loss."""
+    rng, records = Random(number), []
+    for place, (levels, seed) in enumerate(product(product(*LEVELS.values()), range(3))):
+        rung = {"loss": 0} if rng.random() < 0.15 else {"parameter": 2} if "fp16" in levels else None
+        factors = dict(zip(LEVELS, levels, strict=True)) | {"seed": seed}
+        records.append(make_record(rung, cell_id=f"{place:012x}", factors=factors))
+    assert proven(Grid(records, {}))[0] == ["dtype=fp16"], "of the parameters"
+
+
+@pytest.mark.parametrize("number", [15, 24])
+def test_to_fail_less_often_is_no_cure(make_record: MakeRecord, number: int) -> None:
+    """Zero rows always fail, fp16 in two of three runs: without zero rows fp16 fails less often, and does not train."""
+    rng, records = Random(number), []
+    for place, (levels, seed) in enumerate(product(product(*LEVELS.values()), range(3))):
+        half = "fp16" in levels and rng.random() < 0.67
+        rung = {"loss": 0} if half else {"parameter": 2} if "zero" in levels else None
+        factors = dict(zip(LEVELS, levels, strict=True)) | {"seed": seed}
+        records.append(make_record(rung, cell_id=f"{place:012x}", factors=factors))
+    grid = Grid(records, {})
+    assert grid.reference is not None
+    cured = [c.proof for v in grid.event_verdicts(grid.reference) for cures in v.cures.values() for c in cures]
+    assert cured and not any(("dtype", "fp16") in proof.levels for proof in cured)

@@ -21,8 +21,8 @@ from nangrid.records.grid import GridDirectory
 from nangrid.records.history import write_history
 
 MakeRecord = Callable[..., CellRecord]
-Fails = Callable[[dict[str, Any], int], bool]
-"""Whether a run with these levels and this seed fails."""
+Fails = Callable[[dict[str, Any], int], bool | str]
+"""Whether a run with these levels and this seed fails; the name of a clock is another event."""
 
 
 def train(levels: dict[str, Any]) -> None:
@@ -41,11 +41,12 @@ class TruthTable(LocalExecutor):
 
     def _cell(self, plan: CellPlan) -> CellRecord:
         fails = self.fails(plan.factors, plan.factors["seed"])
+        clock = "loss" if fails is True else fails
         steps = 1 if fails else plan.config.horizon
         plan.directory().mkdir(parents=True, exist_ok=True)
         write_history(plan.directory(), [{"step": step, "loss": 3.0} for step in range(steps)])
         return self.make_record(
-            {"loss": 0} if fails else None,
+            {str(clock): 0} if clock else None,
             cell_id=plan.cell_id,
             trains=Trains(None, [], 1e-3, 4.0, 3.0),
             horizon=plan.config.horizon,
@@ -112,6 +113,69 @@ def test_a_failure_of_one_seed_is_not_told_from_chance(ask: Ask, tmp_path: Path)
     assert {claim.grade for claim in (*found.cause_claims.values(), *found.cure_claims.values())} == {Grade.SEEN}
     ((record,), _) = read_diagnoses(tmp_path)
     assert any("could still be chance; no combination was searched" in line for line in record.lines)
+
+
+def other_event_first(run: dict[str, Any], seed: int) -> bool | str:
+    """a fails, but not with seed 1, where a and b together have another event."""
+    return ("parameter" if run["a"] and run["b"] else False) if seed == 1 else bool(run["a"])
+
+
+def test_a_seed_in_which_another_event_comes_first_is_replaced(ask: Ask, tmp_path: Path) -> None:
+    found = ask(other_event_first, "a b")
+    assert not found.stochastic and [left_out.seed for left_out in found.left_out] == [1]
+    cause, cure = found.cause_claims[frozenset({0})], found.cure_claims[frozenset({0})]
+    assert (cause.grade, cause.rate.count, cause.rate.seeds) == (Grade.PROVEN, 3, 3)
+    assert (cure.grade, cure.rate.count, cure.rate.seeds) == (Grade.PROVEN, 4, 4), "also with the seed left out"
+    ((record,), _) = read_diagnoses(tmp_path)
+    said = "seed 1 is left out of the causes: the failing run fails with unexplained parameter first; a=1 alone did not"
+    assert any(said in line for line in record.lines)
+
+
+def test_a_seed_in_which_the_failing_run_fails_otherwise_still_tests_the_cures(ask: Ask) -> None:
+    found = ask(lambda run, seed: "parameter" if seed == 1 and run["b"] else bool(run["a"]), "a b")
+    assert found.stochastic and found.cures.cures == [frozenset({0})]
+    assert found.cure_claims[frozenset({0})].grade is Grade.SEEN, "b fails with seed 1"
+
+
+def test_a_replacement_that_denies_a_cause_is_a_disagreement(ask: Ask) -> None:
+    """With seed 3 it takes both."""
+    found = ask(lambda run, seed: bool(run["a"] and run["b"]) if seed == 3 else other_event_first(run, seed), "a b")
+    assert found.stochastic and not found.left_out
+
+
+def test_where_most_seeds_say_nothing_no_claim_is_proven(ask: Ask) -> None:
+    found = ask(lambda run, seed: other_event_first(run, 1 if seed % 2 else seed), "a b")
+    assert not found.stochastic and [left_out.seed for left_out in found.left_out] == [1, 3]
+    for claim in (*found.cause_claims.values(), *found.cure_claims.values()):
+        assert claim.graded == "could still be chance; 1 more seed would tell"
+
+
+def test_an_event_by_chance_before_one_that_always_follows_has_no_cause(ask: Ask) -> None:
+    """Whatever a run does by chance with some seeds, all others of a=1 fail otherwise: those of a=1 that tell agree."""
+
+    def fails(run: dict[str, Any], seed: int) -> bool | str:
+        by_chance = seed % 4 == {(1, 1): 0, (0, 1): 1, (1, 0): 2, (0, 0): 3}[run["a"], run["b"]]
+        return by_chance or ("parameter" if run["a"] else False)
+
+    found = ask(fails, "a b")
+    assert found.sequential is not None and not found.sequential.told_apart
+    assert {claim.grade for claim in found.cause_claims.values()} == {Grade.SEEN}
+
+
+def test_where_seeds_disagree_and_no_runs_are_left_the_first_answers_are_kept(ask: Ask, tmp_path: Path) -> None:
+    found = ask(lambda run, seed: bool(run["a"] and (seed % 2 == 0 or run["b"])), "a b", max_runs=12)
+    assert found.sequential is not None and not found.sequential.told_apart and found.spent
+    assert found.causes.causes == [frozenset({0})] and found.cures.cures == [frozenset({0})]
+    assert {claim.grade for claim in (*found.cause_claims.values(), *found.cure_claims.values())} == {Grade.SEEN}
+    ((record,), _) = read_diagnoses(tmp_path)
+    assert any("could still be chance; combinations were searched with one seed" in line for line in record.lines)
+
+
+def test_cures_are_not_proven_before_the_causes_are(ask: Ask) -> None:
+    """Seed 2 was not run with the cause: how often it fails is not known, nor how often a cell trains by chance."""
+    found = ask(lambda run, seed: bool(run["a"] and (seed < 2 or run["b"])), "a b", max_runs=8)
+    assert found.spent and {claim.grade for claim in found.cause_claims.values()} == {Grade.SEEN}
+    assert {claim.grade for claim in found.cure_claims.values()} == {Grade.SEEN}
 
 
 def test_spent_runs_leave_the_rest_undecided(ask: Ask, tmp_path: Path) -> None:

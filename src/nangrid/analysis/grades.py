@@ -31,7 +31,7 @@ _PRINTED = 3
 
 
 class Runs:
-    """How many runs of each combination met an event, of those in which no other event came first."""
+    """How many runs of each combination met an event, of those in which no other event came first, and of all."""
 
     def __init__(self, grid: Sequence[Combination], reference: Combination, event: Event | None) -> None:
         """`event`: None for any event."""
@@ -42,11 +42,12 @@ class Runs:
         outcomes = [[happened for _, happened in c.by_seed.values()] for c in grid]
         self.met = np.array([sum(_met(o, event) for o in of_one) for of_one in outcomes])
         self.runs = np.array([sum(_met(o, event) or o is None for o in of_one) for of_one in outcomes])
+        self.all_runs = np.array([len(of_one) for of_one in outcomes])
 
     @property
     def agree(self) -> bool:
         """Whether in each combination all seeds met the event or none did."""
-        return not bool(((self.met > 0) & (self.met < self.runs)).any())
+        return not bool(((self.met > 0) & (self.met < self.all_runs)).any())
 
     def holding(self, levels: Levels) -> Bools:
         """The combinations that have all these levels."""
@@ -63,6 +64,13 @@ class Runs:
     def count(self, chosen: Bools) -> Count:
         """Runs of these combinations."""
         return Count(int(self.met[chosen].sum()), int(self.runs[chosen].sum()))
+
+    def least(self, chosen: Bools) -> Count:
+        """The same, with the runs in which another event came first as misses.
+
+        Where another event follows unless this one comes first, all other runs met this one, even by chance.
+        """
+        return Count(int(self.met[chosen].sum()), int(self.all_runs[chosen].sum()))
 
     def other_levels(self, chosen: Bools, levels: Levels) -> list[int]:
         """Columns of the levels that some of these combinations have, the reference and `levels` do not."""
@@ -157,7 +165,7 @@ class CauseTests:
         """Runs that hold the levels, and runs that do not; neither hold an accepted cause."""
         free = self.runs.without(self.accepted)
         chosen = self.runs.holding(levels)
-        return self.runs.count(chosen & free), self.runs.count(~chosen & free)
+        return self.runs.least(chosen & free), self.runs.count(~chosen & free)
 
     def excludes(self, levels: Levels, part: Levels) -> bool:
         """Whether part of an accepted cause is proven not to be enough: runs with it, but not all of it, fail less.
@@ -172,7 +180,7 @@ class CauseTests:
         free = self.runs.without(other for other in self.accepted if other not in (levels, *kept))
         chosen, partly = self.runs.holding(levels), self.runs.holding(part)
         parts = sum((1 << len(cause)) - 1 for cause in self.accepted)
-        whole, rest = self.runs.count(chosen & free), self.runs.count(partly & ~chosen & free)
+        whole, rest = self.runs.least(chosen & free), self.runs.count(partly & ~chosen & free)
         return chance(whole, rest) * parts <= ALPHA
 
     def more(self, levels: Levels, seeds: int) -> int | None:
@@ -188,7 +196,7 @@ class CauseTests:
         chosen = self.runs.holding(levels) & free
         apart = self.runs.count(~self.runs.holding(levels) & free)
         others = self.runs.other_levels(chosen, levels)
-        return all(chance(self.runs.count(chosen & ~self.runs.holds[:, column]), apart) <= ALPHA for column in others)
+        return all(chance(self.runs.least(chosen & ~self.runs.holds[:, column]), apart) <= ALPHA for column in others)
 
 
 class CureTests:
@@ -206,13 +214,15 @@ class CureTests:
     def proven(self, failing: Levels, left: Levels) -> bool:
         """Whether the runs that hold `left` fail less often than those that hold the causes in `failing`.
 
-        The failing combination itself must fail more often than combinations that hold no cause.
+        The failing combination itself must fail more often than combinations that hold no cause, and what is left must
+        not: where another event always fails, to fail less often is not to train.
         """
         if self.runs.agree:
             return True
-        own = self.runs.count(self.runs.holding(failing))
-        fails = chance(own, self.runs.count(self.runs.without(self.causes))) <= ALPHA
-        return fails and chance(*self.counts(failing, left)) <= self.level(left)
+        free, chosen = self.runs.without(self.causes), self._holding(left)
+        fails = chance(self.runs.count(self.runs.holding(failing)), self.runs.count(free)) <= ALPHA
+        still_fails = chance(self.runs.count(chosen), self.runs.count(free & ~chosen)) <= ALPHA
+        return fails and not still_fails and chance(*self.counts(failing, left)) <= self.level(left)
 
     def level(self, left: Levels) -> float:
         """The part of ALPHA for one of the few cures that a verdict prints.
@@ -225,11 +235,13 @@ class CureTests:
     def counts(self, failing: Levels, left: Levels) -> tuple[Count, Count]:
         """Runs that hold a cause that is in `failing`, and those that hold what the changes left and no cause."""
         held = [cause for cause in self.causes if set(cause) <= set(failing)]
+        return self.runs.count(~self.runs.without(held)), self.runs.count(self._holding(left))
+
+    def _holding(self, left: Levels) -> Bools:
         rest = tuple(pair for pair in left if pair not in self.runs.reference)
         # a part of a cause may be what is at work, and then runs that hold the cause are evidence about the part
         apart = [cause for cause, parts in self.causes.items() if not any(set(part) <= set(rest) for part in parts)]
-        chosen = self.runs.holding(rest) & self.runs.without(apart)
-        return self.runs.count(~self.runs.without(held)), self.runs.count(chosen)
+        return self.runs.holding(rest) & self.runs.without(apart)
 
     def more(self, failing: Levels, left: Levels, seeds: int) -> int | None:
         """How many more seeds would tell."""

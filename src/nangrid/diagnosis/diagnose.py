@@ -17,7 +17,7 @@ from nangrid.diagnosis.level_search import LevelCauses, LevelSearch
 from nangrid.diagnosis.minimal_sets import Changes, MinimalSets, NotMonotoneError, OutOfRunsError
 from nangrid.diagnosis.oracle import CellOracle, CellResult, DiagnosisProblem, Log
 from nangrid.diagnosis.ranking import rank
-from nangrid.diagnosis.seeded_search import Answers, SeededSearch, SeedsDisagreeError
+from nangrid.diagnosis.seeded_search import Answers, LeftOutSeed, SeededSearch, SeedsDisagreeError
 from nangrid.diagnosis.sequential_search import SequentialSearch
 from nangrid.grid.plan import CellPlan
 from nangrid.records.autopsy import Autopsy
@@ -48,6 +48,8 @@ class Diagnosis:
     horizon: int
     """Steps for which the cures were run."""
     seeds: tuple[int, ...]
+    left_out: list[LeftOutSeed]
+    """Seeds that tell nothing about the causes, in which others took their place; none if seeds disagree."""
     autopsy: Autopsy | None
     """Autopsy of the failing cell."""
     sequential: SequentialSearch | None
@@ -119,9 +121,11 @@ def _search(screening: SeededSearch, all_seeds: SeededSearch) -> tuple[list[Seed
         return [all_seeds, screening], answers or Answers(everything, everything), True
     log("seeds disagree: running each combination with as many seeds as its answer takes")
     sequential = SequentialSearch(problem, oracle, problem.seeds, screening.event, screening.weights, log)
-    answers = sequential.run()
-    spent = sequential.told_apart and not (answers.causes.complete and answers.cures.complete)
-    return [sequential, all_seeds, screening], answers, spent
+    counted = sequential.run()
+    if not sequential.told_apart and not oracle.budget.left:
+        return [sequential, all_seeds, screening], answers or counted, True
+    spent = sequential.told_apart and not (counted.causes.complete and counted.cures.complete)
+    return [sequential, all_seeds, screening], counted, spent
 
 
 def _conclude(
@@ -150,6 +154,7 @@ def _conclude(
         spent=spent,
         horizon=search.steps_run(problem.all_changes - cure for cure in cures),
         seeds=problem.seeds,
+        left_out=list(search.left_out.values()),
         autopsy=failing.autopsy,
         sequential=search if isinstance(search, SequentialSearch) else None,
         not_monotone=answers.clash,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nangrid.analysis.claims import ALPHA, Grade, graded, more_seeds
 from nangrid.diagnosis.minimal_sets import Changes
@@ -50,7 +50,21 @@ def grade_claims(searches: Sequence[SeededSearch], answers: Answers, reproduced:
         search = _knowing(searches, everything - cure)
         rate = search.rate(everything - cure, search.trains)
         cures[cure] = _graded(search, rate, searches[0], reproduced, cure=True)
-    return causes, cures
+    if isinstance(searches[0], SequentialSearch):
+        return causes, cures
+    return causes, _as_sure_as(causes, cures)
+
+
+def _as_sure_as(causes: Claims, cures: Claims) -> Claims:
+    """The cures, none of them proven unless each cause is: a failure that may be rare also spares a cell by chance."""
+    unsure = [cause for cause in causes.values() if cause.grade is not Grade.PROVEN]
+    if not unsure:
+        return cures
+    more = max((cause.more or 0 for cause in unsure), default=0) or None
+    return {
+        cure: replace(claim, grade=Grade.SEEN, more=more) if claim.grade is Grade.PROVEN else claim
+        for cure, claim in cures.items()
+    }
 
 
 def grade_agreeing(rate: Rate, seeds: int, reproduced: bool) -> Claim:

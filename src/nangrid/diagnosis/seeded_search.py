@@ -44,6 +44,17 @@ class Answers:
     """Further sets that were run to test monotony, and agree with it."""
 
 
+@dataclass(frozen=True)
+class LeftOutSeed:
+    """A seed that tells nothing about the causes, because the failing cell has another event first."""
+
+    seed: int
+    event: Event
+    """The event that comes first."""
+    finite: list[Changes]
+    """Causes that do not fail with this seed."""
+
+
 class SeedsDisagreeError(Exception):
     """Raised if one seed shows the event not to be monotone, and another does not."""
 
@@ -69,6 +80,7 @@ class SeededSearch:
         self.event = event
         self.weights = weights
         self.log = log
+        self.left_out: dict[int, LeftOutSeed] = {}
 
     def run(self) -> Answers:
         """Search causes, then cures."""
@@ -86,25 +98,66 @@ class SeededSearch:
         Each cause must fail, and no set that the answers call harmless. Only the largest harmless sets are run: by
         monotony they decide every smaller one. OutOfRunsError if the budget is spent.
         """
-        everything = self.problem.all_changes
-        without_event = [everything - cure for cure in answers.causes.cures]
-        cured = [everything - cure for cure in answers.cures.cures]
         clash = (answers.clash.smaller, answers.clash.larger) if answers.clash else ()
-        sets = dict.fromkeys([frozenset(), *cured, *answers.causes.causes, *without_event, *clash])
-        keys = [(changes, seed) for changes in sets for seed in self.seeds]
+        sets = dict.fromkeys(
+            [frozenset(), *answers.causes.causes, *self._cured(answers), *self._harmless(answers), *clash]
+        )
+        keys = [(changes, seed) for seed in self.seeds for changes in sets]
         if any(key not in self.oracle.results for key in keys):
             number = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
             self.log(f"confirming with {number} for {self.oracle.horizon} steps")
         self.oracle.run(keys)
-        # a crash, or another event that came first, disagrees with nothing
-        return (
-            all(self.has_event(changes, seed) is not False for changes in answers.causes.causes for seed in self.seeds)
-            and not any(self.has_event(changes, seed) for changes in without_event for seed in self.seeds)
-            and all(self.trains(changes, seed) is not False for changes in cured for seed in self.seeds)
-        )
+        return all(self._agrees(answers, seed) for seed in self.seeds) and self._replacements_agree(answers, list(sets))
+
+    def _agrees(self, answers: Answers, seed: int) -> bool:
+        """Whether one seed agrees. A crash, or another event that came first, disagrees with nothing."""
+        if any(self.has_event(changes, seed) for changes in self._harmless(answers)):
+            return False
+        if any(self.trains(changes, seed) is False for changes in self._cured(answers)):
+            return False
+        outcomes = [self.has_event(cause, seed) for cause in answers.causes.causes]
+        return all(outcomes) or self._leave_out(answers, seed) or False not in outcomes
+
+    def _replacements_agree(self, answers: Answers, sets: Sequence[Changes]) -> bool:
+        """Whether further seeds agree, which take the place of those left out, as long as most seeds tell."""
+        number, first = len(self.seeds), self.seeds[-1] + 1
+        for seed in range(first, first + number // 2):
+            if seed - self.seeds[0] - len(self.left_out) == number:
+                break
+            # the failing cell comes first, then the causes: most of what disagrees is not run elsewhere
+            if not self._leave_out(answers, seed):
+                fails = [self.problem.all_changes, *answers.causes.causes]
+                if any(self.has_event(changes, seed) is False for changes in fails):
+                    return False
+                self.oracle.run([(changes, seed) for changes in sets])
+                if self._reference(seed).event is not None or not self._agrees(answers, seed):
+                    return False
+        return True
+
+    def _leave_out(self, answers: Answers, seed: int) -> bool:
+        """Whether another event comes first in the failing cell.
+
+        The seed is then left out of the causes: it cannot show whether they fail like the failing cell.
+        """
+        failing = self.oracle.result(self.problem.all_changes, seed)
+        if failing is None or failing.event in (None, self.event):
+            return False
+        run = [cause for cause in answers.causes.causes if (cause, seed) in self.oracle.results]
+        finite = [cause for cause in run if self.has_event(cause, seed) is False]
+        self.left_out[seed] = LeftOutSeed(seed, failing.event, finite)
+        self.log(f"leaving out seed={seed}: {failing.event} comes first in {self.problem.sides[0]}")
+        return True
+
+    def _harmless(self, answers: Answers) -> list[Changes]:
+        return [self.problem.all_changes - cure for cure in answers.causes.cures]
+
+    def _cured(self, answers: Answers) -> list[Changes]:
+        return [self.problem.all_changes - cure for cure in answers.cures.cures]
 
     def has_event(self, changes: Changes, seed: int) -> bool | None:
-        """Whether one cell fails with the event; None if it crashed, or if another event came first."""
+        """Whether one cell fails with the event; None if it crashed, another came first, or its seed is left out."""
+        if seed in self.left_out:
+            return None
         result = self.oracle.result(changes, seed)
         return None if result is None else result.has(self.event)
 

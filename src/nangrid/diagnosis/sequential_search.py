@@ -108,15 +108,24 @@ class SequentialSearch(SeededSearch):
         self.reference = self._of_end_point(frozenset(), self.has_event)
 
     def _of_end_point(self, changes: Changes, shows: Shows) -> Count:
+        """In the failing cell a run without an answer counts as a miss.
+
+        Where another event follows unless this one comes first, all runs with an answer have this one, even by chance.
+        """
         seeds = [s for of, s in self.oracle.results if of == changes and s != self.seeds[0]]
-        outcomes = [outcome for seed in seeds if (outcome := shows(changes, seed)) is not None]
-        return Count(sum(outcomes), len(outcomes))
+        outcomes = [shows(changes, seed) for seed in seeds]
+        known = [bool(outcome) for outcome in outcomes if changes or outcome is not None]
+        return Count(sum(known), len(known))
 
     def _decide(self, changes: Changes, shows: Shows) -> bool | None:
         test, tried = self._tests[shows], 0
         while True:
             count = self.rate(changes, shows).counted
-            if (decision := test.decision(count)) is not None or tried >= MOST_SEEDS or (tried and not count.runs):
+            decision = test.decision(count)
+            if decision:  # only if it holds with the runs without an answer as misses
+                count = Count(count.met, self._run(changes))
+                decision = test.decision(count) or None
+            if decision is not None or tried >= MOST_SEEDS or (tried and not count.runs):
                 return decision
             tried = min(MOST_SEEDS, max(tried, self._run(changes)) + test.fewest(count))
             self.oracle.run([(changes, seed) for seed in self._stream(tried)])

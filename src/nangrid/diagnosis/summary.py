@@ -11,7 +11,7 @@ from nangrid.diagnosis.dtype_fields import NarrowedCause
 from nangrid.diagnosis.level_search import LevelCauses
 from nangrid.diagnosis.minimal_sets import Changes, NotMonotoneError
 from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides
-from nangrid.diagnosis.seeded_search import Rate
+from nangrid.diagnosis.seeded_search import LeftOutSeed, Rate
 from nangrid.diagnosis.sequential_search import SequentialSearch
 from nangrid.records.diagnosis import ClaimRecord, DiagnosisRecord, write_diagnosis
 from nangrid.records.explain import explain
@@ -55,7 +55,9 @@ def _lines(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:
         yield f"  resumed at step {diagnosis.first_step}: earlier effects of the levels are not tested"
     yield from _monotony(diagnosis, problem)
     if diagnosis.sequential is not None:
-        yield from _disagreement(diagnosis.sequential)
+        yield from _disagreement(diagnosis.sequential, diagnosis.spent)
+    for left_out in diagnosis.left_out:
+        yield f"  {_left_out(left_out, problem)}"
     causes = diagnosis.causes.causes
     for cause in causes:
         claim = diagnosis.cause_claims[cause]
@@ -93,13 +95,20 @@ def _monotony(diagnosis: Diagnosis, problem: DiagnosisProblem) -> Iterator[str]:
         yield f"  assumed monotone; {cells}"
 
 
-def _disagreement(search: SequentialSearch) -> Iterator[str]:
+def _left_out(left_out: LeftOutSeed, problem: DiagnosisProblem) -> str:
+    why = f"seed {left_out.seed} is left out of the causes: the failing run fails with {left_out.event} first"
+    finite = " and ".join(_failing(problem, cause) for cause in left_out.finite)
+    return f"{why}; {finite} alone did not fail" if finite else why
+
+
+def _disagreement(search: SequentialSearch, spent: bool) -> Iterator[str]:
     ends = f"the failing run fails in {_of(search.failing)} further seeds, the reference in {_of(search.reference)}"
     if search.told_apart:
         yield f"  seeds disagree: {ends}; each combination ran with as many seeds as its answer took"
         yield f"  proven: each answer is wrong with a chance of at most {search.level:.1%}"
     else:
-        yield f"  seeds disagree: {ends}, which could still be chance; no combination was searched"
+        searched = "combinations were searched with one seed" if spent else "no combination was searched"
+        yield f"  seeds disagree: {ends}, which could still be chance; {searched}"
 
 
 def _of(count: Count) -> str:
