@@ -31,8 +31,14 @@ def finding_of(autopsy: Autopsy, folder: Path, *, with_text: bool = True) -> Fin
         overrides=[suggestion.override for suggestion in autopsy.suggestions if suggestion.override],
         ruled_out=list(_ruled_out(autopsy)),
         unchecked=list(_unchecked(autopsy)),
-        operand_script=str(folder / SCRIPT) if autopsy.alone else None,
+        operand_script=str(_of_its_rank(autopsy, folder) / SCRIPT) if autopsy.alone else None,
     )
+
+
+def _of_its_rank(autopsy: Autopsy, folder: Path) -> Path:
+    """The folder of the rank that a merged autopsy is of."""
+    own = folder / f"rank{autopsy.rank}"
+    return own if own.is_dir() else folder
 
 
 def _happened(autopsy: Autopsy) -> str:
