@@ -327,8 +327,8 @@ class Config:
             check_gemma(self.targets.modules, self.model.name)
         if self.processes > 1 and self.start_from is not None:
             raise InputError(
-                f"{PROCESSES}={self.processes} does not go with start_from, because a saved state is that of one process: "
-                "leave start_from out, and train from the first step."
+                f"processes={self.processes} does not go with start_from, because a saved state is of one process: "
+                "leave start_from out to train from the first step."
             )
         if self.data.name == "glossary" and self.vocab.name == "none":
             raise InputError("data=glossary consists of new tokens, but vocab=none adds none: type vocab=spm.")

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from nangrid.cell.config import CONF_DIR, PROCESSES, Config, factors
 from nangrid.cell.interpreter import PYTHON, python_science
+from nangrid.records.defaults import NOT_LISTED
 from nangrid.records.safety.names import GROUPS
 from nangrid.records.start_from import files_sha256, find_start
 
@@ -67,7 +68,7 @@ def cell_factors(config: Config) -> dict[str, Any]:
     A single process is not listed, as in the records of cells from before there could be several.
     """
     shown = factors(config, starred(config))
-    if config.processes == 1:
+    if shown[PROCESSES] == NOT_LISTED[PROCESSES]:
         del shown[PROCESSES]
     python = {} if config.python is None else {PYTHON: config.python}
     return shown | _start(config) | python

@@ -14,6 +14,7 @@ from nangrid.cell.identity import hash_science
 from nangrid.cell.interpreter import PYTHON, absolute_python, python_science
 from nangrid.records.start_from import files_sha256, find_start
 
+
 @dataclass(frozen=True)
 class ScriptConfig:
     """One run of a function that builds a Trainer from levels, or trains in its own loop.
