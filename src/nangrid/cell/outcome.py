@@ -57,7 +57,7 @@ def _record_fields(watch: TrainerWatch | Watch, ledger: Ledger, began: float, ho
     clocks = inspector.clocks
     onset = clocks.onset
     folder = "" if inspector.autopsy else "frozen/" if inspector.frozen else None
-    # The merged autopsy of several ranks lies above the records of each.
+    # The merged autopsies of several ranks lie above the records of each.
     own = "" if inspector.ranks is None else f"rank{inspector.ranks.rank}/"
     replay_seconds = inspector.replay_seconds
     ledger.early_warnings = inspector.growth.warnings
@@ -73,7 +73,7 @@ def _record_fields(watch: TrainerWatch | Watch, ledger: Ledger, began: float, ho
         "trains": _trains(clocks),
         "ledger": ledger.as_dict(),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "autopsy": None if folder is None else f"{own if folder else ''}{folder}{AUTOPSY}",
+        "autopsy": None if folder is None else f"{folder}{AUTOPSY}",
         "snapshot": None if folder is None else f"{own}{folder}{FACTS}",
         "seconds": Seconds(watch.started_at - began, training, replay_seconds),
         "error": None,

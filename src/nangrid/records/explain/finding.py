@@ -36,9 +36,10 @@ def finding_of(autopsy: Autopsy, folder: Path, *, with_text: bool = True) -> Fin
 
 
 def _of_its_rank(autopsy: Autopsy, folder: Path) -> Path:
-    """The folder of the rank that a merged autopsy is of."""
-    own = folder / f"rank{autopsy.rank}"
-    return own if own.is_dir() else folder
+    """The folder with the files of the rank that a merged autopsy is of."""
+    own = f"rank{autopsy.rank}"
+    candidates = folder / own, folder.parent / own / folder.name  # CELL/frozen and CELL/rank1/frozen
+    return next((path for path in candidates if path.is_dir()), folder)
 
 
 def _happened(autopsy: Autopsy) -> str:
