@@ -29,16 +29,19 @@ _SETTLE_S = 0.5
 """Seconds after the first failure in which those that follow from it are noticed, too."""
 _INTERRUPT = signal.SIGUSR1
 
-Failure = tuple[float, Exception]
+Failure = tuple[float, BaseException]
 """When another rank failed, and why; 0.0 for one that died, because that is never the consequence of another."""
 
 
-class RankFailedError(Exception):
-    """Another rank raised an error; the message says which, and what."""
+class RankFailedError(BaseException):
+    """Another rank raised an error; the message says which, and what.
+
+    Not an Exception, so that it also ends the replay of a step that a broken connection has ended.
+    """
 
 
-class RankDiedError(Exception):
-    """The process of another rank died."""
+class RankDiedError(BaseException):
+    """The process of another rank died; not an Exception either."""
 
     def __init__(self, rank: int, exit_code: int) -> None:
         super().__init__(f"the process of rank {rank} ended with exit code {exit_code}")
@@ -52,7 +55,7 @@ class OtherRanks:
 
     def __init__(self, ranks: list[_Rank], store: Any = None) -> None:
         self.ranks = ranks
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         """What happened on the rank that failed first."""
         self._store = store
         self._trained = False
