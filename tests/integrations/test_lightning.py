@@ -1,5 +1,7 @@
 """LightningWatch: modules as people write them, each with a natural fault in forward, backward or optimizer."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,3 +212,48 @@ def test_a_strategy_that_cannot_be_watched_is_refused_by_name(strategy: Any, tmp
     trainer: Any = SimpleNamespace(strategy=strategy())
     with pytest.raises(InputError, match=f"does not support {strategy.__name__}: train on one device, or with strat"):
         LightningWatch(tmp_path).on_train_start(trainer, Regression())
+
+
+DIAGNOSED = """
+import lightning
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+import nangrid
+from nangrid.integrations import LightningWatch
+
+class Scaled(lightning.LightningModule):
+    def __init__(self, levels):
+        super().__init__()
+        self.net, self.levels = torch.nn.Linear(8, 1), levels
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        error = self.net(x).squeeze(1) - y
+        loss = (error / (x.std(1) + self.levels["eps"])).pow(2).mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+def train(levels):
+    torch.manual_seed(0)
+    x = torch.randn(40, 8)
+    x[11] = 1.0  # all numbers of a sample are equal
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=50, accelerator="cpu", callbacks=[LightningWatch()], **options)
+    trainer.fit(Scaled(levels), DataLoader(TensorDataset(x, torch.randn(40)), batch_size=4))
+
+if __name__ == "__main__":
+    nangrid.diagnose(train, failing={"eps": 0.0}, reference={"eps": 1.0}, seeds=1, out="out")
+"""
+
+
+def test_script_is_diagnosed(tmp_path: Path) -> None:
+    """Each run ends at its horizon, long before the epochs do."""
+    (tmp_path / "scaled.py").write_text(DIAGNOSED)
+    done = subprocess.run([sys.executable, "scaled.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "eps=1.0: finite for 16 steps" in done.stdout
+    assert "sufficient: eps=0.0 (one seed: " in done.stdout and "cure: eps=1.0 (one seed " in done.stdout
+    assert "origin: aten.div.Tensor (scaled.py:16), forward division by zero" in done.stdout

@@ -212,6 +212,22 @@ def test_batches_that_are_passed_on_are_replayed(wrap: Any, draws: str, tmp_path
     assert (autopsy.step, autopsy.op, autopsy.reproduced) == (2, "aten.log.default", True)
 
 
+def test_watch_that_can_be_switched_off(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, watch = [torch.ones(2, 3), torch.zeros(2, 3)], Watch(model, optimizer, tmp_path)
+
+    def train() -> None:
+        for number, x in enumerate(watch.batches(inputs)) if watch else enumerate(inputs):
+            loss = model(x.log()).sum() + number
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    autopsy = autopsy_of(train)
+    assert (autopsy.step, autopsy.op, autopsy.reproduced) == (1, "aten.log.default", True)
+
+
 @pytest.mark.parametrize("draws", ["for", "next"])
 @pytest.mark.parametrize(
     "wrap", [doubled, drawn_ahead, lambda batches: zip(batches, "abcd", strict=False), pairwise],

@@ -11,26 +11,27 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import Trainer, TrainerCallback
 
-from nangrid.records.errors import InputError
 from nangrid.records.explain import explain
 from nangrid.watch import Clocks, StepReading
 from nangrid.watch.autopsy.examine import Background
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.inspector import FailedEvalBatch, Inspector
+from nangrid.watch.inspector import Inspector
 from nangrid.watch.ranks.sharded import is_sharded
-from nangrid.watch.ranks.wrappers import refuse_parallelism
+from nangrid.watch.ranks.wrappers import engine_among, refuse_parallelism
+from nangrid.watch.ranks.zero import ZeroOptimizer
 from nangrid.watch.state.loop_objects import Restore, attributes
 from nangrid.watch.state.optimizers import unwrapped
 from nangrid.watch.state.random_state import random_states
-from nangrid.watch.state.recorder import SnapshotPolicy, shallow
+from nangrid.watch.state.recorder import FailedEvalBatch, SnapshotPolicy, shallow
 from nangrid.watch.state.scaler import scale_of
 from nangrid.watch.state.snapshot import MicroBatch
 from nangrid.watch.state.tensors import trainables
@@ -48,11 +49,19 @@ class TrainerStep:
         self._training_step = trainer.training_step
         self._prediction_step = trainer.prediction_step
         self._get_grad_norm = trainer._get_grad_norm
+        self.zero: ZeroOptimizer | None = None
+        """The optimizer of DeepSpeed, if the trainer uses it."""
+
+    def use(self, engine: Any) -> ZeroOptimizer:
+        """Train by an engine of DeepSpeed; its optimizer."""
+        self.zero = zero = ZeroOptimizer(engine)
+        self.trainables = zero.trainables
+        return zero
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer, which the trainer makes when training begins."""
-        return unwrapped(self.trainer.optimizer)
+        return unwrapped(self.trainer.optimizer) if self.zero is None else cast(torch.optim.Optimizer, self.zero)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -90,6 +99,8 @@ class TrainerStep:
 
     def clip(self) -> Tensor:
         """Clip as the trainer does; the norm before clipping."""
+        if self.zero is not None:
+            return torch.zeros(())  # DeepSpeed clips within its step
         clips = self.trainer.args.max_grad_norm > 0
         norm = self.trainer._clip_grad_norm(self.trainer.model_wrapped) if clips else None
         return torch.as_tensor(self._get_grad_norm(self.trainer.model_wrapped, grad_norm=norm))
@@ -136,10 +147,20 @@ class TrainerWatch(TrainerCallback):
         model, optimizer = self.trainer.model_wrapped, self.step.optimizer
         refuse_parallelism([model], [optimizer])
         if is_sharded(model):
-            raise InputError(
-                "watch_trainer does not support fully_shard: use DistributedDataParallel, or your own loop."
-            )
+            # It has other parameters than before it was sharded.
+            self.step.model, self.step.trainables = model, trainables(model)
+            self.policy = replace(self.policy, initial=None)
+        if engine_among([model]) is not None:
+            self._follow(model)
         self.inspector = inspector_for(self.step, self.out_dir, self.background, self.policy)
+
+    def _follow(self, engine: Any) -> None:
+        """Read what an engine of DeepSpeed steps on, which it does within the trainer's last backward pass."""
+        zero = self.step.use(engine)
+        self.policy = replace(self.policy, initial=None)
+        _before(self.trainer.accelerator, "backward", self._read_loss)
+        zero.register_step_pre_hook(lambda *_: self._read_scaled_gradients(zero))
+        zero.register_step_post_hook(lambda *_: self._read_update())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open a step."""
@@ -149,6 +170,14 @@ class TrainerWatch(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check parameters and optimizer state after the optimizer step."""
+        if self.step.zero is None:
+            self._read_update()
+
+    def _read_loss(self, loss: Tensor) -> None:
+        if not self.inspector.replaying:
+            self.inspector.loss(loss)
+
+    def _read_update(self) -> None:
         self._lr = float(self.step.optimizer.param_groups[0]["lr"])
         self.inspector.updated()
 
@@ -213,7 +242,8 @@ class TrainerWatch(TrainerCallback):
             except Exception as error:
                 self.inspector.raised(error)
                 raise
-            self.inspector.loss(loss)
+            if self.step.zero is None:
+                self.inspector.loss(loss)
             return loss
 
         trainer.training_step = training_step
@@ -241,6 +271,12 @@ class TrainerWatch(TrainerCallback):
         if not self.inspector.replaying:
             self.inspector.gradients(scale_of(self.trainer.accelerator.scaler))
 
+    def _read_scaled_gradients(self, zero: ZeroOptimizer) -> None:
+        """Check the gradients of DeepSpeed, which unscales them within its step."""
+        if not self.inspector.replaying:
+            scale = zero.scale.get_scale()
+            self.inspector.gradients(scale, clipped=1 / scale)
+
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
     """Call `then` with each result of `obj.method`, on this instance only."""
@@ -251,6 +287,18 @@ def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
         result = original(*args, **kwargs)
         then(result)
         return result
+
+    setattr(obj, method, watched)
+
+
+def _before(obj: Any, method: str, then: Callable[[Any], None]) -> None:
+    """Call `then` with the first argument of `obj.method` before it runs, on this instance only."""
+    original = getattr(obj, method)
+
+    @functools.wraps(original)
+    def watched(first: Any, *args: Any, **kwargs: Any) -> Any:
+        then(first)
+        return original(first, *args, **kwargs)
 
     setattr(obj, method, watched)
 

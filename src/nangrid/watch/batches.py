@@ -144,7 +144,7 @@ class BatchLoop:
             self.inspector.begin(self._steps)
             window = self._window = Window()
             self.step.windows.append(window)
-        elif not window.backwards or not gradients(self.step.trainables):
+        elif not window.backwards or not self.step.holds_gradients():
             self.inspector.restart()
             window.clear()
         self._rounds += 1

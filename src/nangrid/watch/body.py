@@ -164,6 +164,10 @@ def _from_for(loop: ast.For | ast.While, frame: FrameType) -> list[ast.stmt] | N
 
 def _drawn(iterated: ast.expr, frame: FrameType) -> ast.expr | None:
     """What the loop's target is assigned, as `enumerate` and progress bars pass the batch on; None if not known."""
+    if isinstance(iterated, ast.IfExp):  # `watch.batches(loader) if watched else loader`
+        found = [_drawn(branch, frame) for branch in (iterated.body, iterated.orelse)]
+        drawn = {ast.dump(expression): expression for expression in found if expression is not None}
+        return drawn.popitem()[1] if len(drawn) == 1 else None
     if not isinstance(iterated, ast.Call):
         return ast.Name(_BATCH, ast.Load()) if _is_batches(_value(iterated, frame)) else None
     if _calls_batches(iterated, frame):

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from nangrid.watch.autopsy.replay import RAISED, NotRepeatableError, WholeStep, nonfinite
 from nangrid.watch.autopsy.trace import Progress
+from nangrid.watch.ranks.sharded import has_unreduced_gradients
+from nangrid.watch.ranks.zero import zero_of
 from nangrid.watch.state.loop_objects import restorers
 from nangrid.watch.state.optimizers import together
 from nangrid.watch.state.random_state import set_random_states
@@ -64,6 +66,11 @@ class BodyStep(WholeStep):
     def updated(self) -> Mapping[str, nn.Parameter]:
         """The trainables of the optimizer that the body has come to."""
         return self._updated
+
+    def holds_gradients(self) -> bool:
+        """Whether the next backward pass adds to gradients."""
+        # ZeRO moves them to buffers of its own, and zeroes them when it steps.
+        return zero_of(self) is not None or bool(gradients(self.trainables)) or has_unreduced_gradients(self.model)
 
     def trained_by(self, optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:
         """The trainables of one of the optimizers, by name; of all for none."""
@@ -152,6 +159,8 @@ class BodyStep(WholeStep):
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Stop at the live run's last optimizer step, or at an earlier one that would read non-finite gradients."""
+        if self._taken < len(self._window.taken) and self._backwards < self._window.taken[self._taken].backwards:
+            return  # an engine is told of every micro-batch, and steps after the last
         self._taken += 1
         self._updated = self.trained_by(optimizer)
         if self._taken >= len(self._window.taken) or nonfinite(gradients(self._updated)):

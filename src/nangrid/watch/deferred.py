@@ -178,7 +178,7 @@ class DeferredInspector(Inspector):
         for clock in ("parameter", "optimizer_state") if searching else ("gradient", "parameter", "optimizer_state"):
             if not math.isfinite(sizes.get(clock, 0.0)):
                 self.clocks.trip(clock, 1)
-        return searching and not math.isfinite(gradient)
+        return searching and self._anywhere(not math.isfinite(gradient))
 
     def _live(self, snapshot: Snapshot) -> LiveStep:
         # By now the live model is some steps further.
@@ -199,7 +199,8 @@ def inspector_for(
     step: Step, out_dir: Path | None, background: Background, policy: SnapshotPolicy | None = None
 ) -> Inspector:
     """The inspector for the device that the trainables are on."""
-    on_gpu = any(parameter.is_cuda for parameter in step.trainables.values())
+    # A rank of ZeRO may hold no part of any trainable.
+    on_gpu = any(parameter.is_cuda for parameter in step.trainables.values() or step.model.parameters())
     # Without copies a failing update must be stopped before it, and that needs its numbers at once.
     late = on_gpu and not (policy and policy.light)
     return (DeferredInspector if late else Inspector)(step, out_dir, background, policy, ranks_of_this_run())

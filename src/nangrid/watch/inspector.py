@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ from nangrid.watch.ranks.alone import alone
 from nangrid.watch.ranks.group import Ranks
 from nangrid.watch.ranks.merge import merge, of_rank
 from nangrid.watch.ranks.sharded import is_sharded
+from nangrid.watch.ranks.zero import zero_of
 from nangrid.watch.run_directory import RunDirectory
-from nangrid.watch.state.recorder import Recorder, SnapshotPolicy
+from nangrid.watch.state.recorder import FailedEvalBatch, Recorder, SnapshotPolicy
 from nangrid.watch.state.scaler import NO_SCALE
 from nangrid.watch.state.snapshot import Snapshot
 from nangrid.watch.state.tensors import gradients, is_finite
@@ -53,15 +54,6 @@ _LIGHT = (
     "The update was not replayed, because the light snapshot holds no copy of the parameters from before it. Pass "
     'snapshot="full" to find the operation.'
 )
-
-
-@dataclass(frozen=True)
-class FailedEvalBatch:
-    """An evaluation batch whose loss is non-finite, and the random states from before it."""
-
-    inputs: Any
-    rng: dict[str, Any]
-    loss: Tensor
 
 
 class Inspector:
@@ -99,12 +91,13 @@ class Inspector:
         self.autopsy: Autopsy | None = None
         """The autopsy of the onset."""
         self.frozen: Autopsy | None = None
-        """The autopsy of the first frozen step, made when the run ends: a replay may disturb counters in a closure."""
+        """The autopsy of the first frozen step, made when the run ends: a replay may disturb a closure's counters."""
         self.unexplained = ""
         """Why a failing step has no autopsy or no snapshot."""
         self.replaying = False
         self.replay_seconds = 0.0
-        self._sharded = is_sharded(step.model)
+        self._sharded = is_sharded(step.model) or zero_of(step) is not None
+        self._replays_alone = ranks is not None or zero_of(step) is not None
         self._losses: list[Tensor] = []
         self._unmended = False
         """Whether a backward pass has left non-finite gradients, which a loop may mend."""
@@ -178,15 +171,19 @@ class Inspector:
         self._warn_without_gradient()
         searching = bool(scale > 1)
         self.clocks.gradients(searching, of, 1.0 if clipped is None else float(clipped))
-        skipped = searching and not math.isfinite(self.clocks.reading.max_gradient)
+        skipped = searching and self._anywhere(not math.isfinite(self.clocks.reading.max_gradient))
         self._skips(skipped)
         self._agree()
         if self._tripped_now("loss", "gradient"):
             outcome = {"loss": digest(self._losses)}
             # A loop may have clipped or scaled its gradients since the backward pass, where its replay stops.
-            if of is None and not skipped and self.ranks is None:
+            if of is None and not skipped and not self._replays_alone:
                 outcome["gradients"] = digest(gradients(self.step.trainables).values())
             self._examine(outcome)
+
+    def _anywhere(self, found: bool) -> bool:
+        """Whether any rank has found it, where each holds other elements."""
+        return self.ranks.any_of(found) if self._sharded and self.ranks is not None else found
 
     def skipped(self, losses: Sequence[Tensor]) -> None:
         """Note that a GradScaler has skipped the current step, before whose end `losses` were not noted yet."""
@@ -206,7 +203,7 @@ class Inspector:
         with self._replay():
             lasting = self._fails_unscaled()
         if self.ranks is not None:
-            lasting = not self.ranks.least(not lasting)
+            lasting = self.ranks.any_of(lasting)
         if lasting:
             for loss in losses:
                 Inspector.loss(self, loss)
@@ -245,7 +242,7 @@ class Inspector:
             self._agree()  # each rank has updated other elements
         if self._tripped_now("parameter", "optimizer_state"):
             outcome = {"parameters": digest(self.step.trainables.values())}
-            if self.ranks is None:  # else the update is replayed alone
+            if not self._replays_alone:  # else the update is replayed without the backward pass
                 outcome["loss"] = digest(self._losses)
             self._examine(outcome)
 
@@ -276,7 +273,7 @@ class Inspector:
     def _evaluation_autopsy(self, failed: FailedEvalBatch) -> Autopsy | None:
         losses = [reading.loss for reading in self.clocks.readings]
         outcome = {"loss": digest([failed.loss])}
-        return self._autopsy_of(self.recorder.evaluation(failed.inputs, failed.rng, outcome, losses), ".")
+        return self._autopsy_of(self.recorder.evaluation(failed, outcome, losses), ".")
 
     def _agree(self) -> None:
         """Trip the clock that has tripped on any rank in this step, so that all ranks leave the loop together."""
@@ -374,9 +371,9 @@ class Inspector:
             return unreplayed(snapshot, f"The replay raised {type(error).__name__}.", live)
 
     def _alone(self, snapshot: Snapshot) -> AbstractContextManager[tuple[Step, Snapshot]]:
-        if self.ranks is None:
+        if not self._replays_alone:
             return nullcontext((self.step, snapshot))
-        return alone(self.step, snapshot, late=self.late, together=self.ranks.together)
+        return alone(self.step, snapshot, late=self.late, together=self.ranks is None or self.ranks.together)
 
     @contextmanager
     def _replay(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ def tapping(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
-        if not _listeners:
+        if not _listeners and not sys.is_finalizing():  # by then torch is half gone
             torch.autograd.backward, clip_grad._clip_grads_with_norm_ = _originals["backward"], _originals["clip"]
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from nangrid.watch.batches import BatchLoop
 from nangrid.watch.body_step import BodyStep
 from nangrid.watch.clocks import StepReading
 from nangrid.watch.deferred import inspector_for
-from nangrid.watch.ranks.wrappers import bare, refuse_join, refuse_parallelism
+from nangrid.watch.ranks.wrappers import bare, engine_among, refuse_join, refuse_parallelism
+from nangrid.watch.ranks.zero import ZeroOptimizer, zero_of
 from nangrid.watch.state.optimizers import together, unwrapped
 from nangrid.watch.state.recorder import SnapshotPolicy
 from nangrid.watch.state.scaler import scale_of
@@ -127,6 +128,9 @@ class Watch:
         self._given = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         self._optimizers = [unwrapped(given) for given in self._given]
         refuse_parallelism(self._models, self._optimizers)
+        engine = engine_among(self._models)
+        if engine is not None:
+            self._optimizers = [cast(torch.optim.Optimizer, ZeroOptimizer(engine))]
         model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
@@ -166,7 +170,8 @@ class Watch:
             refuse_join(model)
         if self._batch_loop is None:
             step = BodyStep(self._loop.model, self._optimizers, self._loop.trainables)
-            step.live_scaler = self.scaler
+            zero = zero_of(step)
+            step.live_scaler = self.scaler if zero is None else cast(torch.amp.GradScaler, zero.scale)
             self.inspector.step = step
             self._batch_loop = BatchLoop(step, self.inspector, self._observer, self._raise_on_onset)
         self.started_at = self.started_at or time.perf_counter()
@@ -202,7 +207,7 @@ class Watch:
 
     def _open(self) -> None:
         if self._calls == 0:
-            _refuse_for_closures(self._given, self._batch_loop)
+            _refuse_for_closures(self._given, self._batch_loop, engine_among(self._models))
         step = self._calls // self.accumulate
         self._observer.begin(step)
         self._began = time.perf_counter()
@@ -284,9 +289,13 @@ def _check_loss(loss: Any) -> None:
         raise InputError(f"The closure returned a loss of shape {list(loss.shape)}: let it return one number.")
 
 
-def _refuse_for_closures(optimizers: Sequence[torch.optim.Optimizer], batch_loop: BatchLoop | None) -> None:
+def _refuse_for_closures(
+    optimizers: Sequence[torch.optim.Optimizer], batch_loop: BatchLoop | None, engine: Any
+) -> None:
     if batch_loop is not None:
         raise InputError("This Watch follows a loop by watch.batches: make another one for watch.step.")
+    if engine is not None:
+        raise InputError("The engine of DeepSpeed steps by itself: use `for batch in watch.batches(loader)`.")
     if len(optimizers) > 1:
         raise InputError("watch.step takes one optimizer: use `for batch in watch.batches(loader)` with several.")
     gradient_state = getattr(optimizers[0], "gradient_state", None)
@@ -327,7 +336,8 @@ class _Loop:
         self._optimizer = optimizer
         self.scaler = scaler
         self.max_grad_norm = max_grad_norm
-        self.trainables = trainables(model)
+        # DeepSpeed trains fragments of the model's parameters.
+        self.trainables = optimizer.trainables if isinstance(optimizer, ZeroOptimizer) else trainables(model)
         self.closure: Callable[..., Tensor] = lambda: torch.zeros(())
 
     @property

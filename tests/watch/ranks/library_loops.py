@@ -82,8 +82,12 @@ def healthy(folder: Path) -> bool:
 
 
 def stopped(folder: Path, fault: str, **changes: Any) -> dict[str, Any]:
-    """The clocks of a Trainer's run, and at which step it stopped."""
-    run = trainer(folder, fault, **changes)
+    """How a Trainer's run ends."""
+    return stopped_trainer(trainer(folder, fault, **changes), folder)
+
+
+def stopped_trainer(run: InOrder, folder: Path) -> dict[str, Any]:
+    """The clocks of a run, and at which step it stopped."""
     readings: list[StepReading] = []
     watch = watch_trainer(run, folder, on_step=readings.append)
     run.train()

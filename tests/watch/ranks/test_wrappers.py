@@ -64,7 +64,7 @@ def flat() -> nn.Module:
 )
 def test_models(make, named: str) -> None:
     model = make()
-    with pytest.raises(InputError, match=f"^Watch does not support {named} use DistributedDataParallel, or"):
+    with pytest.raises(InputError, match=f"^Watch does not support {named} use DistributedDataParallel,"):
         Watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 

@@ -28,9 +28,11 @@ class LiveStep:
 def read_live_step(step: Step, clock: str) -> LiveStep:
     """The tensors that are non-finite now, right after the clock tripped."""
     found = gradients(updated(step))
+    # After an update, ranks of ZeRO hold copies of what others have updated.
+    others = {} if clock in AFTER_UPDATE else dict(step.model.named_parameters())
     bad = {
         "gradients": nonfinite(found),
-        "parameters": nonfinite(dict(step.model.named_parameters()) | step.trainables),
+        "parameters": nonfinite(others | step.trainables),
         "buffers": {name: b for name, b in step.model.named_buffers() if not is_finite(b)},
         "optimizer state": nonfinite({f"{key} of {name}": value for name, key, value in named_state(step)}),
     }

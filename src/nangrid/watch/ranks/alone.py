@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nangrid.watch.autopsy.replay import AFTER_UPDATE, RAISED, NotRepeatableError, Step, repeating
+from nangrid.watch.autopsy.replay import AFTER_UPDATE, EVALUATION, RAISED, NotRepeatableError, Step, repeating
 from nangrid.watch.ranks.sharded import holding, is_sharded, whole
+from nangrid.watch.ranks.zero import plain_fragments, whole_parameters, zero_of
 from nangrid.watch.state.snapshot import MicroBatch, Snapshot
 from nangrid.watch.state.tensors import local, present_gradients
 
@@ -24,23 +25,34 @@ def alone(step: Step, snapshot: Snapshot, *, late: bool, together: bool) -> Iter
     `late`: steps have followed since, so that the gradients of the failing one are gone. `together`: whether the other
     ranks do the same now.
     """
-    sharded = is_sharded(step.model)
     if snapshot.clock not in AFTER_UPDATE:
-        if sharded and (not together or snapshot.clock == RAISED):
-            raise NotRepeatableError("its parameters are spread over ranks that did not come to the failing step.")
-        with whole(step, snapshot) if sharded else _as_it_is(snapshot) as bare:
+        # Only ranks whose own evaluation failed examine it, with the parameters as they are.
+        late, together = late and snapshot.clock != EVALUATION, together and snapshot.clock not in (RAISED, EVALUATION)
+        with _whole(step, snapshot, late=late, together=together) as bare:
             yield step, bare
         return
     if late:
         raise NotRepeatableError("the gradients of all ranks, which the optimizer read, are gone.")
-    with repeating(step, snapshot), _shards(step) if sharded else _as_it_is(step):
+    with repeating(step, snapshot), _parts(step):
         gradients = {name: gradient.clone() for name, gradient in present_gradients(step.trainables).items()}
         yield _Update(step, gradients), replace(snapshot, initial={})
 
 
-@contextmanager
-def _as_it_is(value: Any) -> Iterator[Any]:
-    yield value
+def _whole(step: Step, snapshot: Snapshot, *, late: bool, together: bool) -> AbstractContextManager[Snapshot]:
+    """Within the block the model has whole parameters; yields the snapshot of those."""
+    sharded, zero = is_sharded(step.model), zero_of(step)
+    if not together and (sharded or (zero is not None and late)):
+        raise NotRepeatableError("its parameters are spread over ranks that did not come to the failing step.")
+    if zero is not None:
+        return whole_parameters(step, snapshot, zero, together=together)
+    return whole(step, snapshot) if sharded else nullcontext(snapshot)
+
+
+def _parts(step: Step) -> AbstractContextManager[None]:
+    """Within the block the step updates what this rank holds of the parameters, as plain tensors."""
+    if (zero := zero_of(step)) is not None:
+        return plain_fragments(step, zero)
+    return _shards(step) if is_sharded(step.model) else nullcontext()
 
 
 class _Update:

@@ -62,6 +62,10 @@ class Ranks:
             return number
         return int(answer)
 
+    def any_of(self, found: bool) -> bool:
+        """Whether any of the ranks has found it."""
+        return not self.least(not found)
+
     @contextmanager
     def alive(self) -> Iterator[None]:
         """Give signs of life within the block."""

@@ -64,7 +64,10 @@ def _origin(autopsy: Autopsy) -> str:
 
 def _of_communication(found: Mapping[int, Autopsy], silent: list[int]) -> Autopsy:
     """The autopsy of a step that no rank fails by itself: it is the exchange of gradients that fails."""
-    autopsy = found[min(found)]
+    holding = [autopsy for autopsy in found.values() if autopsy.parameters]
+    autopsy = (holding or list(found.values()))[0]
+    if len(holding) != 1 and len(found) > 1:
+        autopsy = replace(autopsy, rank=None)
     certain = not silent and all(a.reproduced and a.clock not in AFTER_UPDATE for a in found.values())
     if not certain or not any(a.by_communication for a in found.values()):
         return autopsy

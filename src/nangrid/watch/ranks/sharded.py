@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,8 +19,22 @@ _FSDP = "torch.distributed.fsdp"
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of the model are spread over the ranks."""
-    return any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    """Whether parameters of the model are spread over the ranks, also while fully_shard has gathered them."""
+    spread = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    return spread or any(map(fsdp_state, model.modules()))
+
+
+def has_unreduced_gradients(model: nn.Module) -> bool:
+    """Whether fully_shard keeps gradients that the ranks have not exchanged yet: not those of the parameters."""
+    states = filter(None, map(fsdp_state, model.modules()))
+    # torch 2.11 has one group.
+    groups = chain.from_iterable(getattr(s, "_fsdp_param_groups", None) or [s._fsdp_param_group] for s in states)
+    return any(map(_is_unreduced, chain.from_iterable(group.fsdp_params for group in groups if group is not None)))
+
+
+def _is_unreduced(parameter: Any) -> bool:
+    whole = getattr(parameter, "_unsharded_param", None)
+    return parameter.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -11,26 +11,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nangrid.records.errors import InputError
 from nangrid.watch.ranks.sharded import fsdp_state
+from nangrid.watch.ranks.zero import ENGINE
 
 _MODULES = {
     "FullyShardedDataParallel": "FullyShardedDataParallel (FSDP1)",
-    "DeepSpeedEngine": "DeepSpeed (ZeRO)",
+    "PipelineEngine": "pipeline parallelism",
+    "DeepSpeedHybridEngine": "DeepSpeed's hybrid engine",
     "PipelineStage": "pipeline parallelism",
     "PipelineParallel": "pipeline parallelism",
 }
 """Class of a wrapper -> what it is called."""
 _OPTIMIZERS = {
     "ZeroRedundancyOptimizer": "ZeroRedundancyOptimizer (ZeRO 1)",
-    "DeepSpeedZeroOptimizer": "DeepSpeed (ZeRO 1 and 2)",
-    "DeepSpeedZeroOptimizer_Stage3": "DeepSpeed (ZeRO 3)",
     "DistributedOptimizer": "DistributedOptimizer",
     "PostLocalSGDOptimizer": "local SGD",
 }
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel; its parameters have the names that the user knows."""
-    return bare(model.module) if isinstance(model, DistributedDataParallel) else model
+    """The module inside DistributedDataParallel or DeepSpeed; its parameters have the names that the user knows."""
+    if isinstance(model, DistributedDataParallel) or type(model).__name__ == ENGINE:
+        inner: Any = model.module
+        return bare(inner)
+    return model
+
+
+def engine_among(models: Sequence[Any]) -> Any:
+    """The engine of DeepSpeed that trains; None without one."""
+    return next((model for model in models if type(model).__name__ == ENGINE), None)
 
 
 def refuse_parallelism(models: Iterable[Any], optimizers: Iterable[Any]) -> None:
@@ -38,14 +46,34 @@ def refuse_parallelism(models: Iterable[Any], optimizers: Iterable[Any]) -> None
     found = [_MODULES.get(type(part).__name__) for model in models for part in _parts(model)]
     found += [_OPTIMIZERS.get(type(optimizer).__name__) for optimizer in optimizers]
     found += [name for model in models if isinstance(model, nn.Module) for name in _shardings(model, None)]
+    found += [_engine(model) for model in models if type(model).__name__ == ENGINE]
     for name in filter(None, found):
-        raise InputError(f"Watch does not support {name}: use DistributedDataParallel, or fully_shard over all ranks.")
+        raise InputError(
+            f"Watch does not support {name}: use DistributedDataParallel, fully_shard over all ranks, or DeepSpeed's "
+            "ZeRO 1 or 2."
+        )
 
 
 def refuse_join(model: nn.Module) -> None:
     """InputError within DistributedDataParallel's `join`, where a rank may take steps that the others do not."""
     if isinstance(model, DistributedDataParallel) and model._join_config.enable:
         raise InputError("Watch does not support DistributedDataParallel.join: give all ranks as many batches.")
+
+
+def _engine(engine: Any) -> str | None:
+    """The name of what an engine of DeepSpeed does besides ZeRO 1 and 2."""
+    zero = engine.optimizer
+    if type(zero).__name__ != "DeepSpeedZeroOptimizer":
+        stage = engine.zero_optimization_stage()
+        return "DeepSpeed without ZeRO" if stage == 0 else f"ZeRO {stage} of DeepSpeed"
+    named = {
+        "ZeRO-Offload": zero.cpu_offload,
+        "a loss scaler of one's own in DeepSpeed": zero.custom_loss_scaler,
+        "round_robin_gradients of DeepSpeed": zero.round_robin_gradients,
+        "DeepSpeed with experts": any(getattr(zero, "is_moe_param_group", [])),
+        "tensor parallelism": zero.model_parallel_world_size > 1,
+    }
+    return next((name for name, used in named.items() if used), None)
 
 
 def _parts(model: Any) -> Iterable[Any]:

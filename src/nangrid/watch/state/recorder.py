@@ -29,6 +29,15 @@ class SnapshotPolicy:
     """Keep no copy of parameters and optimizer state; a failure in the optimizer is then not replayed."""
 
 
+@dataclass(frozen=True)
+class FailedEvalBatch:
+    """An evaluation batch whose loss is non-finite, and the random states from before it."""
+
+    inputs: Any
+    rng: dict[str, Any]
+    loss: Tensor
+
+
 class Recorder:
     """Holds what a snapshot of the current step needs, at the cost of one copy of the trainables per step."""
 
@@ -135,15 +144,15 @@ class Recorder:
         state = {name: self.optimizer.state.get(parameter) for name, parameter in self.trainables.items()}
         return parameters, {name: {k: local(v) for k, v in entry.items()} for name, entry in state.items() if entry}
 
-    def evaluation(self, inputs: Any, rng: dict[str, Any], outcome: dict[str, str], losses: list[float]) -> Snapshot:
+    def evaluation(self, failed: FailedEvalBatch, outcome: dict[str, str], losses: list[float]) -> Snapshot:
         """A snapshot of one evaluation batch after the current step, with the parameters as they are now."""
         return replace(
             self.snapshot("eval_loss", outcome, losses),
             parameters={name: local(p).detach().clone() for name, p in self.trainables.items()},
             module_state=ModuleState(copy_buffers(self.model)),
             gradients={},
-            rng=rng,
-            micro_batches=[MicroBatch(shallow(inputs))],
+            rng=failed.rng,
+            micro_batches=[MicroBatch(shallow(failed.inputs))],
             training=False,
         )
 
