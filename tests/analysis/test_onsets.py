@@ -64,6 +64,12 @@ def test_integer_factors_with_null_stay_integers_and_lists_become_text(make_reco
     assert table["targets.modules"].tolist() == ['["q"]', "[]"]
 
 
+def test_records_without_a_number_of_processes_have_one(make_record: MakeRecord) -> None:
+    records = [make_record(factors=factors()), make_record(factors=factors(processes=2))]
+    assert onset_table(records)["processes"].tolist() == [1, 2]
+    assert "processes" not in onset_table(records[:1])
+
+
 def test_each_outcome_is_told_apart(make_record: MakeRecord) -> None:
     error = CellError("RuntimeError", "no memory", "")
     records = [

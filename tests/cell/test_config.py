@@ -20,6 +20,7 @@ KEYS = [
     "resume",
     "dry_run",
     "threads",
+    "processes",
     "headroom",
     "keep_every",
     "start_from",
@@ -122,6 +123,7 @@ def test_the_defaults_are_the_reported_failing_run() -> None:
     defaults = factors(composed([]))
     assert {key: defaults[key] for key in SCIENTIFIC} == {
         "seed": 0,
+        "processes": 1,
         "model": "gemma3-270m",
         "quant": "nf4",
         "dtype": "bf16",

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
+from nangrid.cell.config import CONF_DIR, Config, factors
 from nangrid.cell.identity import cell_factors, cell_id, hash_science, starred
 from nangrid.cell.model import checkpoint
 from nangrid.cell.model.checkpoint import Checkpoint
 from nangrid.records.errors import InputError
+from nangrid.records.safety.names import GROUPS
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 sciences = st.dictionaries(st.text(), scalars | st.lists(st.text()), max_size=8)
@@ -56,7 +57,7 @@ def test_any_changed_value_changes_the_id(science: dict[str, Any], key: str, val
 
 
 BASE = composed()
-SCIENCE = ["seed", *(f"{group}.{key}" for group in SCIENTIFIC[1:] for key in vars(getattr(BASE, group)))]
+SCIENCE = ["seed", "processes", *(f"{group}.{key}" for group in GROUPS for key in vars(getattr(BASE, group)))]
 for file in ("data.path", "data.template"):  # the content counts, see below
     SCIENCE.remove(file)
 OTHER = [

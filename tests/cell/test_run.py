@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from nangrid.cell import device
 from nangrid.cell.build import build_cell
 from nangrid.cell.config import Config
 from nangrid.cell.device import refuse_unsupported
@@ -110,6 +111,13 @@ def test_levels_of_attention_and_compilation(tmp_path: Path) -> None:
     assert is_compiled(build_cell(compiled, tmp_path).model)
     with pytest.raises(InputError, match=r"type model\.attn=math or model\.attn=flash"):
         refuse_unsupported(composed("model.attn=cudnn"))
+
+
+def test_several_processes_are_refused_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_has_cuda", lambda: True)
+    with pytest.raises(InputError, match="trains on the CPU alone"):
+        refuse_unsupported(composed("processes=2"))
+    refuse_unsupported(composed())
 
 
 def test_ledger_records_what_a_factor_changed(tmp_path: Path) -> None:

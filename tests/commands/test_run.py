@@ -33,6 +33,9 @@ BAD = {
     "[q_proj,v_proj].",
     "optim.lr=nan": "optim.lr=nan is out of range: give a number of at least 0.",
     "threads=0": "threads=0 is out of range: give a number of at least 1.",
+    "processes=0": "processes=0 is out of range: give a number of at least 1.",
+    "processes=two": "processes=two does not fit: processes takes a whole number.",
+    "processes=65": "processes=65 is out of range: give a number of at most 64.",
     "dtype=null": "A group takes the name of a level, and null is not one: type group=level, see --help for "
     "the levels.",
     "dtype.storage=fp8": "dtype.storage=fp8 is not a level: choose one of bf16, fp16, fp32.",

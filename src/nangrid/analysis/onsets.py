@@ -13,6 +13,7 @@ import pandas as pd
 from nangrid.records.atomic import write_bytes
 from nangrid.records.autopsy import Autopsy
 from nangrid.records.cell import CellRecord
+from nangrid.records.defaults import NOT_LISTED
 from nangrid.records.grid import GridDirectory
 from nangrid.records.safety.text import cell_text, printable
 
@@ -114,7 +115,7 @@ def varying_factors(factors: list[dict[str, Any]]) -> pd.DataFrame:
     A field that its group's level determines is no factor. Nor is a group that its independent fields determine.
     """
     keys = dict.fromkeys(key for cell in factors for key in cell)
-    columns: Columns = {key: [_scalar(cell.get(key)) for cell in factors] for key in keys}
+    columns: Columns = {key: [_scalar(cell.get(key, NOT_LISTED.get(key))) for cell in factors] for key in keys}
     fields = _independent_fields(columns)
     _strip_stars(columns, fields)
     varying = {

@@ -16,6 +16,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "horizon": (1, STEPS),
     "threads": (1, 1024),
+    "processes": (1, 64),
     "headroom": (0, STEPS),
     "keep_every": (0, STEPS),
     "model.layers": (1, 1000),

@@ -19,6 +19,7 @@ from nangrid.cell.bounds import check_bounds
 from nangrid.cell.model.modules import check_gemma, check_names
 from nangrid.records.defaults import HEADROOM_EVERY, HORIZON
 from nangrid.records.errors import InputError
+from nangrid.records.safety.names import GROUPS
 
 _INSTALLED_CONF = Path(__file__).parents[1] / "conf"
 CONF_DIR = _INSTALLED_CONF if _INSTALLED_CONF.is_dir() else Path(__file__).parents[3] / "conf"
@@ -231,7 +232,7 @@ class DataConfig:
     length: int = 64
     """Tokens per sample, including the begin-of-sequence token."""
     batch: int = 2
-    """Samples per micro-batch."""
+    """Samples per micro-batch, in each process."""
     accumulation: int = 1
     """Micro-batches per optimizer step."""
     packing: bool = True
@@ -293,7 +294,9 @@ class Config:
     dry_run: bool = False
     """List the cells, estimate the time, and train nothing."""
     threads: int = 1
-    """CPU threads per cell."""
+    """CPU threads of each of the cell's processes."""
+    processes: int = 1
+    """Processes that train the cell together (DistributedDataParallel), each with batches of `data.batch`."""
     headroom: int = HEADROOM_EVERY
     """Steps between two samples of the largest activations and gradients; 0 takes none."""
     keep_every: int = 0
@@ -322,23 +325,17 @@ class Config:
         _one_of("resume", self.resume, ("unfinished", "errored", "restart"))
         if self.model.source != "hub":
             check_gemma(self.targets.modules, self.model.name)
+        if self.processes > 1 and self.start_from is not None:
+            raise InputError(
+                f"processes={self.processes} does not go with start_from, because a saved state is of one process: "
+                "leave start_from out to train from the first step."
+            )
         if self.data.name == "glossary" and self.vocab.name == "none":
             raise InputError("data=glossary consists of new tokens, but vocab=none adds none: type vocab=spm.")
 
 
-SCIENTIFIC = (
-    "seed",
-    "model",
-    "quant",
-    "dtype",
-    "vocab",
-    "init",
-    "targets",
-    "checkpointing",
-    "optim",
-    "upcast",
-    "data",
-)
+PROCESSES = "processes"
+SCIENTIFIC = ("seed", PROCESSES, *GROUPS)
 """Keys that decide a cell's numbers, and therefore its cell_id."""
 
 
@@ -362,8 +359,8 @@ def factors(config: Config, starred: frozenset[str] = frozenset()) -> dict[str, 
 
 def flattened(config: Mapping[str, Any]) -> dict[str, Any]:
     """The scientific part of a config's plain values: one entry per key, group levels by name."""
-    flat: dict[str, Any] = {"seed": config["seed"]}
-    for group in SCIENTIFIC[1:]:
+    flat: dict[str, Any] = {"seed": config["seed"], PROCESSES: config[PROCESSES]}
+    for group in GROUPS:
         fields = dict(config[group])
         flat[group] = fields.pop("name")
         flat |= {f"{group}.{key}": value for key, value in fields.items()}

@@ -22,7 +22,11 @@ def refuse_unsupported(config: Config) -> None:
             "(TrainingArguments(fp16=True) silently trains without AMP on a CPU): "
             "type dtype=amp_bf16, or dtype=fp16 for pure half precision."
         )
-
+    if config.processes > 1 and _has_cuda():
+        raise InputError(
+            f"processes={config.processes} trains on the CPU alone, and this machine has a CUDA device: "
+            "hide it with CUDA_VISIBLE_DEVICES=-1, or leave processes out."
+        )
     if config.model.attn in ("efficient", "cudnn") and not _has_cuda():
         raise InputError(
             f"model.attn={config.model.attn} is a kernel for CUDA devices and this machine has none: "

@@ -13,8 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from nangrid.cell.config import CONF_DIR, SCIENTIFIC, Config, factors
+from nangrid.cell.config import CONF_DIR, PROCESSES, Config, factors
 from nangrid.cell.interpreter import PYTHON, python_science
+from nangrid.records.defaults import NOT_LISTED
+from nangrid.records.safety.names import GROUPS
 from nangrid.records.start_from import files_sha256, find_start
 
 ID_DIGITS = 12
@@ -32,8 +34,9 @@ def cell_id(config: Config) -> str:
         "tokenizer.sha256": checkpoint.tokenizer_sha256,
     }
     del science["data.path"], science["data.template"]
-    if science["model.compile"] == "off":  # a key that was added later: existing ids stay
-        del science["model.compile"]
+    for key, default in (("model.compile", "off"), (PROCESSES, 1)):  # keys that were added later: existing ids stay
+        if science[key] == default:
+            del science[key]
     if template := template_sha256(config.data, checkpoint):
         science["data.template.sha256"] = template
     science |= _start(config) | python_science(config.python)
@@ -56,13 +59,19 @@ def directory_sha256(directory: Path) -> str:
 
 def starred(config: Config) -> frozenset[str]:
     """Groups with an overridden field that their level's YAML fixes."""
-    return frozenset(group for group in SCIENTIFIC[1:] if _overridden(group, vars(getattr(config, group))))
+    return frozenset(group for group in GROUPS if _overridden(group, vars(getattr(config, group))))
 
 
 def cell_factors(config: Config) -> dict[str, Any]:
-    """Factors as records and trackers show them: `bf16*` if a field of the level was overridden."""
+    """Factors as records and trackers show them: `bf16*` if a field of the level was overridden.
+
+    A single process is not listed, as in the records of cells from before there could be several.
+    """
+    shown = factors(config, starred(config))
+    if shown[PROCESSES] == NOT_LISTED[PROCESSES]:
+        del shown[PROCESSES]
     python = {} if config.python is None else {PYTHON: config.python}
-    return factors(config, starred(config)) | _start(config) | python
+    return shown | _start(config) | python
 
 
 def _start(config: Config) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from nangrid.cell.environment import read_environment
 from nangrid.integrations import TrainerWatch
 from nangrid.records.autopsy import AUTOPSY
@@ -35,12 +38,18 @@ def finish(run: FinishedRun, directory: Path, began: float, horizon: int, data_s
     `began`: time.perf_counter() before the cell was built. OSError if the records of a failing step are missing.
     """
     watch, ledger = run.watch, run.ledger
-    if (records := watch.inspector.records) is not None and records.error is not None:
-        raise records.error
+    check_written(run)
     _write_headroom(directory, run.headroom, watch.background.texts)
     read_optimizer(watch.inspector.step.optimizer, ledger)
     environment = read_environment(ledger.arithmetic["device"], data_sha256)
     return _record_fields(watch, ledger, began, horizon) | {"environment": environment}
+
+
+def check_written(run: FinishedRun) -> None:
+    """OSError if the records of a failing step are missing."""
+    for records in (run.watch.inspector.records, run.watch.inspector.merged_records):
+        if records is not None and records.error is not None:
+            raise records.error
 
 
 def _record_fields(watch: TrainerWatch | Watch, ledger: Ledger, began: float, horizon: int) -> dict[str, Any]:
@@ -48,7 +57,7 @@ def _record_fields(watch: TrainerWatch | Watch, ledger: Ledger, began: float, ho
     clocks = inspector.clocks
     onset = clocks.onset
     folder = "" if inspector.autopsy else "frozen/" if inspector.frozen else None
-    # The merged autopsy of several ranks lies above the records of each.
+    # The merged autopsies of several ranks lie above the records of each.
     own = "" if inspector.ranks is None else f"rank{inspector.ranks.rank}/"
     replay_seconds = inspector.replay_seconds
     ledger.early_warnings = inspector.growth.warnings
@@ -64,11 +73,26 @@ def _record_fields(watch: TrainerWatch | Watch, ledger: Ledger, began: float, ho
         "trains": _trains(clocks),
         "ledger": ledger.as_dict(),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "autopsy": None if folder is None else f"{own if folder else ''}{folder}{AUTOPSY}",
+        "autopsy": None if folder is None else f"{folder}{AUTOPSY}",
         "snapshot": None if folder is None else f"{own}{folder}{FACTS}",
         "seconds": Seconds(watch.started_at - began, training, replay_seconds),
         "error": None,
     }
+
+
+def over_ranks(reading: StepReading, new_tokens: int) -> int:
+    """Give the reading the mean loss of all ranks, which is what a Trainer logs; the sum of their new tokens.
+
+    Every rank calls it after each step. Nothing changes in one process.
+    """
+    if not dist.is_initialized():
+        return new_tokens
+    sums = torch.tensor([reading.loss, reading.eval_loss or 0.0, new_tokens], dtype=torch.float64)
+    dist.all_reduce(sums)
+    loss, eval_loss, tokens = sums.tolist()
+    reading.loss = loss / dist.get_world_size()
+    reading.eval_loss = None if reading.eval_loss is None else eval_loss / dist.get_world_size()
+    return int(tokens)
 
 
 def history_row(reading: StepReading, new_tokens: int) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def make_trainer(model: PeftModel, data: CellData, config: Config, directory: Pa
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
+        ddp_find_unused_parameters=False,  # to look for them breaks checkpointing=reentrant
         disable_tqdm=True,
         dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,

@@ -33,7 +33,8 @@ Keys (key=value):
   resume=unfinished  which cells of an existing grid run again: unfinished,
                      errored (those that crashed, too) or restart (all)
   dry_run=true       list the cells and stop
-  threads=1          CPU threads per cell
+  threads=1          CPU threads per process
+  processes=1        processes that train a cell, each on its part of the data
   headroom=10        measure activations and gradients every N steps (0: never)
   keep_every=0       keep a snapshot every N steps (0: only at the failure)
   start_from=PATH    resume from a cell, a snapshot or a Trainer checkpoint;

@@ -65,6 +65,11 @@ def _replay(cell: Path, folder: Path, overrides: list[str]) -> None:
     recorded = requested_plan(request, cell).cell_config
     if recorded.python is not None:
         raise InputError(f"{cell} ran in python={recorded.python}, and a replay here would run with other packages.")
+    if recorded.processes > 1:
+        raise InputError(
+            f"{cell} trained on {recorded.processes} processes, and a replay here would run on one: its ranks have "
+            f"replayed the step, and {command_line('why', str(cell))} says what they found."
+        )
     config = _with_levels(recorded, overrides) if overrides else recorded
     from nangrid.cell.replay import check_comparable, replay_cell, replay_under
     from nangrid.watch.state.snapshot import Snapshot

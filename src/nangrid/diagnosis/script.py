@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nangrid.cell.bounds import check_bounds
-from nangrid.cell.config import to_override
+from nangrid.cell.config import PROCESSES, to_override
 from nangrid.cell.interpreter import PYTHON, absolute_python
-from nangrid.cell.script.config import PROCESSES, ScriptConfig
+from nangrid.cell.script.config import ScriptConfig
 from nangrid.diagnosis.diagnose import Diagnosis, diagnose
 from nangrid.diagnosis.oracle import DiagnosisProblem, Overrides, cell_title, check_max_runs
 from nangrid.diagnosis.summary import print_summary

@@ -23,7 +23,9 @@ def survives(failed: CellPlan, record: CellRecord, others: Sequence[Config]) -> 
 
     None if the config changes which step this is, or if the replay crashes.
     """
-    if record.snapshot is None or failed.config.python is not None:  # the step ran with other packages
+    config = failed.cell_config
+    # it ran with other packages, or its gradients are those of several ranks
+    if record.snapshot is None or config.python is not None or config.processes > 1:
         return [None] * len(others)
     warm_up()
     return [_ask(failed, record.snapshot, config) for config in others]

@@ -14,6 +14,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from nangrid.cell.ranks import RankDiedError
 from nangrid.grid.plan import CellPlan
 from nangrid.grid.progress import read_progress
 from nangrid.records.cell import CLOCKS, LOG, CellError, CellRecord, Seconds, Trains
@@ -51,23 +52,25 @@ class ExitReason:
     message: str
 
     @classmethod
-    def from_exit_code(cls, exit_code: int | None, oom_kills: int) -> ExitReason:
-        """From the exit code of the cell's process (-n: signal n) and the kernel's OOM kills during its life."""
+    def from_exit_code(cls, exit_code: int | None, oom_kills: int, process: str = "the cell's process") -> ExitReason:
+        """From the exit code of a process of the cell (-n: signal n) and the kernel's OOM kills during its life."""
         if exit_code == SERVER_LOST:
             return cls.stopped("the fork server died, and the cell's process with it")
         if exit_code is None or exit_code >= 0:
-            return cls("error", "ProcessDied", f"the process ended with exit code {exit_code} and left no record")
+            return cls("error", "ProcessDied", f"{process} ended with exit code {exit_code} and left no record")
         name = _signal_name(-exit_code)
         # A SIGKILL has no sender's name on it: the kernel's counter is the only sign that memory was the reason.
         if -exit_code == signal.SIGKILL and oom_kills:
-            return cls("error", OUT_OF_MEMORY, "the kernel's out-of-memory killer ended the process (SIGKILL)")
-        message = f"the cell's process was killed by {name}"
+            return cls("error", OUT_OF_MEMORY, f"the kernel's out-of-memory killer ended {process} (SIGKILL)")
+        message = f"{process} was killed by {name}"
         return cls("error", "ProcessDied", message) if -exit_code in OWN_SIGNALS else cls.stopped(message)
 
     @classmethod
-    def from_exception(cls, error: BaseException) -> ExitReason:
-        """From what the cell raised."""
+    def from_exception(cls, error: BaseException, oom_kills: int = 0) -> ExitReason:
+        """From what the cell raised, and the kernel's OOM kills during its life."""
         message = str(error)
+        if isinstance(error, RankDiedError):
+            return cls.from_exit_code(error.exit_code, oom_kills, f"the process of rank {error.rank}")
         if isinstance(error, TimeLimitError):
             return cls("timeout", "TimeoutError", message)
         if outside := _outside(error):

@@ -15,6 +15,7 @@ from nangrid.records.start_from import Start, find_start
 
 _WHY = {
     "seed": "its random states and data order come from that seed",
+    "processes": "each process has read its own part of the data",
     "model": "the weights trained so far belong to that model",
     "vocab": "its embedding rows and samples were made with that vocabulary",
     "targets": "the weights trained so far have that shape",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nangrid.cell.script.config import ScriptConfig
-from nangrid.grid.exit_reason import ExitReason, TimeLimitError, failed_record
+from nangrid.grid.exit_reason import ExitReason, TimeLimitError, failed_record, oom_kills
 from nangrid.grid.lock import acquire, set_aside
 from nangrid.grid.other_python import run_with
 from nangrid.grid.plan import CellPlan, is_done, requested_plan
@@ -119,8 +119,9 @@ def run(plan: CellPlan, grid_id: str, module: str) -> Reply:
     except InputError as error:
         return Reply(ReplyKind.REFUSED, str(error))
     except OSError as error:
-        if outside := _outside(error, plan.directory()):
-            return Reply(ReplyKind.STOPPED, outside)
+        reason = _reason(error, plan.directory())
+        if reason.status is None:
+            return Reply(ReplyKind.STOPPED, reason.message)
         raise
 
 
@@ -147,7 +148,7 @@ def _is_finished(plan: CellPlan) -> bool:
 
 def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop, python: str | None = None) -> Reply:
     """Run the cell in this process, or with another Python."""
-    cell, began = plan.directory(), time.perf_counter()
+    cell, began, killed = plan.directory(), time.perf_counter(), oom_kills()
     try:
         if python is not None:
             return run_with(python, cell, module)
@@ -170,19 +171,16 @@ def _run(plan: CellPlan, grid_id: str, module: str, stop: _Stop, python: str | N
         with contextlib.suppress(OSError):
             traceback.print_exc()
             sys.stderr.flush()
-        if outside := _outside(error, cell):
-            return Reply(ReplyKind.STOPPED, outside)
-        reason = ExitReason.from_exception(error)
+        reason = _reason(error, cell, oom_kills() - killed)
+        if reason.status is None:
+            return Reply(ReplyKind.STOPPED, reason.message)
         write_record(cell, failed_record(plan, grid_id, reason, time.perf_counter() - began))
     return Reply()
 
 
-def _outside(error: BaseException, cell: Path) -> str | None:
-    """What outside of the cell made it fail, such as a full disk; None if the error is the cell's own."""
-    if not cell.is_dir():
-        return f"{cell} was deleted"
-    reason = ExitReason.from_exception(error)
-    return reason.message if reason.status is None else None
+def _reason(error: BaseException, cell: Path, oom_kills: int = 0) -> ExitReason:
+    """Why the cell ended; `oom_kills`: the kernel's out-of-memory kills during its life."""
+    return ExitReason.from_exception(error, oom_kills) if cell.is_dir() else ExitReason.stopped(f"{cell} was deleted")
 
 
 def redirect_output(log: Path) -> None:

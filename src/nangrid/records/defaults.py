@@ -4,6 +4,8 @@ from __future__ import annotations
 
 HORIZON = 16
 """Optimizer steps per cell."""
+NOT_LISTED = {"processes": 1}
+"""Levels that a record leaves out, because cells were recorded before there were others."""
 SEEDS = 3
 """Seeds that must agree on a diagnosis."""
 MAX_RUNS = 100

@@ -59,7 +59,7 @@ class Start:
     @property
     def cell(self) -> Path | None:
         """The directory of the cell that saved this state; None if no cell did."""
-        candidates = [self.folder, *self.folder.parents[:2]]
+        candidates = [self.folder, *self.folder.parents[:3]]  # CELL/rank1/kept/16
         # anything of that name counts: a run must not silently start from the default levels
         return next((path for path in candidates if os.path.lexists(path / REQUEST)), None)
 

@@ -268,8 +268,7 @@ class Inspector:
         self.clocks.evaluated(eval_loss)
         self._agree()
         if self._tripped_now("eval_loss") and self.autopsy is None:
-            with self.ranks.alive() if self.ranks else nullcontext():
-                self.autopsy = self._merged(self._evaluation_autopsy(failed) if failed else None)
+            self.autopsy = self._together(lambda: self._evaluation_autopsy(failed) if failed else None, ".")
 
     def _evaluation_autopsy(self, failed: FailedEvalBatch) -> Autopsy | None:
         losses = [reading.loss for reading in self.clocks.readings]
@@ -302,15 +301,15 @@ class Inspector:
     def _examine(self, outcome: dict[str, str]) -> None:
         onset = self.clocks.onset
         if onset is not None and self.autopsy is None:
-            with self.ranks.alive() if self.ranks else nullcontext():
-                self.autopsy = self._merged(self._autopsy_of(self._snapshot(onset.clock, outcome), "."))
+            self.autopsy = self._together(lambda: self._autopsy_of(self._snapshot(onset.clock, outcome), "."), ".")
             self._examine_frozen()
 
-    def _merged(self, autopsy: Autopsy | None) -> Autopsy | None:
+    def _together(self, examine: Callable[[], Autopsy | None], folder: str) -> Autopsy | None:
         """The autopsy of the rank on which the first non-finite number arose."""
         if self.ranks is None or self.merged_records is None:
-            return autopsy
-        return merge(self.ranks, autopsy, self.merged_records)
+            return examine()
+        with self.ranks.alive():
+            return merge(self.ranks, examine(), self.merged_records, folder)
 
     def _snapshot(self, clock: str, outcome: dict[str, str]) -> Snapshot:
         snapshot = self.recorder.snapshot(clock, outcome, [reading.loss for reading in self.clocks.readings[:-1]])
@@ -330,8 +329,9 @@ class Inspector:
             )
 
     def _examine_frozen(self) -> None:
-        if self._frozen_snapshot is not None and self.frozen is None:
-            self.frozen = self._autopsy_of(self._frozen_snapshot, FROZEN)
+        snapshot = self._frozen_snapshot
+        if snapshot is not None and self.frozen is None:
+            self.frozen = self._together(lambda: self._autopsy_of(snapshot, FROZEN), FROZEN)
 
     def _autopsy_of(self, snapshot: Snapshot, folder: str) -> Autopsy | None:
         if self.records is None:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,8 @@ def test_batch_larger_than_the_cached_data_is_rejected(tiny: Checkpoint, tmp_pat
     load_data(_config(name="jsonl", path=path, packing=False), tiny)
     with pytest.raises(InputError, match="plus one step of 8 need 16"):
         load_data(_config(name="jsonl", path=path, packing=False, batch=2, accumulation=4), tiny)
+    with pytest.raises(InputError, match="plus one step of 8 need 16"):
+        load_data(replace(_config(name="jsonl", path=path, packing=False, batch=2), processes=4), tiny)
 
 
 def test_local_folder_is_accepted_as_a_hub_dataset(

@@ -108,7 +108,7 @@ def load_data(config: Config, checkpoint: Checkpoint) -> CellData:
     }
     folder = entry("data", made_from, partial(_build, config, checkpoint))
     train, held_out = (Dataset.from_file(str(folder / f"{part}.arrow")) for part in ("train", "held_out"))
-    _require_enough(len(train) + len(held_out), data)
+    _require_enough(len(train) + len(held_out), config)
     facts = json.loads((folder / "facts.json").read_text())
     tokens = tuple(NewToken(token["id"], token["text"], tuple(token["expansion"])) for token in facts.pop("new_tokens"))
     texts = {int(token): text for token, text in facts.pop("texts").items()}
@@ -135,7 +135,7 @@ def _build(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
         if data.packing and eos is not None:
             rows = _ended(rows, documents, eos)
     samples = _samples(rows, data, bos if data.bos else None)
-    _require_enough(len(samples), data)
+    _require_enough(len(samples), config)
     parts = {"train": samples[: -data.held_out], "held_out": samples[-data.held_out :]}
     for name, part in parts.items():
         _save(part, folder / f"{name}.arrow")
@@ -233,8 +233,9 @@ def _after_bos(sample: Sample, bos: int | None, labels: str) -> Sample:
     return np.insert(sample[0], 0, bos), np.insert(sample[1], 0, bos if labels == "all" else IGNORED)
 
 
-def _require_enough(samples: int, data: DataConfig) -> None:
-    step = data.batch * data.accumulation
+def _require_enough(samples: int, config: Config) -> None:
+    data = config.data
+    step = data.batch * data.accumulation * config.processes
     if samples < data.held_out + step:
         raise InputError(
             f"data={data.name} gives {samples} samples of data.length={data.length} tokens, and "

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, set_seed
 
-from nangrid.cell.outcome import FinishedRun, finish, history_row
+from nangrid.cell.config import PROCESSES
+from nangrid.cell.outcome import FinishedRun, check_written, finish, history_row
+from nangrid.cell.ranks import rank_zero
 from nangrid.cell.script.config import ScriptConfig
 from nangrid.cell.script.loop import HorizonReachedError, ScriptLoop, read_ledger
-from nangrid.cell.script.ranks import rank_zero
 from nangrid.integrations import HeadroomCallback, TrainerWatch, train_from, watch_trainer
 from nangrid.records.cell import CellRecord, write_record
 from nangrid.records.errors import InputError
@@ -64,7 +65,7 @@ def run_cell(
         if on_step:
             on_step(next(steps), reading.loss)
 
-    with rank_zero(config.levels, partial(_run_as_another_rank, config, directory)):
+    with rank_zero(config.levels.get(PROCESSES), partial(_run_as_another_rank, config, directory)):
         run = _run(config, directory, report)
     for reading in run.watch.inspector.finish():
         report(reading)
@@ -81,7 +82,7 @@ def run_cell(
 
 def _run_as_another_rank(config: ScriptConfig, directory: Path) -> None:
     """The records are those of rank 0, and the merged autopsy."""
-    _run(config, directory, lambda reading: None)
+    check_written(_run(config, directory, lambda reading: None))
 
 
 def _run(config: ScriptConfig, directory: Path, report: Callable[[StepReading], None]) -> FinishedRun:

@@ -31,8 +31,15 @@ def finding_of(autopsy: Autopsy, folder: Path, *, with_text: bool = True) -> Fin
         overrides=[suggestion.override for suggestion in autopsy.suggestions if suggestion.override],
         ruled_out=list(_ruled_out(autopsy)),
         unchecked=list(_unchecked(autopsy)),
-        operand_script=str(folder / SCRIPT) if autopsy.alone else None,
+        operand_script=str(_of_its_rank(autopsy, folder) / SCRIPT) if autopsy.alone else None,
     )
+
+
+def _of_its_rank(autopsy: Autopsy, folder: Path) -> Path:
+    """The folder with the files of the rank that a merged autopsy is of."""
+    own = f"rank{autopsy.rank}"
+    candidates = folder / own, folder.parent / own / folder.name  # CELL/frozen and CELL/rank1/frozen
+    return next((path for path in candidates if path.is_dir()), folder)
 
 
 def _happened(autopsy: Autopsy) -> str:

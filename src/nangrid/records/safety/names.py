@@ -7,7 +7,8 @@ from typing import Any
 
 GROUPS = ("model", "quant", "dtype", "vocab", "init", "targets", "checkpointing", "optim", "upcast", "data")
 """Config groups that decide a cell's numbers."""
-_TYPED = ("seed", "horizon", "threads", "headroom", "keep_every", "start_from", "out", "resume", "dry_run", *GROUPS)
+_TOP = ("seed", "horizon", "threads", "processes", "headroom", "keep_every", "start_from", "out", "resume", "dry_run")
+_TYPED = (*_TOP, *GROUPS)
 """Keys that a command offered for copying may set, besides a named experiment and the tracker's level."""
 _NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _KEY = re.compile(r"[a-z_]+(\.[a-z_]+)?")

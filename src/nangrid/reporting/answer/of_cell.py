@@ -112,7 +112,7 @@ def _unchecked(record: CellRecord, cards: list[EventCard], failed: bool) -> list
 
 def _next(folder: Path, record: CellRecord, cards: list[EventCard], findings: list[Finding]) -> str:
     """The command that tries the first change on the failing step, or trains with it."""
-    if record.snapshot is None or "script" in record.factors:
+    if record.snapshot is None or "script" in record.factors or "processes" in record.factors:
         return ""
     cured = [cure.levels for card in cards for cure in card.cures]
     advised = [[text] for finding in findings for text in finding.overrides]

@@ -29,7 +29,7 @@ def of_rank(autopsy: Autopsy, rank: int, live: LiveStep) -> Autopsy:
     return replace(autopsy, rank=rank, by_communication={str(rank): received} if received else {})
 
 
-def merge(ranks: Ranks, autopsy: Autopsy | None, records: RunDirectory) -> Autopsy | None:
+def merge(ranks: Ranks, autopsy: Autopsy | None, records: RunDirectory, folder: str) -> Autopsy | None:
     """Exchange the ranks' autopsies and write the merged one to `records`; every rank returns the same."""
     texts = ranks.gather("" if autopsy is None else json.dumps(encode(autopsy)))
     found = {rank: decode(Autopsy, json.loads(text)) for rank, text in enumerate(texts) if text}
@@ -37,7 +37,7 @@ def merge(ranks: Ranks, autopsy: Autopsy | None, records: RunDirectory) -> Autop
         return None
     merged = merged_autopsy(found, [rank for rank, text in enumerate(texts) if text is None])
     if ranks.rank == min(found):
-        records.write_autopsy(merged, ".")
+        records.write_autopsy(merged, folder)
     # A launcher ends the other ranks as soon as one has failed: none leaves before the autopsy is written.
     ranks.gather("")
     return merged
