@@ -5,6 +5,8 @@ OUT ?= outputs/default
 BIN := .venv/bin
 PIP_FRESH = "$$env/bin/pip" install --quiet --no-compile --constraint constraints.txt
 PEERS := sherlorch==0.1.0 trainscope==1.8.1 pytorch-lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+# DeepSpeed with what it needs, for the tests that use it alone: where it is installed, transformers always imports it.
+APART := deepspeed einops hjson msgpack py-cpuinfo
 FAST := tests/analysis tests/records tests/reporting tests/sweeps tests/watch tests/test_layout.py
 export HF_HUB_OFFLINE ?= 1
 
@@ -18,6 +20,7 @@ setup: .venv/.ready  ## Create .venv with the versions pinned in constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,report,wandb,slurm,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target .venv/apart $(APART)
 	touch $@
 
 grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table
@@ -59,6 +62,7 @@ test-oldest: .venv-oldest/.ready  ## Run the tests with the oldest packages that
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
 		--editable '.[grid,model,report,wandb,slurm,dev]'
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --no-deps --target .venv-oldest/apart $(APART)
 	touch $@
 
 # Fresh environments lie outside the checkout, so that nothing is imported from it; --no-compile halves their set-up.

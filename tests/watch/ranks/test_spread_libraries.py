@@ -5,7 +5,7 @@ from two_ranks import Found, found_by
 
 from nangrid.records.autopsy import Autopsy
 
-zero = found_by("zero_libraries.py")
+zero = found_by("zero_libraries.py", apart=True)
 sharded = found_by("sharded_libraries.py")
 
 

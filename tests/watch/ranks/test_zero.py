@@ -5,7 +5,7 @@ from two_ranks import Found, found_by
 
 from nangrid.records.autopsy import Autopsy, read_autopsy
 
-found = found_by("zero_loops.py")
+found = found_by("zero_loops.py", apart=True)
 
 
 def failing(found: Found, name: str) -> Autopsy:

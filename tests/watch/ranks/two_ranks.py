@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nangrid import NonFiniteError
 from nangrid.records.autopsy import Autopsy, read_autopsy
 
 HERE = Path(__file__).parent
+APART = Path(sys.prefix) / "apart"
 ENDS_WITHIN = 300
 """Seconds for a whole script on a machine that is busy with other tests."""
 
@@ -42,18 +43,26 @@ class Found:
         return autopsy
 
 
-def found_by(script: str, ended: tuple[int, ...] = (0, 0)) -> Callable[..., Found]:
-    """A fixture that runs a script on as many ranks as there are exit codes in `ended`."""
+def found_by(script: str, ended: tuple[int, ...] = (0, 0), apart: bool = False) -> Callable[..., Found]:
+    """A fixture that runs a script on as many ranks as there are exit codes in `ended`.
+
+    `apart`: with DeepSpeed, which the Makefile installs apart from the other packages.
+    """
 
     @pytest.fixture(scope="module")
     def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+        if apart and not APART.exists():
+            pytest.skip(f"DeepSpeed is not in {APART}: run `make setup`.")
         folder = tmp_path_factory.mktemp(Path(script).stem)
-        return Found(folder, run(script, folder, ended))
+        path = {"PYTHONPATH": str(APART)} if apart else {}
+        return Found(folder, run(script, folder, ended, path))
 
     return found
 
 
-def run(script: str, folder: Path, ended: tuple[int, ...]) -> list[dict[str, Any]]:
+def run(
+    script: str, folder: Path, ended: tuple[int, ...], environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """What `note` was given on each rank; `ended`: their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,7 +71,10 @@ def run(script: str, folder: Path, ended: tuple[int, ...]) -> list[dict[str, Any
     ranks = [
         subprocess.Popen(
             command,
-            env=os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env=os.environ
+            | address
+            | (environment or {})
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
