@@ -6,6 +6,7 @@ by default. A thread watches the other ranks and ends all three within seconds.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -28,9 +29,13 @@ _NOTICE_S = 3.0
 _SETTLE_S = 0.5
 """Seconds after the first failure in which those that follow from it are noticed, too."""
 _INTERRUPT = signal.SIGUSR1
+_MOST_TOLD = 10_000
+"""Characters of another rank's error that are told."""
+
+logger = logging.getLogger(__name__)
 
 Failure = tuple[float, BaseException]
-"""When another rank failed, and why; 0.0 for one that died, because that is never the consequence of another."""
+"""When another rank failed, and why; 0.0 for one that was killed, because no failure of another does that."""
 
 
 class RankFailedError(BaseException):
@@ -69,9 +74,11 @@ class OtherRanks:
             self._thread.start()
 
     def join(self) -> None:
-        """Wait until they have ended, too; raises what happened if one of them fails."""
+        """Wait some seconds for them to end, too; raises what happened if one of them fails."""
         if self.ranks:
             self._thread.join(_GRACE_S)
+            if self._thread.is_alive():
+                logger.warning("other ranks are still running %g s after rank 0 has trained: ending them.", _GRACE_S)
         self._trained = True
         if self.failure is not None:
             raise self.failure
@@ -112,7 +119,7 @@ class _Rank:
         self.pipe, other_end = multiprocessing.Pipe()
         # A forked process imports nothing anew, but could use no GPU. It is forked before the store's thread runs.
         method: Any = multiprocessing.get_context("spawn" if may_have_cuda() else "fork")
-        self.process: BaseProcess = method.Process(target=_other, args=(other_end, number, run), daemon=True)
+        self.process: BaseProcess = method.Process(target=_other, args=(other_end, number, run))
         self.process.start()
         other_end.close()
 
@@ -125,7 +132,9 @@ class _Rank:
         try:
             failure: Failure = self.pipe.recv()
         except EOFError:
-            failure = 0.0, RankDiedError(self.number, code)
+            # torch aborts a process whose peers are gone, and a script may exit when its collective fails
+            consequence = code > 0 or code == -signal.SIGABRT
+            failure = time.monotonic() if consequence else 0.0, RankDiedError(self.number, code)
         return failure
 
 
@@ -186,7 +195,8 @@ def _other(pipe: Connection, number: int, run: Callable[[], None]) -> None:
     try:
         run()
     except Exception as error:
-        told = RankFailedError(f"rank {number} raised {type(error).__name__}: {error}")
+        # rank 0 reads it when the process has ended, which more than a pipe holds would prevent
+        told = RankFailedError(f"rank {number} raised {type(error).__name__}: {str(error)[:_MOST_TOLD]}")
         pipe.send((time.monotonic(), error if isinstance(error, InputError) else told))
         raise
     _leave()

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 
 from nangrid.records.explain import explain
@@ -54,7 +55,7 @@ class TrainerStep:
 
     def use(self, engine: Any) -> ZeroOptimizer:
         """Train by an engine of DeepSpeed; its optimizer."""
-        self.zero = zero = ZeroOptimizer(engine)
+        self.zero = zero = ZeroOptimizer.of(engine)
         self.trainables = zero.trainables
         return zero
 
@@ -136,6 +137,10 @@ class TrainerWatch(TrainerCallback):
         self._complete: list[StepReading] = []
         """Readings that were not delivered yet."""
         self._failed: FailedEvalBatch | None = None
+        self._heard: Any = None
+        """The accelerator whose losses are read, for DeepSpeed."""
+        self._hooks: list[RemovableHandle] = []
+        """Those of DeepSpeed's step."""
 
     @property
     def clocks(self) -> Clocks:
@@ -158,9 +163,15 @@ class TrainerWatch(TrainerCallback):
         """Read what an engine of DeepSpeed steps on, which it does within the trainer's last backward pass."""
         zero = self.step.use(engine)
         self.policy = replace(self.policy, initial=None)
-        _before(self.trainer.accelerator, "backward", self._read_loss)
-        zero.register_step_pre_hook(lambda *_: self._read_scaled_gradients(zero))
-        zero.register_step_post_hook(lambda *_: self._read_update())
+        if self._heard is not self.trainer.accelerator:
+            self._heard = self.trainer.accelerator
+            _before(self._heard, "backward", self._read_loss)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            zero.register_step_pre_hook(lambda *_: self._read_scaled_gradients(zero)),
+            zero.register_step_post_hook(lambda *_: self._read_update()),
+        ]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open a step."""

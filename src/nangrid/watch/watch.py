@@ -130,7 +130,7 @@ class Watch:
         refuse_parallelism(self._models, self._optimizers)
         engine = engine_among(self._models)
         if engine is not None:
-            self._optimizers = [cast(torch.optim.Optimizer, ZeroOptimizer(engine))]
+            self._optimizers = [cast(torch.optim.Optimizer, ZeroOptimizer.of(engine))]
         model = bare(model) if isinstance(model, nn.Module) else nn.ModuleList(map(bare, model))
         _refuse(model, self._optimizers, scheduler)
         _refuse_numbers(accumulate=(accumulate, 1), keep_every=(keep_every, 0))
@@ -140,7 +140,7 @@ class Watch:
         self.background = Background(texts=texts or {})
         self._observer = _observers[-1] if _observers else WatchObserver(Path(out_dir))
         self._loop = _Loop(model, together(self._optimizers), scaler, max_grad_norm)
-        policy = SnapshotPolicy(keep_every, light=_is_light(snapshot, self._loop.trainables, keep_every))
+        policy = SnapshotPolicy(keep_every, light=_is_light(snapshot, trainables(model), keep_every))
         self.inspector = inspector_for(self._loop, self._observer.out_dir, self.background, policy)
         self._batch_loop: BatchLoop | None = None
         self.started_at = 0.0

@@ -23,14 +23,14 @@ def test_search_for_the_loss_scale_is_no_failure(found: Found) -> None:
     assert [noted["fp16_searching"] for noted in found.noted] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["zero_input", "half_zero_input"])
+@pytest.mark.parametrize("name", ["zero_input", "half_zero_input", "light_zero_input"])
 def test_forward_of_one_rank(found: Found, name: str) -> None:
     autopsy = failing(found, name)
     assert (autopsy.step, autopsy.micro_batch, autopsy.op) == (1, 1, "aten.log.default")
     assert autopsy.by_communication
 
 
-@pytest.mark.parametrize("name", ["ones", "half_ones", "fp16_ones"])
+@pytest.mark.parametrize("name", ["ones", "half_ones", "fp16_ones", "light_fp16_ones"])
 def test_gradient_of_one_rank(found: Found, name: str) -> None:
     autopsy = failing(found, name)
     assert (autopsy.phase, autopsy.op, autopsy.mechanism) == ("backward", "aten.div.Tensor", "derivative-at-pole")
@@ -63,6 +63,7 @@ def test_example_of_the_guide(found: Found) -> None:
 
 def test_other_engines_are_refused_by_name(found: Found) -> None:
     names = ["DeepSpeed without ZeRO", "ZeRO 3 of DeepSpeed", "round_robin_gradients of DeepSpeed"]
+    names.append("a constant loss_scale of DeepSpeed")
     for noted in found.noted:
         for name, message in zip(names, noted["refused"], strict=True):
             assert message.startswith(f"Watch does not support {name}: use DistributedDataParallel,")

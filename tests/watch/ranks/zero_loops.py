@@ -5,6 +5,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -19,6 +20,7 @@ from two_ranks import ending, note
 
 from nangrid import Watch
 from nangrid.records.errors import InputError
+from nangrid.watch.ledger import read_optimizer
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "deepspeed_loop.py"
 
@@ -70,6 +72,10 @@ def healthy(folder: Path, **how: Any) -> bool:
         watch = Watch(scene.engine, scene.optimizer, folder) if watched else None
         scene.train(watch.batches if watch else iter)
         found.append([torch.tensor(scene.losses), *scene.engine.module.parameters()])
+        if watch:
+            ledger: Any = SimpleNamespace()
+            read_optimizer(watch.inspector.step.optimizer, ledger)
+            assert ledger.optimizer_state == "float32"
     return all(map(torch.equal, *found)) and not folder.exists()
 
 
@@ -120,9 +126,17 @@ if __name__ == "__main__":
         found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
         found["half_" + fault.__name__] = stopped(Scene(1, "bf16"), fault, folder / ("half_" + fault.__name__))
     found["light"] = stopped(Scene(), weight_decay, folder / "light", snapshot="light")
+    found["light_zero_input"] = stopped(Scene(), zero_input, folder / "light_zero_input", snapshot="light")
     deepspeed.get_accelerator().is_fp16_supported = lambda: True  # it is, but slow
     found["fp16_ones"] = stopped(Scene(2, "fp16", initial_scale_power=4), ones, folder / "fp16_ones")
+    scene = Scene(2, "fp16", initial_scale_power=4)
+    found["light_fp16_ones"] = stopped(scene, ones, folder / "light_fp16_ones", snapshot="light")
     found["fp16_searching"] = healthy(folder / "fp16_searching", dtype="fp16")
-    found["refused"] = [refused(stage=0), refused(stage=3), refused(zero={"round_robin_gradients": True})]
+    found["refused"] = [
+        refused(stage=0),
+        refused(stage=3),
+        refused(zero={"round_robin_gradients": True}),
+        refused(dtype="fp16", loss_scale=8.0),
+    ]
     found["example"] = example(folder / "example")
     note(found)

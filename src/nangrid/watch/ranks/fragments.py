@@ -6,10 +6,9 @@ rank copies from all partitions after each step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nangrid.watch.state.tensors import trainables
@@ -28,7 +27,7 @@ class Fragment(nn.Parameter):
 
     @property
     def grad(self) -> Tensor | None:  # type: ignore[override]
-        """What the optimizer reads while it runs; before that the gradient, as far as the ranks have exchanged it."""
+        """What the optimizer reads while it runs; before that the exchanged gradient, or else this rank's own."""
         if self._read is not None:
             return self._read
         mapping: Any = self.of._hp_mapping  # type: ignore[attr-defined]
@@ -57,18 +56,19 @@ def _fragment(parameter: nn.Parameter) -> Fragment:
     return fragment
 
 
-class States(MutableMapping[Tensor, Any]):
-    """The optimizer state of fragments, as views of that of the flat partitions; it cannot be replaced."""
+class States(Mapping[Tensor, Any]):
+    """The optimizer state of fragments, as views of that of the flat partitions."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, partitions: list[Tensor]) -> None:
-        self._optimizer = optimizer
-        self._partitions = partitions
+    def __init__(self, fragments: Iterable[nn.Parameter], zero: Any) -> None:
+        """`zero`: the optimizer of DeepSpeed."""
+        self._fragments = list(fragments)
+        self._zero = zero
 
     def __getitem__(self, fragment: Tensor) -> dict[str, Any]:
         if not isinstance(fragment, Fragment):
             raise KeyError(fragment)
-        partition = self._partitions[fragment.group]
-        state = self._optimizer.state.get(partition, {})
+        partition = self._zero.single_partition_of_fp32_groups[fragment.group]
+        state = self._zero.optimizer.state.get(partition, {})
         return {
             key: value[fragment.place] if isinstance(value, Tensor) and value.shape == partition.shape else value
             for key, value in state.items()
@@ -76,16 +76,10 @@ class States(MutableMapping[Tensor, Any]):
 
     def values(self) -> Any:
         """The whole state of this rank, of padding too."""
-        return self._optimizer.state.values()
+        return self._zero.optimizer.state.values()
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._optimizer.state)
+        return iter(self._fragments)
 
     def __len__(self) -> int:
-        return len(self._optimizer.state)
-
-    def __setitem__(self, fragment: Tensor, state: Any) -> None:
-        raise KeyError(fragment)
-
-    def __delitem__(self, fragment: Tensor) -> None:
-        raise KeyError(fragment)
+        return len(self._fragments)

@@ -37,8 +37,11 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def engine_among(models: Sequence[Any]) -> Any:
-    """The engine of DeepSpeed that trains; None without one."""
-    return next((model for model in models if type(model).__name__ == ENGINE), None)
+    """The engine of DeepSpeed that trains; None without one, InputError if it is not alone."""
+    engines = [model for model in models if type(model).__name__ == ENGINE]
+    if engines and len(models) > 1:
+        raise InputError("Watch follows one engine of DeepSpeed alone: pass it without other models and optimizers.")
+    return engines[0] if engines else None
 
 
 def refuse_parallelism(models: Iterable[Any], optimizers: Iterable[Any]) -> None:
@@ -64,11 +67,16 @@ def _engine(engine: Any) -> str | None:
     """The name of what an engine of DeepSpeed does besides ZeRO 1 and 2."""
     zero = engine.optimizer
     if type(zero).__name__ != "DeepSpeedZeroOptimizer":
-        stage = engine.zero_optimization_stage()
-        return "DeepSpeed without ZeRO" if stage == 0 else f"ZeRO {stage} of DeepSpeed"
+        stages = {0: "DeepSpeed without ZeRO", 3: "ZeRO 3 of DeepSpeed"}
+        return stages.get(engine.zero_optimization_stage(), f"the {type(zero).__name__} of DeepSpeed")
+    replaced = ("_backward_prologue", "_backward_epilogue")
     named = {
+        "this version of DeepSpeed": not all(hasattr(engine, name) for name in replaced),
         "ZeRO-Offload": zero.cpu_offload,
-        "a loss scaler of one's own in DeepSpeed": zero.custom_loss_scaler,
+        "zenflow of DeepSpeed": engine.zenflow,
+        "a custom loss scaler of DeepSpeed": zero.custom_loss_scaler,
+        "a constant loss_scale of DeepSpeed": zero.loss_scale != 1 and not zero.dynamic_loss_scale,
+        "torch_autocast of DeepSpeed in float16": zero.torch_autocast_gradscaler is not None,
         "round_robin_gradients of DeepSpeed": zero.round_robin_gradients,
         "DeepSpeed with experts": any(getattr(zero, "is_moe_param_group", [])),
         "tensor parallelism": zero.model_parallel_world_size > 1,

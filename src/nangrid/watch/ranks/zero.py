@@ -21,6 +21,7 @@ from nangrid.watch.state.tensors import trainables
 
 ENGINE = "DeepSpeedEngine"
 _DEEPSPEED = "deepspeed"
+_ATTRIBUTE = "_nangrid"
 
 
 class LossScale:
@@ -53,12 +54,19 @@ class ZeroOptimizer:
 
     found_inf = None
 
+    @classmethod
+    def of(cls, engine: Any) -> ZeroOptimizer:
+        """The one of an engine: its step is wrapped once."""
+        if _ATTRIBUTE not in vars(engine.optimizer):
+            setattr(engine.optimizer, _ATTRIBUTE, cls(engine))
+        return cast(ZeroOptimizer, getattr(engine.optimizer, _ATTRIBUTE))
+
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self._zero = engine.optimizer
         self.trainables = fragments(engine.module)
         self.scale = LossScale(self._zero)
-        self._states = States(self._zero.optimizer, self._zero.single_partition_of_fp32_groups)
+        self._states = States(self.trainables.values(), self._zero)
         self._group_of = {id(p): number for number, group in enumerate(self._zero.bit16_groups) for p in group}
         self._replayed: tuple[list[dict[str, Any]], MutableMapping[Tensor, Any]] | None = None
         """Groups and state while a step is replayed."""
@@ -88,7 +96,7 @@ class ZeroOptimizer:
         return [{**group, "params": held[number]} for number, group in enumerate(self._zero.optimizer.param_groups)]
 
     @property
-    def state(self) -> MutableMapping[Tensor, Any]:
+    def state(self) -> Mapping[Tensor, Any]:
         """The state of each parameter."""
         return self._states if self._replayed is None else self._replayed[1]
 
@@ -146,8 +154,8 @@ class ZeroOptimizer:
 
     @torch.no_grad()
     def _set(self, values: Mapping[str, Tensor]) -> None:
-        for name, fragment in self.trainables.items():
-            fragment.copy_(values[name])
+        for name, value in values.items():
+            self.trainables[name].copy_(value)
         self._zero.update_lp_params()
 
     @contextmanager
@@ -201,7 +209,8 @@ def whole_parameters(step: Step, snapshot: Snapshot, zero: ZeroOptimizer, *, tog
     held, whole = dict(step.trainables), trainables(step.model)
     if together:
         parameters = zero.gathered(snapshot.parameters)
-        initial = zero.gathered(snapshot.initial)
+        # A light snapshot has none; a rank without any fragment neither, and the others wait for it.
+        initial = {name: v for name, v in zero.gathered(snapshot.initial).items() if snapshot.initial}
     else:
         parameters, initial = {name: parameter.detach().clone() for name, parameter in whole.items()}, {}
     _replace(step.trainables, whole)
