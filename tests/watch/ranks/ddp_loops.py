@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from faults import BAD, ones, without_labels, zero_input
+from faults import BAD, give_batches, ones, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -33,11 +33,7 @@ class Scene:
         self.critic = DistributedDataParallel(nn.Linear(3, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.critics = torch.optim.SGD(self.critic.parameters(), lr=1e-2)
-        self.rank = dist.get_rank()
-        torch.manual_seed(self.rank)
-        self.inputs = [torch.rand(4, 3) + 0.1 for _ in range(6)]
-        self.labels = [torch.randint(0, 3, (4,)) for _ in range(6)]
-        self.losses: list[float] = []
+        give_batches(self)
 
     @property
     def data(self) -> list[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from two_ranks import ending, note
 
 from nangrid.integrations import LightningWatch, watch_trainer
 from nangrid.watch import StepReading
+from nangrid.watch.state.tensors import local
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "accelerate_loop.py"
 SAMPLES, BAD = 12, 5
@@ -57,37 +58,32 @@ def trainer(folder: Path, fault: str, **changes: Any) -> InOrder:
         max_steps=6,
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
-        use_cpu=True,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        **changes,
+        **{"use_cpu": True, **changes},
     )
     return InOrder(model=Classifier(), args=options, train_dataset=data, eval_dataset=evaluated)
 
 
 def weights(run: InOrder) -> list[Tensor]:
-    return [p.detach().clone() for p in run.model.parameters()]
+    return [local(p).detach().clone() for p in run.model.parameters()]
 
 
-def healthy(folder: Path) -> bool:
+def healthy(folder: Path, **changes: Any) -> bool:
     """Whether the watch leaves every bit of a finite run alone."""
-    plain = trainer(folder, "")
+    plain = trainer(folder, "", **changes)
     plain.train()
-    watched = trainer(folder, "")
+    watched = trainer(folder, "", **changes)
     watch_trainer(watched, folder)
     watched.train()
     return all(map(torch.equal, weights(plain), weights(watched))) and not (folder / "rank0").exists()
 
 
 def stopped(folder: Path, fault: str, **changes: Any) -> dict[str, Any]:
-    """How a Trainer's run ends."""
-    return stopped_trainer(trainer(folder, fault, **changes), folder)
-
-
-def stopped_trainer(run: InOrder, folder: Path) -> dict[str, Any]:
-    """The clocks of a run, and at which step it stopped."""
+    """The clocks of a Trainer's run, and at which step it stopped."""
+    run = trainer(folder, fault, **changes)
     readings: list[StepReading] = []
     watch = watch_trainer(run, folder, on_step=readings.append)
     run.train()

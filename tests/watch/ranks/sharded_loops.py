@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from faults import ones, without_labels, zero_input
+from faults import give_batches, ones, weight_decay, without_labels, zero_input
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from two_ranks import ending, note
@@ -24,11 +24,7 @@ class Scene:
         for part in (self.model[2], self.model):
             fully_shard(part, mp_policy=policy or MixedPrecisionPolicy())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
-        self.rank = dist.get_rank()
-        torch.manual_seed(self.rank)
-        self.inputs = [torch.rand(4, 3) + 0.1 for _ in range(6)]
-        self.labels = [torch.randint(0, 3, (4,)) for _ in range(6)]
-        self.losses: list[float] = []
+        give_batches(self)
 
     def train(self, batches: Callable[[Any], Any]) -> None:
         for number, (x, y) in enumerate(batches(list(zip(self.inputs, self.labels, strict=True)))):
@@ -56,12 +52,6 @@ class ScaledScene(Scene):
             scaler.scale(loss).backward()
             scaler.step(self.optimizer)
             scaler.update()
-
-
-def weight_decay(s: Scene) -> None:
-    """The first update overflows in the elements that this rank holds."""
-    if s.rank == 1:
-        s.optimizer.param_groups[0].update(lr=100.0, weight_decay=3e38)
 
 
 def healthy(folder: Path) -> bool:

@@ -9,14 +9,12 @@ import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
-from library_loops import BAD, Classifier, InOrder, samples, stopped_trainer
-from torch import Tensor, nn
+from library_loops import healthy, stopped
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from two_ranks import ending, note
 
 from nangrid import Watch
-from nangrid.integrations import watch_trainer
-from nangrid.watch.state.tensors import local
 
 
 def use(library: str) -> None:
@@ -24,36 +22,6 @@ def use(library: str) -> None:
     os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", f"ACCELERATE_USE_{library}": "true"}
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     transformers.utils.logging.set_verbosity_error()
-
-
-def trainer(folder: Path, fault: str, **changes: Any) -> InOrder:
-    options = transformers.TrainingArguments(
-        output_dir=str(folder / "out"),
-        max_steps=6,
-        per_device_train_batch_size=1,
-        per_device_eval_batch_size=1,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        **changes,
-    )
-    evaluated = samples("labels" if fault == "evaluation" else "")[: BAD + 1]
-    return InOrder(model=Classifier(), args=options, train_dataset=samples(fault), eval_dataset=evaluated)
-
-
-def weights(run: InOrder) -> list[Tensor]:
-    return [local(p).detach().clone() for p in run.model.parameters()]
-
-
-def healthy(folder: Path, **spread: Any) -> bool:
-    """Whether the watch leaves every bit of a finite run alone."""
-    plain = trainer(folder, "", **spread)
-    plain.train()
-    watched = trainer(folder, "", **spread)
-    watch_trainer(watched, folder)
-    watched.train()
-    return all(map(torch.equal, weights(plain), weights(watched))) and not (folder / "rank0").exists()
 
 
 def accelerated(folder: Path, **plugin: Any) -> dict[str, Any]:
@@ -81,12 +49,11 @@ def accelerated(folder: Path, **plugin: Any) -> dict[str, Any]:
 
 def note_found(folder: Path, plugin: dict[str, Any], **spread: Any) -> None:
     """Leave what both libraries have found for the test; `spread`: how a Trainer spreads the model."""
+    spread["use_cpu"] = False
     found: dict[str, Any] = {"accelerate": accelerated(folder / "accelerate", **plugin)}
     found["healthy"] = healthy(folder / "healthy", **spread)
-    found["labels"] = stopped_trainer(trainer(folder, "labels", **spread), folder / "labels")
-    accumulating = trainer(folder, "root", gradient_accumulation_steps=2, **spread)
-    found["root"] = stopped_trainer(accumulating, folder / "root")
-    evaluating = trainer(folder, "evaluation", eval_strategy="steps", eval_steps=2, **spread)
-    found["evaluation"] = stopped_trainer(evaluating, folder / "evaluation")
+    found["labels"] = stopped(folder / "labels", "labels", **spread)
+    found["root"] = stopped(folder / "root", "root", gradient_accumulation_steps=2, **spread)
+    found["evaluation"] = stopped(folder / "evaluation", "evaluation", eval_strategy="steps", eval_steps=2, **spread)
     note(found)
     dist.destroy_process_group()  # else torch 2.11 may abort when the interpreter ends

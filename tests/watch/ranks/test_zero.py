@@ -23,7 +23,7 @@ def test_search_for_the_loss_scale_is_no_failure(found: Found) -> None:
     assert [noted["fp16_searching"] for noted in found.noted] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["zero_input", "half_zero_input", "light_zero_input"])
+@pytest.mark.parametrize("name", ["zero_input", "half_zero_input", "light_zero_input", "part_zero_input"])
 def test_forward_of_one_rank(found: Found, name: str) -> None:
     autopsy = failing(found, name)
     assert (autopsy.step, autopsy.micro_batch, autopsy.op) == (1, 1, "aten.log.default")

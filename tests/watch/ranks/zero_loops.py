@@ -13,7 +13,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
 import torch
 import torch.distributed as dist
-from faults import ones, without_labels, zero_input
+from faults import give_batches, ones, weight_decay, without_labels, zero_input
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from two_ranks import ending, note
@@ -28,10 +28,18 @@ EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "deepspeed_loop.py"
 class Scene:
     """A model in an engine, and six batches of each rank's own."""
 
-    def __init__(self, stage: int = 2, dtype: str = "", zero: dict[str, Any] | None = None, **of_dtype: Any) -> None:
+    def __init__(
+        self,
+        stage: int = 2,
+        dtype: str = "",
+        zero: dict[str, Any] | None = None,
+        last_layer: bool = False,
+        **of_dtype: Any,
+    ) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 3, bias=False))
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        trained = model[2] if last_layer else model
+        self.optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
         configuration = {
             "train_micro_batch_size_per_gpu": 4,
             "gradient_accumulation_steps": 2,
@@ -42,11 +50,7 @@ class Scene:
         if dtype:
             configuration[dtype] = {"enabled": True, **of_dtype}
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=configuration)
-        self.rank = dist.get_rank()
-        torch.manual_seed(self.rank)
-        self.inputs = [torch.rand(4, 3) + 0.1 for _ in range(6)]
-        self.labels = [torch.randint(0, 3, (4,)) for _ in range(6)]
-        self.losses: list[float] = []
+        give_batches(self)
 
     def train(self, batches: Callable[[Any], Any]) -> None:
         for x, y in batches(list(zip(self.inputs, self.labels, strict=True))):
@@ -56,12 +60,6 @@ class Scene:
             self.losses.append(loss.item())
             self.engine.backward(loss)
             self.engine.step()
-
-
-def weight_decay(s: Scene) -> None:
-    """The first update overflows in the elements that this rank holds."""
-    if s.rank == 1:
-        s.optimizer.param_groups[0].update(lr=100.0, weight_decay=3e38)
 
 
 def healthy(folder: Path, **how: Any) -> bool:
@@ -125,6 +123,7 @@ if __name__ == "__main__":
     for fault in (zero_input, ones, without_labels, weight_decay):
         found[fault.__name__] = stopped(Scene(), fault, folder / fault.__name__)
         found["half_" + fault.__name__] = stopped(Scene(1, "bf16"), fault, folder / ("half_" + fault.__name__))
+    found["part_zero_input"] = stopped(Scene(last_layer=True), zero_input, folder / "part_zero_input")
     found["light"] = stopped(Scene(), weight_decay, folder / "light", snapshot="light")
     found["light_zero_input"] = stopped(Scene(), zero_input, folder / "light_zero_input", snapshot="light")
     deepspeed.get_accelerator().is_fp16_supported = lambda: True  # it is, but slow

@@ -67,7 +67,10 @@ class ZeroOptimizer:
         self.trainables = fragments(engine.module)
         self.scale = LossScale(self._zero)
         self._states = States(self.trainables.values(), self._zero)
-        self._group_of = {id(p): number for number, group in enumerate(self._zero.bit16_groups) for p in group}
+        groups = {id(p): number for number, group in enumerate(self._zero.bit16_groups) for p in group}
+        named = trainables(engine.module).items()
+        self._group_of = {name: groups[id(p)] for name, p in named if id(p) in groups}
+        """The index of its group, by the name of each parameter that the optimizer trains."""
         self._replayed: tuple[list[dict[str, Any]], MutableMapping[Tensor, Any]] | None = None
         """Groups and state while a step is replayed."""
         self._before: OrderedDict[int, Any] = OrderedDict()
@@ -90,9 +93,9 @@ class ZeroOptimizer:
     def _groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         """The optimizer's groups, with these parameters by name."""
         held = defaultdict(list)
-        for name, parameter in trainables(self.engine.module).items():
-            if name in parameters:
-                held[self._group_of[id(parameter)]].append(parameters[name])
+        for name, parameter in parameters.items():
+            if name in self._group_of:
+                held[self._group_of[name]].append(parameter)
         return [{**group, "params": held[number]} for number, group in enumerate(self._zero.optimizer.param_groups)]
 
     @property
@@ -209,8 +212,8 @@ def whole_parameters(step: Step, snapshot: Snapshot, zero: ZeroOptimizer, *, tog
     held, whole = dict(step.trainables), trainables(step.model)
     if together:
         parameters = zero.gathered(snapshot.parameters)
-        # A light snapshot has none; a rank without any fragment neither, and the others wait for it.
-        initial = {name: v for name, v in zero.gathered(snapshot.initial).items() if snapshot.initial}
+        initial = zero.gathered(snapshot.initial)  # by all ranks, although one without a fragment knows none
+        initial = initial if snapshot.initial else {}
     else:
         parameters, initial = {name: parameter.detach().clone() for name, parameter in whole.items()}, {}
     _replace(step.trainables, whole)
