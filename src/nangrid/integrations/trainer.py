@@ -169,7 +169,7 @@ class TrainerWatch(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks = [
-            zero.register_step_pre_hook(lambda *_: self._read_scaled_gradients(zero)),
+            zero.register_step_pre_hook(lambda *_: self._read_gradients(zero.scale.get_scale(), unscaled=False)),
             zero.register_step_post_hook(lambda *_: self._read_update()),
         ]
 
@@ -259,7 +259,8 @@ class TrainerWatch(TrainerCallback):
 
         trainer.training_step = training_step
         trainer.prediction_step = self._recording_failure(trainer.prediction_step)
-        _after(trainer.accelerator, "unscale_gradients", lambda _: self._read_gradients())
+        accelerator = trainer.accelerator
+        _after(accelerator, "unscale_gradients", lambda _: self._read_gradients(scale_of(accelerator.scaler)))
         _after(trainer, "_get_grad_norm", lambda norm: self.inspector.norm(norm))
         trainer.add_callback(self)
 
@@ -277,16 +278,10 @@ class TrainerWatch(TrainerCallback):
 
         return prediction_step
 
-    def _read_gradients(self) -> None:
-        """Check the gradients, unless a replay unscales them."""
+    def _read_gradients(self, scale: Tensor | float, unscaled: bool = True) -> None:
+        """Check the gradients, unless a replay runs."""
         if not self.inspector.replaying:
-            self.inspector.gradients(scale_of(self.trainer.accelerator.scaler))
-
-    def _read_scaled_gradients(self, zero: ZeroOptimizer) -> None:
-        """Check the gradients of DeepSpeed, which unscales them within its step."""
-        if not self.inspector.replaying:
-            scale = zero.scale.get_scale()
-            self.inspector.gradients(scale, clipped=1 / scale)
+            self.inspector.gradients(scale, clipped=None if unscaled else 1 / scale)
 
 
 def _after(obj: Any, method: str, then: Callable[[Any], None]) -> None:
