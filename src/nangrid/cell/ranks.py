@@ -41,7 +41,7 @@ Failure = tuple[float, BaseException]
 class RankFailedError(BaseException):
     """Another rank raised an error; the message says which, and what.
 
-    Not an Exception, so that it also ends the replay of a step that a broken connection has ended.
+    Not an Exception: it must also end the replay that a step with a broken connection has started.
     """
 
 

@@ -69,7 +69,7 @@ class BodyStep(WholeStep):
 
     def holds_gradients(self) -> bool:
         """Whether the next backward pass adds to gradients."""
-        # ZeRO moves them to buffers of its own, and zeroes them when it steps.
+        # ZeRO moves them to its buffers, and zeroes them when it steps.
         return zero_of(self) is not None or bool(gradients(self.trainables)) or has_unreduced_gradients(self.model)
 
     def trained_by(self, optimizer: torch.optim.Optimizer | None) -> dict[str, nn.Parameter]:

@@ -1,7 +1,7 @@
 """The parts of parameters that one rank of DeepSpeed's ZeRO trains, with their gradients and optimizer state.
 
-ZeRO trains flat partitions in float32, one per rank. The module holds whole parameters in its own dtype, which every
-rank copies from all partitions after each step.
+ZeRO trains flat partitions in float32, one per rank. The module holds the whole parameters in the model's dtype. After
+each step, every rank copies them from all partitions.
 """
 
 from __future__ import annotations
